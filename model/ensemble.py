@@ -1,0 +1,98 @@
+"""Ensemble of the meta learner with the base learner (BAM, CVPR 2022, section 3.4)."""
+
+import torch
+from torch import Tensor, nn
+
+
+def channel_gram(feature: Tensor) -> Tensor:
+    """Cosines between the channels of feature maps (..., C, h, w): (..., C, C)."""
+    rows = feature.flatten(-2)
+    norms = rows.norm(dim=-1)
+    return rows @ rows.transpose(-1, -2) / (norms[..., :, None] * norms[..., None, :] + 1e-7)
+
+
+@torch.no_grad()
+def style_distance(query: Tensor, support: Tensor) -> Tensor:
+    """Distance of the query's style to each support's.
+
+    Args:
+        query: low-level features (B, C, h, w).
+        support: low-level features of the masked supports (B, K, C, h, w).
+
+    Returns:
+        (B, K): Frobenius norm of the difference of the Gram matrices, divided by that of all ones.
+    """
+    difference = channel_gram(query).unsqueeze(1) - channel_gram(support)
+    return difference.flatten(2).norm(dim=2) / query.shape[1]
+
+
+def _merge_pair() -> nn.Conv2d:
+    """A 1×1 convolution of two maps to one that starts by passing on the first."""
+    conv = nn.Conv2d(2, 1, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+    return conv
+
+
+class Ensemble(nn.Module):
+    """Corrects the meta probabilities by the style distance, the background by the base learner.
+
+    Args:
+        shot: number K of supports.
+        kshot_trans_dim: hidden width of the net that weighs the supports; 0 is one linear map.
+        kshot_order: "sorted" applies the weights, made for the ascending distances, to the unsorted
+            ones, as the published code does; "restored" applies each to the distance it was made for.
+    """
+
+    def __init__(self, shot: int, kshot_trans_dim: int, kshot_order: str = "sorted"):
+        super().__init__()
+        if kshot_order not in ("sorted", "restored"):
+            raise ValueError(f"kshot_order {kshot_order!r} is neither 'sorted' nor 'restored'")
+        self.shot = shot
+        self.kshot_order = kshot_order
+        self.adjustment_merge = _merge_pair()
+        self.background_merge = _merge_pair()
+        self.shot_weights = _shot_weights(shot, kshot_trans_dim) if shot > 1 else None
+
+    def adjustment(self, distances: Tensor) -> Tensor:
+        """Style distances to the supports (B, K) → one value per episode (B,)."""
+        if self.shot_weights is None:
+            return distances.squeeze(1)
+        ascending = distances.sort(dim=1).values
+        weights = self.shot_weights(ascending[:, :, None, None]).flatten(1).softmax(dim=1)
+        return (weights * (distances if self.kshot_order == "sorted" else ascending)).sum(1)
+
+    def forward(
+        self, meta: Tensor, base: Tensor, adjustment: Tensor, class_index: Tensor | None = None
+    ) -> Tensor:
+        """Final logits.
+
+        Args:
+            meta: meta logits (B, 2, h, w).
+            base: base logits (B, N+1, h, w).
+            adjustment: (B,), see the method of that name.
+            class_index: (B,), rank of each episode's class among the base classes; it is left out of
+                the base map. None where the class is none of them.
+
+        Returns:
+            (B, 2, h, w).
+        """
+        probabilities = base.softmax(dim=1)
+        known = probabilities[:, 1:].sum(1, keepdim=True)
+        if class_index is not None:
+            own = (class_index + 1).view(-1, 1, 1, 1).expand(-1, 1, *base.shape[-2:])
+            known = known - probabilities.gather(1, own)
+        background, foreground = meta.softmax(dim=1).split(1, dim=1)
+        e = adjustment[:, None, None, None].expand_as(background)
+        background = self.adjustment_merge(torch.cat([background, e], dim=1))
+        foreground = self.adjustment_merge(torch.cat([foreground, e], dim=1))
+        background = self.background_merge(torch.cat([background, known], dim=1))
+        return torch.cat([background, foreground], dim=1)
+
+
+def _shot_weights(shot: int, hidden: int) -> nn.Module:
+    if hidden > 0:
+        return nn.Sequential(nn.Conv2d(shot, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, shot, 1))
+    conv = nn.Conv2d(shot, shot, 1, bias=False)
+    nn.init.constant_(conv.weight, 1 / shot)
+    return conv

@@ -1,0 +1,75 @@
+"""The base learner: PSPNet over the base classes of a fold (paper, section 3.4; BAM, CVPR 2022).
+
+Trained first, on its own, then frozen inside HDMNet, which reads both its features and its output.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone import Backbone, Features, build_backbone
+from model.mm import resize
+
+
+class PyramidPooling(nn.Module):
+    """Average pools to 1, 2, 3 and 6 cells, projected to C/4 channels each, beside their input."""
+
+    def __init__(self, channels: int, bins: tuple[int, ...] = (1, 2, 3, 6)):
+        super().__init__()
+        self.pools = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size),
+                nn.Conv2d(channels, channels // len(bins), 1, bias=False),
+                nn.BatchNorm2d(channels // len(bins)),
+                nn.ReLU(inplace=True),
+            )
+            for size in bins
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, 2C, h, w)."""
+        size = x.shape[-2:]
+        pooled = [
+            resize(pool(x), size=size, mode="bilinear", align_corners=True) for pool in self.pools
+        ]
+        return torch.cat([x, *pooled], dim=1)
+
+
+class PSPNet(nn.Module):
+    """Backbone, pyramid pooling and a head of `base_classes` + 1 logits (0 is background).
+
+    Args:
+        backbone: the feature extractor.
+        base_classes: number N of base classes.
+    """
+
+    width = 512
+
+    def __init__(self, backbone: Backbone, base_classes: int):
+        super().__init__()
+        channels = backbone.channels[-1]
+        self.backbone = backbone
+        self.pyramid = PyramidPooling(channels)
+        self.head = nn.Sequential(
+            nn.Conv2d(2 * channels, self.width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(self.width),
+        )
+        self.classifier = nn.Sequential(
+            nn.ReLU(), nn.Dropout2d(0.1), nn.Conv2d(self.width, base_classes + 1, 1)
+        )
+
+    def features(self, image: Tensor) -> tuple[Features, Tensor]:
+        """Backbone features of images (B, 3, H, W), and f5 (B, 512, h, w): the head before its ReLU."""
+        features = self.backbone(image)
+        return features, self.head(self.pyramid(features.f4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, N+1, H, W) of images (B, 3, H, W)."""
+        _, f5 = self.features(image)
+        return resize(
+            self.classifier(f5), size=image.shape[-2:], mode="bilinear", align_corners=True
+        )
+
+
+def build_pspnet(backbone: str, base_classes: int) -> PSPNet:
+    """PSPNet with random weights; `backbone` is one of `model.backbone.BACKBONES`."""
+    return PSPNet(build_backbone(backbone), base_classes)

@@ -1,0 +1,1 @@
+"""Everything around the model: configuration, data, training and testing tools."""

@@ -1,0 +1,83 @@
+"""Optimiser groups and learning-rate schedules of both stages (paper, section 4.1)."""
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from model import HDMNet, PSPNet
+
+
+def _groups(parts: list[tuple[float, list[nn.Module]]], rate: float) -> list[dict]:
+    return [
+        {
+            "params": [p for module in modules for p in module.parameters()],
+            "lr": rate * ratio,
+            "ratio": ratio,
+        }
+        for ratio, modules in parts
+    ]
+
+
+def hdmnet_optimizer(
+    net: HDMNet, rate: float, weight_decay: float = 0.01, train_kshot_rw: bool = False
+) -> AdamW:
+    """AdamW: hierarchy, matching and decoder at `rate`, the other trained parts at ten times that.
+
+    Args:
+        net: the model.
+        rate: base learning rate.
+        weight_decay: on every parameter, norms and biases included.
+        train_kshot_rw: train the weights of the supports too, which the published code leaves as they
+            were initialised.
+    """
+    ten_times = [
+        net.reduce_support,
+        net.reduce_query,
+        net.merge_support,
+        net.merge_query,
+        net.ensemble.adjustment_merge,
+        net.ensemble.background_merge,
+    ]
+    if train_kshot_rw and net.ensemble.shot_weights is not None:
+        ten_times.append(net.ensemble.shot_weights)
+    parts = [(1.0, [net.hierarchy, net.matching, net.decoder]), (10.0, ten_times)]
+    return AdamW(_groups(parts, rate), betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+def base_optimizer(
+    net: PSPNet,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+    encoder_ratio: float = 1.0,
+    head_ratio: float = 10.0,
+) -> SGD:
+    """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate."""
+    parts = [
+        (encoder_ratio, [net.backbone]),
+        (head_ratio, [net.pyramid, net.head, net.classifier]),
+    ]
+    return SGD(_groups(parts, rate), momentum=momentum, weight_decay=weight_decay)
+
+
+def poly_rate(
+    base: float, iteration: int, total: int, power: float = 0.9, warmup_steps: float = 0
+) -> float:
+    """The rate of one iteration.
+
+    Args:
+        base: rate at the start.
+        iteration: counted from 1.
+        total: iterations of the whole training.
+        power: exponent of the decay.
+        warmup_steps: below this many iterations the rate rises linearly from a tenth of `base`
+            instead of following the decay.
+    """
+    if iteration < warmup_steps:
+        return base * (0.1 + 0.9 * iteration / warmup_steps)
+    return base * (1 - iteration / total) ** power
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group `rate` times its ratio."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["ratio"]
