@@ -1,0 +1,162 @@
+"""Data loaders of both stages, built from the configuration.
+
+In training the order and the episodes follow torch's and Python's global generators, which the
+training loop seeds. No loader keeps its workers between passes: each pass draws a new base seed
+from torch's generator and seeds its workers from it, which is part of the published protocol.
+"""
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from util.dataset import BaseDataset, base_label_dir
+from util.episodes import EpisodeDataset
+from util.errors import UserError
+from util.folds import fold_classes
+from util.lists import check_enough, existing_entries, load_lists
+from util.transform import base_train_transform, eval_transform, train_transform
+
+
+def build_train_loader(cfg, rank=0, world_size=1):
+    """Shuffled training episodes of stage 2, cfg.batch_size a process, base classes as targets.
+
+    With several processes the sampler is a DistributedSampler: call
+    `loader.sampler.set_epoch(epoch)`. Raises UserError if the data do not suffice.
+    """
+    dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
+    return _shuffled(cfg, dataset, cfg.batch_size, rank, world_size)
+
+
+def evaluation_loader(dataset, workers):
+    """One item a batch, in order."""
+    return Loader(dataset, batch_size=1, **_worker_settings(workers))
+
+
+def build_episodes(cfg, part, testing, progress=True):
+    """The EpisodeDataset of `part`: "train" (base classes) or "val" (held-out classes).
+
+    testing: with the transform of the test and the labels at the original size, else with the
+    random transforms of training.
+    progress: show a bar if masks have to be scanned. Raises UserError if the data do not suffice.
+    """
+    data_root, list_file = data_paths(cfg, part)
+    fold = config_fold(cfg)
+    lists = load_lists(
+        data_root, list_file, fold, part, cfg.list_dir, cfg.min_pixels, progress=progress
+    )
+    check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
+    if testing:
+        transform = eval_transform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
+    else:
+        transform = train_transform(
+            (cfg.train_h, cfg.train_w),
+            (cfg.scale_min, cfg.scale_max),
+            (cfg.rotate_min, cfg.rotate_max),
+            cfg.padding_label,
+        )
+    folder = _base_label_folder(cfg, part)
+    return EpisodeDataset(
+        lists, fold, part, cfg.shot, data_root, transform, folder, originals=testing
+    )
+
+
+def build_base_data(cfg, rank=0, world_size=1):
+    """The training loader and the validation dataset of stage 1.
+
+    train: every image of the train list, shuffled, cfg.base_batch_size images over all
+    processes (see `build_train_loader` for the sampler); val: every image of the val list.
+    Raises UserError if the batch does not divide.
+    """
+    batch_size, rest = divmod(cfg.base_batch_size, world_size)
+    if rest:
+        raise UserError(
+            f"base_batch_size {cfg.base_batch_size} does not divide over {world_size} processes; "
+            f"use a multiple of {world_size}"
+        )
+    size = (cfg.base_h, cfg.base_w)
+    transform = base_train_transform(
+        size,
+        (cfg.base_scale_min, cfg.base_scale_max),
+        (cfg.base_rotate_min, cfg.base_rotate_max),
+        cfg.padding_label,
+    )
+    train = _shuffled(cfg, _base_images(cfg, "train", transform), batch_size, rank, world_size)
+    val = _base_images(cfg, "val", eval_transform(size, padding_label=cfg.padding_label))
+    return train, val
+
+
+def config_fold(cfg):
+    """The Fold that the configuration names."""
+    return fold_classes(cfg.num_classes, cfg.effective_folds, cfg.split, cfg.num_folds)
+
+
+def data_paths(cfg, part):
+    """(data_root, list file) of `part` ("train" or "val"); UserError naming the key not set."""
+    for key in ("data_root", f"{part}_list"):
+        if not getattr(cfg, key):
+            raise UserError(f"{key} is not set; set it in the configuration or by --opts")
+    return cfg.data_root, getattr(cfg, f"{part}_list")
+
+
+def _base_images(cfg, part, transform):
+    data_root, list_file = data_paths(cfg, part)
+    entries = existing_entries(data_root, list_file)
+    folder = _base_label_folder(cfg, part)
+    return BaseDataset(entries, config_fold(cfg), part, data_root, transform, folder)
+
+
+def _base_label_folder(cfg, part):
+    return base_label_dir(cfg.base_data_root, part, cfg.split) if cfg.base_data_root else None
+
+
+def _shuffled(cfg, dataset, batch_size, rank, world_size):
+    if len(dataset) < batch_size * world_size:
+        raise UserError(
+            f"{cfg.train_list} gives {len(dataset)} training images, fewer than one batch of "
+            f"{batch_size} in each of {world_size} processes; lower the batch size"
+        )
+    sampler = None
+    if world_size > 1:
+        sampler = DistributedSampler(dataset, world_size, rank, seed=cfg.manual_seed or 0)
+    return Loader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        drop_last=True,
+        **_worker_settings(cfg.workers),
+    )
+
+
+def _worker_settings(workers):
+    """Arguments of every `Loader` with that many worker processes."""
+    return {
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _one_thread,
+    }
+
+
+def _one_thread(_worker):
+    # the workers are the parallelism: OpenCV's own threads would only compete
+    cv2.setNumThreads(0)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose workers' UserErrors arrive as the one line they were raised with."""
+
+    def check_worker_number_rationality(self):
+        """Says nothing: the number of workers names the episodes, whatever the machine."""
+
+    def __iter__(self):
+        return _plain_errors(super().__iter__())
+
+
+def _plain_errors(batches):
+    try:
+        yield from batches
+    except UserError as error:
+        # torch hands a worker's error on with the worker's whole stack trace as its message
+        line = str(error).rstrip().rpartition("\n")[2]
+        raise UserError(line.removeprefix(f"{UserError.__module__}.UserError: ")) from None
