@@ -1,0 +1,269 @@
+import itertools
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from util.demo_background import TEXTURES
+from util.demo_data import (
+    CLASS_NAMES,
+    CLASSES,
+    PARTS,
+    draw_picture,
+    main,
+    scene_classes,
+    write_demo,
+)
+from util.demo_scene import PATTERNS
+from util.demo_shapes import SAMPLES, SILHOUETTES, coverage, fill_polygon, silhouette
+from util.errors import UserError
+
+TRAIN, VAL = 30, 20
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo data") / "set"
+    assert write_demo(folder, TRAIN, VAL) is True
+    return folder
+
+
+def entries(folder, part):
+    return [line.split(" ") for line in (folder / f"{part}.txt").read_text().splitlines()]
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def refuse_to_draw(*arguments):
+    raise AssertionError("a picture was drawn")
+
+
+def test_layout(demo):
+    names = {"train.txt", "val.txt", "classes.txt", "demo.json"}
+    for part, count in zip(PARTS, (TRAIN, VAL), strict=True):
+        pairs = entries(demo, part)
+        assert len(pairs) == count
+        for image_name, mask_name in pairs:
+            assert image_name.startswith(f"JPEGImages/{part}_")
+            assert mask_name.startswith(f"SegmentationClassAug/{part}_")
+            names |= {image_name, mask_name}
+    assert set(contents(demo)) == names
+    assert (demo / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
+
+
+def test_pictures_and_masks(demo):
+    portraits = set()
+    for image_name, mask_name in entries(demo, "train") + entries(demo, "val"):
+        image = cv2.imread(str(demo / image_name))
+        mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
+        assert mask.dtype == np.uint8 and mask.ndim == 2
+        assert image.shape == (*mask.shape, 3)
+        assert min(mask.shape) >= 170 and max(mask.shape) <= 240
+        portraits.add(mask.shape[0] > mask.shape[1])
+        values, counts = np.unique(mask, return_counts=True)
+        sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        assert sizes.pop(0) > 0.2 * mask.size
+        assert 0 < sizes.pop(255) < 0.15 * mask.size
+        assert 1 <= len(sizes) <= 3 and set(sizes) <= set(range(1, 21))
+        assert all(2048 < size < 0.36 * mask.size for size in sizes.values())
+    assert portraits == {True, False}
+
+
+def test_outlines_are_thin_and_closed():
+    for index in range(6):
+        _, mask = draw_picture(0, 0, index, 240)
+        ignored = (mask == 255).astype(np.uint8)
+        assert not cv2.erode(ignored, np.ones((6, 6), np.uint8), borderValue=0).any()
+        for down, right in ((0, 1), (1, 0)):
+            here = mask[: mask.shape[0] - down, : mask.shape[1] - right]
+            there = mask[down:, right:]
+            touching = (here != there) & (here != 255) & (there != 255)
+            assert not touching.any()  # no class touches another or the background
+
+
+def test_every_planned_class_is_drawn_and_all_classes_occur(demo):
+    for number, part in enumerate(PARTS):
+        seen = set()
+        for index, (_, mask_name) in enumerate(entries(demo, part)):
+            mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
+            present = set(np.unique(mask).tolist()) - {0, 255}
+            planned = scene_classes(0, number, index)
+            assert planned[0] in present and present <= set(planned)
+            seen |= present
+        assert seen == set(range(1, 21))
+
+
+def test_same_seed_same_files_and_other_seed_other_files(demo, tmp_path):
+    write_demo(tmp_path / "again", TRAIN, VAL)
+    assert contents(tmp_path / "again") == contents(demo)
+    image, mask = draw_picture(0, 1, 3, 240)
+    other_image, other_mask = draw_picture(1, 1, 3, 240)
+    assert image.shape != other_image.shape or (image != other_image).any()
+    assert mask.shape != other_mask.shape or (mask != other_mask).any()
+
+
+def test_parts_do_not_share_pictures():
+    train, val = draw_picture(0, 0, 0, 240)[1], draw_picture(0, 1, 0, 240)[1]
+    assert train.shape != val.shape or (train != val).any()
+
+
+def test_a_shorter_set_is_the_start_of_a_longer_one(demo, tmp_path):
+    write_demo(tmp_path / "short", 2, 1)
+    long = contents(demo)
+    for name, data in contents(tmp_path / "short").items():
+        if "/" in name:
+            assert long[name] == data
+
+
+def test_complete_set_is_left_alone_and_a_broken_one_mended(demo, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(demo, folder)
+    (folder / "SegmentationClassAug" / "train_0007.png").unlink()
+    (folder / "val.txt").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert write_demo(folder, TRAIN, VAL) is True
+    assert contents(folder) == {**contents(demo), "notes.txt": b"mine"}
+    monkeypatch.setattr("util.demo_data.draw_picture", refuse_to_draw)
+    assert write_demo(folder, TRAIN, VAL) is False
+    main(["--out", str(folder), "--train", str(TRAIN), "--val", str(VAL)])
+    assert "complete" in capsys.readouterr().out
+
+
+def test_interrupted_run_leaves_no_list_and_goes_on(tmp_path, monkeypatch):
+    drawn = []
+
+    def stop_at_third(seed, part, index, size):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(index)
+        return draw_picture(seed, part, index, size)
+
+    folder = tmp_path / "set"
+    monkeypatch.setattr("util.demo_data.draw_picture", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        write_demo(folder, 3, 1)
+    assert not (folder / "train.txt").exists()
+    monkeypatch.undo()
+    write_demo(folder, 3, 1)
+    write_demo(tmp_path / "straight", 3, 1)
+    assert contents(folder) == contents(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"train": 31}, {"val": 21}, {"size": 200}])
+def test_other_arguments_are_refused(demo, change):
+    before = contents(demo)
+    with pytest.raises(UserError, match="other arguments"):
+        write_demo(demo, **{"train": TRAIN, "val": VAL, **change})
+    assert contents(demo) == before
+
+
+def test_foreign_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        write_demo(tmp_path, 2, 1)
+    assert contents(tmp_path) == {"thesis.txt": b"mine"}
+    with pytest.raises(UserError, match="is a file"):
+        write_demo(tmp_path / "thesis.txt", 2, 1)
+    (tmp_path / "empty").mkdir()
+    assert write_demo(tmp_path / "empty", 1, 1) is True
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "demo.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        write_demo(tmp_path / "torn", 1, 1)
+
+
+@pytest.mark.parametrize("name, value", [("train", 0), ("val", -1), ("seed", -1), ("size", 100)])
+def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, name, value):
+    with pytest.raises(UserError, match=f"--{name} {value}"):
+        write_demo(tmp_path / "set", **{name: value})
+    assert not os.listdir(tmp_path)
+
+
+def test_command_reports_user_errors_in_one_line(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_stamp_names_the_arguments(demo):
+    stamp = json.loads((demo / "demo.json").read_text())
+    assert {key: stamp[key] for key in ("train", "val", "seed", "size")} == {
+        "train": TRAIN,
+        "val": VAL,
+        "seed": 0,
+        "size": 240,
+    }
+
+
+def test_classes_are_told_apart():
+    assert len(CLASSES) == len(set(CLASSES)) == len(set(CLASS_NAMES)) == 20
+    for start in range(0, 20, 5):
+        patterns, shapes = zip(*CLASSES[start : start + 5], strict=True)
+        assert len(set(patterns)) == len(set(shapes)) == 5
+    assert {pattern for pattern, _ in CLASSES} == set(PATTERNS)
+    assert {shape for _, shape in CLASSES} == set(SILHOUETTES)
+
+
+def test_plan_is_balanced_and_leaves_every_fold_enough():
+    plans = [scene_classes(0, 0, index) for index in range(1000)]
+    assert all(len(set(plan)) == len(plan) for plan in plans)
+    counts = np.bincount(list(itertools.chain(*plans)), minlength=21)[1:]
+    assert counts.min() > 0.75 * counts.mean() and counts.max() < 1.25 * counts.mean()
+    shares = np.bincount([len(plan) for plan in plans]) / len(plans)
+    assert 0.4 < shares[1] < 0.55 and 0.06 < shares[3] < 0.16
+    for start in range(1, 21, 5):
+        held_out = set(range(start, start + 5))
+        assert sum(held_out.isdisjoint(plan) for plan in plans) >= 600
+
+
+def test_colour_does_not_tell_the_class():
+    hues = []
+    for index in range(0, 400, 20):
+        order = [scene_classes(0, 0, k)[0] for k in range(index, index + 20)]
+        position = index + order.index(12)
+        image, mask = draw_picture(0, 0, position, 160)
+        colour = image[mask == 12].mean(axis=0)
+        hues.append(int(colour.argmax()))
+    assert set(hues) == {0, 1, 2}
+
+
+def test_fill_matches_a_slow_point_test():
+    star = np.array([(5, 0.3), (7.6, 8.9), (0.4, 3.2), (9.7, 3.1), (2.2, 9.1)])  # crosses itself
+    filled = fill_polygon(star, 10, 10)
+    corners = np.rint(star * 64) / 64
+    for row, column in itertools.product(range(0, 40, 3), range(40)):
+        x, y = (column + 0.5) / SAMPLES, (row + 0.5) / SAMPLES
+        inside = False
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if (y0 <= y) != (y1 <= y) and x >= x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+                inside = not inside
+        assert filled[row, column] == inside
+
+
+@pytest.mark.parametrize("name", SILHOUETTES)
+def test_silhouettes_have_unit_area_around_their_centre(name):
+    samples = coverage(silhouette(name), np.eye(2) * 60, (100, 100), 200, 200).astype(np.int64)
+    assert samples.sum() == pytest.approx(60 * 60 * SAMPLES**2, rel=0.01)
+    assert not samples[[0, -1]].any() and not samples[:, [0, -1]].any()
+    y, x = np.mgrid[0:200, 0:200] + 0.5
+    assert (samples * x).sum() / samples.sum() == pytest.approx(100, abs=0.3)
+    assert (samples * y).sum() / samples.sum() == pytest.approx(100, abs=0.3)
+
+
+@pytest.mark.parametrize("texture", TEXTURES)
+def test_textures_fill_any_size_with_moderate_values(texture):
+    for seed, (height, width) in enumerate(((184, 240), (240, 201), (137, 160))):
+        field = texture(np.random.RandomState(seed), height, width, 1.0)
+        assert field.shape == (height, width) and np.isfinite(field).all()
+        assert -0.5 < field.min() < field.max() < 1.5

@@ -1,0 +1,171 @@
+"""The demo dataset: drawn pictures in PASCAL's layout, on which the method can be tried at once.
+
+`python -m util.demo_data --out data/demo` writes JPEGImages/*.jpg, SegmentationClassAug/*.png (0
+background, 1..20 classes, 255 outlines), train.txt and val.txt ("IMAGE MASK" a line, relative to
+the folder) and classes.txt. A class is a silhouette with a surface pattern; colour, pose, size,
+light and background vary, so only the support tells what to segment. Interrupted, it goes on where
+it was; finished, it returns at once.
+"""
+
+import argparse
+import json
+import os
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from util.demo_scene import draw_scene
+from util.errors import UserError, exits_on_user_error
+from util.files import write_atomically
+
+# (pattern, silhouette) of the classes 1..20. No two share both, and the five classes that a fold
+# holds out share neither.
+CLASSES = (
+    ("striped", "star"),
+    ("dotted", "ring"),
+    ("checked", "leaf"),
+    ("netted", "gear"),
+    ("zigzag", "bottle"),
+    ("ringed", "fish"),
+    ("striped", "cross"),
+    ("dotted", "crescent"),
+    ("checked", "key"),
+    ("rimmed", "house"),
+    ("dotted", "mushroom"),
+    ("rayed", "heart"),
+    ("zigzag", "arrow"),
+    ("netted", "hourglass"),
+    ("striped", "butterfly"),
+    ("checked", "crown"),
+    ("rimmed", "cloud"),
+    ("ringed", "bell"),
+    ("netted", "boat"),
+    ("rayed", "flower"),
+)
+CLASS_NAMES = tuple(f"{pattern}_{shape}" for pattern, shape in CLASSES)
+
+PARTS = ("train", "val")
+STAMP = "demo.json"
+_VERSION = 1  # raise it when the same seed would give other pictures
+_GROUP = 5
+_OBJECTS = (0.46, 0.89)  # cumulative shares of pictures with one and with two objects
+_SAME_GROUP = 0.6  # share of the pictures whose classes come from one group of five
+
+
+def scene_classes(seed, part, index):
+    """Class ids of picture `index` of a part (0 train, 1 val), the first one always drawn.
+
+    The first classes run through all twenty in a new order every twenty pictures. Most pictures
+    keep to one group of five, so that a fold, which drops every training picture with a held-out
+    class, keeps well over half of them.
+    """
+    order = np.random.RandomState((seed, part, index // len(CLASSES), 1)).permutation(len(CLASSES))
+    first = int(order[index % len(CLASSES)])
+    rng = np.random.RandomState((seed, part, index, 2))
+    count = 1 + int(np.searchsorted(_OBJECTS, rng.uniform(), side="right"))
+    start = first - first % _GROUP
+    pool = range(start, start + _GROUP) if rng.uniform() < _SAME_GROUP else range(len(CLASSES))
+    others = [c for c in pool if c != first]
+    chosen = [first, *(others[k] for k in rng.permutation(len(others))[: count - 1])]
+    return [c + 1 for c in chosen]
+
+
+def draw_picture(seed, part, index, size):
+    """Picture `index` of a part: RGB uint8 (h, w, 3) and mask uint8 (h, w), no side over `size`."""
+    rng = np.random.RandomState((seed, part, index, 3))
+    long = round(size * rng.uniform(0.92, 1.0))
+    short = round(long * rng.uniform(0.84, 0.96))
+    height, width = (short, long) if rng.uniform() < 0.6 else (long, short)
+    classes = scene_classes(seed, part, index)
+    objects = [(c, CLASSES[c - 1][1], CLASSES[c - 1][0]) for c in classes]
+    return draw_scene(rng, objects, height, width)
+
+
+def write_demo(out, train=1000, val=400, seed=0, size=240):
+    """Write the dataset into the folder `out`; False if all of it was there already, else True.
+
+    `size` is the longest side in pixels. Raises UserError for a value out of range and for a folder
+    that holds anything but this very dataset: nothing of the user's is overwritten or deleted.
+    """
+    for name, value, low, high in (
+        ("--train", train, 1, 10**6),
+        ("--val", val, 1, 10**6),
+        ("--seed", seed, 0, 2**32 - 1),
+        ("--size", size, 160, 1024),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{name} {value}: must lie between {low} and {high}")
+    counts = {"train": train, "val": val}
+    _claim_folder(out, {"version": _VERSION, **counts, "seed": seed, "size": size})
+    listing = {part: _pairs(part, counts[part]) for part in PARTS}
+    texts = {f"{part}.txt": _lines(" ".join(pair) for pair in listing[part]) for part in PARTS}
+    texts["classes.txt"] = _lines(CLASS_NAMES)
+    missing = [
+        (PARTS.index(part), index, pair)
+        for part in PARTS
+        for index, pair in enumerate(listing[part])
+        if not all(os.path.exists(os.path.join(out, name)) for name in pair)
+    ]
+    if not missing and all(os.path.exists(os.path.join(out, name)) for name in texts):
+        return False
+    for part, index, (image_name, mask_name) in tqdm(missing, desc="demo data", unit="image"):
+        image, label = draw_picture(seed, part, index, size)
+        _write_image(out, mask_name, label)
+        _write_image(out, image_name, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
+    for name, text in texts.items():
+        write_atomically(os.path.join(out, name), text)
+    return True
+
+
+def _claim_folder(out, arguments):
+    """Make the folder with its stamp, or check that the stamp there is of the same arguments."""
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UserError(f"{out} is a file: give a new folder as --out")
+    stamp = os.path.join(out, STAMP)
+    if os.path.exists(stamp):
+        try:
+            with open(stamp, encoding="utf-8") as handle:
+                found = json.load(handle)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{stamp} cannot be read ({error}): give a new --out") from error
+        if found != arguments:
+            raise UserError(f"{out} holds a demo dataset of other arguments ({stamp}): new --out")
+    elif os.path.isdir(out) and any(not name.startswith(STAMP) for name in os.listdir(out)):
+        raise UserError(f"{out} is not empty and not a demo dataset: give a new folder as --out")
+    else:
+        try:
+            write_atomically(stamp, json.dumps(arguments, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): new --out") from error
+
+
+def _pairs(part, count):
+    stems = [f"{part}_{index:04d}" for index in range(count)]
+    return [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
+
+
+def _lines(texts):
+    return "".join(f"{text}\n" for text in texts)
+
+
+def _write_image(out, name, array, options=()):
+    data = cv2.imencode(os.path.splitext(name)[1], array, list(options))[1]
+    write_atomically(os.path.join(out, name), data.tobytes())
+
+
+@exits_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Draw the demo dataset.")
+    parser.add_argument("--out", default="data/demo", help="folder to write (%(default)s)")
+    parser.add_argument("--train", type=int, default=1000, help="training pictures (%(default)s)")
+    parser.add_argument("--val", type=int, default=400, help="validation pictures (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--size", type=int, default=240, help="longest side, px (%(default)s)")
+    options = parser.parse_args(arguments)
+    written = write_demo(options.out, options.train, options.val, options.seed, options.size)
+    print(f"demo dataset {'written to' if written else 'is complete in'} {options.out}")
+
+
+if __name__ == "__main__":
+    main()

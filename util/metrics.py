@@ -1,0 +1,212 @@
+"""Scores of the test protocol and of the base learner, from integer pixel counts.
+
+Everything is counted in int64, so that counts of several processes can be summed without rounding
+and in any order; ratios are taken once, at the end. Values are shares of 1.
+"""
+
+import numpy as np
+
+IGNORE = 255
+SCORES = ("mIoU", "mIoU_m", "mIoU_b", "FBIoU", "FBIoU_m", "pIoU")
+
+
+def confusion(prediction, label, num_classes, ignore_label=IGNORE):
+    """Pixel counts, int64 (num_classes, num_classes): row = label, column = prediction.
+
+    `prediction` and `label` are integer arrays or tensors (any device) of one shape, which are only
+    read; pixels whose label is `ignore_label` count nowhere. Raises ValueError for different shapes
+    and for a class outside 0..num_classes-1.
+    """
+    prediction, label = _array(prediction), _array(label)
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ in shape")
+    valid = label != ignore_label
+    rows, columns = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    for name, classes in (("label", rows), ("prediction", columns)):
+        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+            raise ValueError(f"{name} holds a class outside 0..{num_classes - 1}")
+    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+class SegmentationMetrics:
+    """IoU per class of a segmentation into `num_classes` classes, background (0) included."""
+
+    def __init__(self, num_classes, ignore_label=IGNORE):
+        self._ignore_label = ignore_label
+        self._counts = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, prediction, label):
+        """Count integer maps of one shape, (H, W) or (B, H, W), as `confusion` does."""
+        self._counts += confusion(prediction, label, len(self._counts), self._ignore_label)
+
+    def state(self):
+        """All counts as one int64 array, to be summed over processes."""
+        return self._counts.ravel().copy()
+
+    def load_state(self, state):
+        """Replace the counts by those of `state`."""
+        self._counts[...] = _array(state).reshape(self._counts.shape)
+
+    def merge(self, state):
+        """Add the counts of another process's `state`."""
+        self._counts += _array(state).reshape(self._counts.shape)
+
+    def iou(self):
+        """IoU of every class, float64 (num_classes,); 0 for one that is nowhere."""
+        return _ratio(*_intersection_union(self._counts))
+
+    def miou(self, over=None):
+        """Mean IoU over the classes `over` (default: all) that occur in the labels; 0 if none."""
+        over = np.arange(len(self._counts)) if over is None else np.asarray(list(over), np.int64)
+        return _mean_of_occurring(self._counts, over)
+
+
+class EpisodeMetrics:
+    """Scores of few-shot episodes, by the evaluation protocol of the paper.
+
+    `novel` are the class ids the episodes are about, `num_base` is the number of base classes.
+    """
+
+    def __init__(self, novel, num_base):
+        self.novel = tuple(int(class_id) for class_id in novel)
+        shapes = {
+            "final": (len(self.novel), 2, 2),
+            "meta": (len(self.novel), 2, 2),
+            "base": (num_base + 1, num_base + 1),
+        }
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        self._state = np.zeros(sum(sizes), np.int64)
+        pieces = np.split(self._state, np.cumsum(sizes)[:-1])  # views: they count into _state
+        self._counts = {
+            name: piece.reshape(shape)
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+        }
+
+    def update(self, class_id, final, meta, base, label, base_label):
+        """Count one episode of the class `class_id`; integer (H, W) maps, arrays or tensors.
+
+        `final`, `meta`: predictions 0/1. `label`: 0, 1, 255 = ignore. `base`: prediction 0..num_base.
+        `base_label`: 0..num_base, 255 = ignore. Raises ValueError for a class that is not held out,
+        for maps of different shapes and for values out of range; nothing is counted then.
+        """
+        if int(class_id) not in self.novel:
+            raise ValueError(f"class {int(class_id)} is not one of {self.novel}")
+        rank = self.novel.index(int(class_id))
+        added = (
+            confusion(final, label, 2),
+            confusion(meta, label, 2),
+            confusion(base, base_label, len(self._counts["base"])),
+        )
+        self._counts["final"][rank] += added[0]
+        self._counts["meta"][rank] += added[1]
+        self._counts["base"] += added[2]
+
+    def state(self):
+        """All counts as one int64 array, to be summed over processes."""
+        return self._state.copy()
+
+    def load_state(self, state):
+        """Replace the counts by those of `state`."""
+        self._state[...] = _array(state)
+
+    def merge(self, state):
+        """Add the counts of another process's `state`."""
+        self._state += _array(state)
+
+    def results(self):
+        """The six scores of SCORES as floats, and "class_iou": {class id: IoU}.
+
+        mIoU (final) and mIoU_m (meta) are means over all held-out classes of the foreground's IoU, 0
+        for one that never came; FBIoU and FBIoU_m are means of background and foreground IoU over
+        all episodes together, pIoU the foreground part of FBIoU; mIoU_b is the base learner's mean
+        over the base classes that occur.
+        """
+        final, meta, base = (self._counts[name] for name in ("final", "meta", "base"))
+        class_iou = [_foreground_iou(counts) for counts in final]
+        both = _ratio(*_intersection_union(final.sum(axis=0)))
+        both_meta = _ratio(*_intersection_union(meta.sum(axis=0)))
+        return {
+            "mIoU": _mean(class_iou),
+            "mIoU_m": _mean([_foreground_iou(counts) for counts in meta]),
+            "mIoU_b": _mean_of_occurring(base, np.arange(1, len(base))),
+            "FBIoU": _mean(both),
+            "FBIoU_m": _mean(both_meta),
+            "pIoU": float(both[1]),
+            "class_iou": dict(zip(self.novel, class_iou, strict=True)),
+        }
+
+
+def summarise(runs):
+    """Best and mean over runs: {"best": {score: value}, "mean": {score: value}} for SCORES.
+
+    `runs` are results of EpisodeMetrics; best is taken score by score. Raises ValueError for none.
+    """
+    if not runs:
+        raise ValueError("no runs to summarise")
+    columns = {score: [run[score] for run in runs] for score in SCORES}
+    return {
+        "best": {score: float(max(values)) for score, values in columns.items()},
+        "mean": {score: _mean(values) for score, values in columns.items()},
+    }
+
+
+def results_table(runs, class_names=None):
+    """A text table in percent: a row per run, then mean and best; then IoU per class, mean and best.
+
+    `runs` are results of EpisodeMetrics, with "seed" as the rows' name where there is one.
+    `class_names[i]` is the name of class i + 1; without names the ids stand.
+    """
+    summary = summarise(runs)
+    names = [str(run.get("seed", number)) for number, run in enumerate(runs, 1)]
+    rows = [(name, [run[score] for score in SCORES]) for name, run in zip(names, runs, strict=True)]
+    rows += [(name, [summary[name][score] for score in SCORES]) for name in ("mean", "best")]
+    scores = _table("seed" if "seed" in runs[0] else "run", SCORES, rows, rule_before=len(runs))
+    # JSON turns the ids into strings: results read back from a file are as good.
+    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
+    classes = []
+    for class_id in ious[0]:
+        values = [run[class_id] for run in ious]
+        name = str(class_id) if class_names is None else class_names[class_id - 1]
+        classes.append((name, [_mean(values), max(values)]))
+    return f"{scores}\n\n{_table('class', ('mean', 'best'), classes)}"
+
+
+def _table(corner, header, rows, rule_before=None):
+    first = max(len(name) for name in (corner, *(name for name, _ in rows)))
+    lines = [" ".join([corner.ljust(first), *(f"{name:>8}" for name in header)])]
+    rule = "-" * len(lines[0])
+    lines.append(rule)
+    for number, (name, values) in enumerate(rows):
+        if number == rule_before:
+            lines.append(rule)
+        lines.append(" ".join([name.ljust(first), *(f"{100 * value:8.2f}" for value in values)]))
+    return "\n".join(lines)
+
+
+def _array(values):
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def _intersection_union(counts):
+    intersection = np.diagonal(counts)
+    return intersection, counts.sum(axis=0) + counts.sum(axis=1) - intersection
+
+
+def _ratio(intersection, union):
+    return intersection / np.maximum(union, 1)
+
+
+def _foreground_iou(counts):
+    return float(_ratio(*_intersection_union(counts))[1])
+
+
+def _mean_of_occurring(counts, classes):
+    occurs = counts.sum(axis=1)[classes] > 0  # row sums: the class has pixels in the labels
+    return _mean(_ratio(*_intersection_union(counts))[classes[occurs]])
+
+
+def _mean(values):
+    return float(np.mean(values)) if len(values) else 0.0
