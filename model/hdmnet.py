@@ -23,6 +23,7 @@ class HDMNetOutput(NamedTuple):
     base: (B, N+1, H, W), logits of the base learner on the query.
     correlations: maps (B, h_i, w_i), coarsest first.
     adjustment: (B,), style distance between query and supports.
+    prior: (B, 2, h, w), similarity prior of f5 and of f4.
     """
 
     final: Tensor
@@ -30,6 +31,7 @@ class HDMNetOutput(NamedTuple):
     base: Tensor
     correlations: list[Tensor]
     adjustment: Tensor
+    prior: Tensor
 
 
 class FrozenFeatures(NamedTuple):
@@ -50,6 +52,8 @@ class HDMNet(nn.Module):
         kshot_trans_dim: see `Ensemble`.
         low_fea: the features whose style is compared: "layer2", "layer3" or "layer4".
         kshot_order: see `Ensemble`.
+        trained_shot: number of supports that the weights were trained with, where it is another one.
+            What matching gathers is a sum over supports; it is brought to the scale of training.
         fix_bn: keep the batch norms of matching and decoder in eval mode while training, as the
             published model does; they then are a learned scale and shift per channel.
     """
@@ -64,12 +68,14 @@ class HDMNet(nn.Module):
         low_fea: str = "layer2",
         kshot_order: str = "sorted",
         fix_bn: bool = True,
+        trained_shot: int | None = None,
     ):
         super().__init__()
         if low_fea not in ("layer2", "layer3", "layer4"):
             raise ValueError(f"low_fea {low_fea!r} is none of layer2, layer3, layer4")
         self.low_fea = low_fea
         self.fix_bn = fix_bn
+        self.match_scale = (trained_shot or shot) / shot
         self.base = base.requires_grad_(False)
         middle = sum(base.backbone.channels[:2])
         self.reduce_query = _reduction(middle, self.reduced, nn.Dropout2d(0.5))
@@ -154,6 +160,7 @@ class HDMNet(nn.Module):
             ),
             correlations,
             adjustment,
+            prior,
         )
 
     def _merged(
@@ -182,6 +189,7 @@ class HDMNet(nn.Module):
                 support.unflatten(0, mask.shape[:2]),
                 F.interpolate(mask, size=size, mode="nearest"),
                 resize(prior, size=size, mode="bilinear", align_corners=True),
+                self.match_scale,
             )
             matched.append(fused)
             correlations.append(correlation)
@@ -215,8 +223,15 @@ def build_hdmnet(
     low_fea: str = "layer2",
     kshot_order: str = "sorted",
     fix_bn: bool = True,
+    trained_shot: int | None = None,
 ) -> HDMNet:
     """HDMNet with random weights; arguments as of `HDMNet` and `build_pspnet`."""
     return HDMNet(
-        build_pspnet(backbone, base_classes), shot, kshot_trans_dim, low_fea, kshot_order, fix_bn
+        build_pspnet(backbone, base_classes),
+        shot,
+        kshot_trans_dim,
+        low_fea,
+        kshot_order,
+        fix_bn,
+        trained_shot,
     )

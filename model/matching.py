@@ -74,7 +74,7 @@ class MatchingLayer(nn.Module):
         self.fuse = ConvModule(channels + 2, channels, 3, padding=1, norm_cfg={"type": "BN"})
 
     def forward(
-        self, query: Tensor, support: Tensor, mask: Tensor, prior: Tensor
+        self, query: Tensor, support: Tensor, mask: Tensor, prior: Tensor, scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Match one stage.
 
@@ -83,6 +83,7 @@ class MatchingLayer(nn.Module):
             support: (B, K, C, h, w).
             mask: (B, K, h, w), 1 where the support shows the class, else 0.
             prior: (B, 2, h, w).
+            scale: factor of what is gathered from the supports.
 
         Returns:
             The fused map (B, C, h, w) and the correlation map (B, h, w).
@@ -93,6 +94,6 @@ class MatchingLayer(nn.Module):
         gathered, correlation = self.attention(
             self.norm1(query), self.norm1(support), mask.flatten(1)
         )
-        query = query + self.dropout(gathered)
+        query = query + self.dropout(gathered * scale)
         query = to_map(query + self.ffn(self.norm2(query), size), size)
         return self.fuse(torch.cat([query, prior], dim=1)), correlation.unflatten(1, size)

@@ -47,6 +47,7 @@ class PSPNet(nn.Module):
     def __init__(self, backbone: Backbone, base_classes: int):
         super().__init__()
         channels = backbone.channels[-1]
+        self.base_classes = base_classes
         self.backbone = backbone
         self.pyramid = PyramidPooling(channels)
         self.head = nn.Sequential(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.backbone import Backbone
 from util.errors import UserError
 
 StateDict = dict[str, Tensor]
@@ -151,6 +152,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content | {"state_dict": from_published(state) if is_published(state) else state}
 
 
+def load_backbone(backbone: Backbone, path: str | Path) -> None:
+    """Load ImageNet weights: torchvision's VGG16-BN, or a deep-stem ResNet.
+
+    The latter's files name the stem conv1, bn1, ... conv3, bn3. The ImageNet classifier is dropped.
+
+    Raises:
+        UserError: the file is missing or of another network.
+    """
+    state = {}
+    for key, value in read_checkpoint(path)["state_dict"].items():
+        if not key.startswith(("fc.", "classifier.")):
+            state[_backbone_name(key)] = value
+    load_weights(backbone, state, str(path))
+
+
+def _backbone_name(key: str) -> str:
+    if match := re.match(r"(conv|bn)([123])\.", key):
+        index = 3 * (int(match[2]) - 1) + (match[1] == "bn")
+        return f"stages.0.{index}.{key[match.end() :]}"
+    if match := re.match(r"features\.(\d+)\.", key):
+        start = max(start for start in _VGG_STAGES if start <= int(match[1]))
+        stage = _VGG_STAGES.index(start)
+        return f"stages.{stage}.{int(match[1]) - start}.{key[match.end() :]}"
+    return re.sub(r"^layer(\d)\.", r"stages.\1.", key)
+
+
 def load_weights(net: nn.Module, state: StateDict, source: str) -> None:
     """Load every entry of `state` into `net`, or none.
 
@@ -189,6 +216,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
 
+
+# Where the stages of model.backbone begin in torchvision's numbering of VGG16-BN's layers.
+_VGG_STAGES = (0, 7, 14, 24, 34)
 
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 

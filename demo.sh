@@ -1,0 +1,12 @@
+#!/bin/sh
+# Everything once, on the CPU if need be: install, draw the demo dataset, train both stages, test.
+# What is done already is skipped, what was interrupted goes on.
+CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
+. ./util/shell.sh
+prepare_environment requirements.txt
+PYTHON=$python
+export PYTHON
+"$python" -m util.demo_data --out data/demo || exit
+sh train.sh split0 demo 1 || exit
+sh test.sh split0 demo 1 baselines True || exit
+echo "Dataset: data/demo   base learner: exp/demo/PSPNet   HDMNet, results and pictures: exp/demo/HDMNet"

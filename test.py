@@ -1,0 +1,209 @@
+"""Test HDMNet on episodes of the held-out classes of a fold, by the published protocol."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from model import build_hdmnet
+from util.checkpoint import find_best, load_weights, read_checkpoint
+from util.config import load_config, parse_args
+from util.dataset import read_pair
+from util.distributed import Processes, start_processes
+from util.draws import draw_test_episodes
+from util.errors import UserError, exits_on_user_error
+from util.evaluator import Evaluation, evaluate_episodes
+from util.files import write_atomically
+from util.folds import class_label_table
+from util.loaders import build_episodes
+from util.log import get_logger
+from util.metrics import results_table, summarise
+from util.visualize import draw_episode
+
+PROTOCOL_SEED = 123
+BASELINE_EPISODES = 200
+
+
+def run_seeds(runs: int) -> list[int]:
+    """Seeds of the runs of the published protocol: 510, 365, 382, …"""
+    return np.random.RandomState(PROTOCOL_SEED).randint(0, 1000, runs).tolist()
+
+
+@exits_on_user_error
+def main() -> None:
+    args = parse_args(__doc__)
+    cfg = load_config(args.config, args.opts)
+    with start_processes() as processes:
+        test(cfg, processes)
+
+
+def find_weight(cfg) -> Path:
+    """The checkpoint to test: `weight`, else the run's best, else the 1-shot run's best.
+
+    Raises:
+        UserError: there is none.
+    """
+    if cfg.weight:
+        for path in (Path(cfg.weight), Path(cfg.run_dir) / "snapshot" / cfg.weight):
+            if path.is_file():
+                return path
+        raise UserError(f"weight = {cfg.weight}: there is no such file")
+    folders = [Path(run.run_dir) / "snapshot" for run in (cfg, cfg.model_copy(update={"shot": 1}))]
+    for folder in folders:
+        best = find_best(folder) or folder / "last.pth"
+        if best.is_file():
+            return best
+    raise UserError(
+        f"no trained model in {folders[0]}; train it by "
+        f"`sh train.sh split{cfg.split} {cfg.data_set} 1` or set weight"
+    )
+
+
+def build_model(cfg, base_classes: int, path: Path) -> tuple[nn.Module, int]:
+    """The model of a checkpoint of ours or of the published code, and the shot of its training."""
+    content = read_checkpoint(path)
+    state = content["state_dict"]
+    trained_shot = content.get("shot", cfg.shot)
+    if trained_shot == cfg.shot:
+        kshot_trans_dim = cfg.kshot_trans_dim
+    else:
+        # The weights of the supports belong to the shot of training; without them all count alike.
+        kshot_trans_dim = 0
+        state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}
+    net = build_hdmnet(
+        cfg.backbone,
+        base_classes,
+        cfg.shot,
+        kshot_trans_dim,
+        cfg.low_fea,
+        cfg.kshot_order,
+        trained_shot=trained_shot,
+    )
+    if trained_shot != cfg.shot:
+        state |= {
+            k: v for k, v in net.state_dict().items() if k not in state and "shot_weights" in k
+        }
+    load_weights(net, state, str(path))
+    return net, trained_shot
+
+
+def test(cfg, processes: Processes) -> dict:
+    """Run the protocol; returns what is written to result/test-*.json."""
+    path = find_weight(cfg)
+    episodes = build_episodes(cfg, "val", testing=True)
+    net, trained_shot = build_model(cfg, episodes.num_base, path)
+    net.to(processes.device)
+    folder = Path(cfg.run_dir) / "result"
+    logger = get_logger(folder, processes.is_main)
+    logger.info(processes.describe())
+    logger.info(
+        f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
+        + (f" trained with {trained_shot}-shot" if trained_shot != cfg.shot else "")
+    )
+
+    threshold = None
+    if cfg.baselines:
+        threshold = _prior_threshold(cfg, net, processes)
+        logger.info(f"baseline: {threshold.describe()}, best on the base classes")
+    runs = []
+    for number, seed in enumerate(run_seeds(cfg.test_runs), start=1):
+        start = time.monotonic()
+        draws = draw_test_episodes(episodes.lists, cfg.shot, cfg.test_num, seed, cfg.workers)
+        evaluation = evaluate_episodes(
+            net,
+            episodes,
+            draws,
+            processes,
+            cfg.ori_resize,
+            cfg.workers,
+            cfg.baselines,
+            keep=cfg.vis_num if number == 1 else 0,
+            progress=f"run {number}/{cfg.test_runs}",
+        )
+        run = {"seed": seed, **evaluation.metrics.results()}
+        if threshold is not None:
+            run |= {"baselines": evaluation.prior.baselines(threshold)}
+        runs.append(run)
+        rate = cfg.test_num / (time.monotonic() - start)
+        logger.info(f"seed {seed}: mIoU {run['mIoU']:.4f}, {rate:.1f} episodes/s")
+        if processes.is_main and number == 1:
+            _draw_pictures(cfg, episodes, evaluation, folder)
+    report = {
+        "weight": str(path),
+        "dataset": cfg.data_set,
+        "split": cfg.split,
+        "shot": cfg.shot,
+        "trained_shot": trained_shot,
+        "backbone": cfg.backbone,
+        "episodes": cfg.test_num,
+        "runs": runs,
+        **summarise(runs),
+    }
+    if threshold is not None:
+        report["baselines"] = {
+            "threshold": threshold.describe(),
+            **{
+                name: float(np.mean([run["baselines"][name] for run in runs]))
+                for name in runs[0]["baselines"]
+            },
+        }
+    if processes.is_main:
+        output = folder / f"test-{cfg.shot}shot-{path.stem}.json"
+        write_atomically(output, json.dumps(report, indent=1) + "\n")
+        logger.info("\n" + results_table(runs, cfg.class_names))
+        if threshold is not None:
+            means = report["baselines"]
+            logger.info(
+                f"mean mIoU  HDMNet {100 * report['mean']['mIoU']:.2f}"
+                f"  everything foreground {100 * means['all_foreground']:.2f}"
+                f"  {threshold.describe()} {100 * means['prior']:.2f}"
+            )
+        logger.info(f"results in {output}, pictures in {folder}")
+    return report
+
+
+def _prior_threshold(cfg, net: nn.Module, processes: Processes):
+    """The threshold of the similarity prior that is best on episodes of the base classes."""
+    base = build_episodes(cfg, "train", testing=True)
+    draws = draw_test_episodes(base.lists, cfg.shot, len(base), PROTOCOL_SEED, cfg.workers)
+    step = max(1, len(draws) // BASELINE_EPISODES)
+    evaluation = evaluate_episodes(
+        net,
+        base,
+        draws[::step],
+        processes,
+        cfg.ori_resize,
+        cfg.workers,
+        baselines=True,
+        progress="baseline on base classes",
+    )
+    return evaluation.prior.best()
+
+
+def _draw_pictures(cfg, episodes, evaluation: Evaluation, folder: Path) -> None:
+    """One PNG per kept episode, at the original sizes."""
+    for number, (draw, prediction) in enumerate(evaluation.predictions):
+        to_class = class_label_table(draw.class_id)
+        pairs = [
+            read_pair(cfg.data_root, episodes.lists.entries[index])
+            for index in (draw.index, *draw.supports)
+        ]
+        (query, mask), *supports = [
+            (image.astype(np.uint8), to_class[mask]) for image, mask in pairs
+        ]
+        name = cfg.class_names[draw.class_id - 1] if cfg.class_names else f"class {draw.class_id}"
+        draw_episode(
+            folder / f"episode-{cfg.shot}shot-{number}.png",
+            query,
+            [image for image, _ in supports],
+            [mask for _, mask in supports],
+            mask,
+            prediction.numpy(),
+            name,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The shell scripts, run by dash (or sh) with a stand-in for Python that records its arguments."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHELL = shutil.which("dash") or "sh"
+SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
+USAGE = "error: usage: sh {} EXP DATASET GPUS"
+
+STAND_IN = """#!/bin/sh
+[ "$1" = -c ] && exit 0
+{ printf 'call'; printf ' <%s>' "$@"; echo; } >>"$CALLS"
+case $1 in "$FAILING") exit 7 ;; esac
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the scripts and configurations in a folder with blanks, with its own `python`."""
+    root = tmp_path / "a repository  with blanks"
+    (root / "util").mkdir(parents=True)
+    for name in (*SCRIPTS, "util/shell.sh", "util/build-constraints.txt"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "config", root / "config")
+    python = root / "stand in"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    return root
+
+
+def run(root, script, *words, cwd="/", failing="", **settings):
+    """Run a script; returns the finished process and the calls of Python it made."""
+    calls = root / "calls"
+    calls.unlink(missing_ok=True)
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("NET", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "VIRTUAL_ENV")
+    }
+    env = clean | {"PYTHON": str(root / "stand in"), "CALLS": str(calls), "FAILING": failing}
+    done = subprocess.run(
+        [SHELL, str(root / script), *words],
+        cwd=cwd,
+        env=env | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def call(*words):
+    return "call" + "".join(f" <{word}>" for word in words)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_too_few_arguments_are_one_line_with_the_usage(repository, script):
+    done, calls = run(repository, script, "split0")
+    assert done.returncode == 2
+    assert done.stderr.startswith(USAGE.format(script))
+    assert "pascal" in done.stderr and done.stderr.count("\n") == 1
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "text"),
+    [
+        (("split9", "pascal", "1"), {}, "EXP = split9, NET = resnet50: there is no config/pascal/"),
+        (("split9", "pascal", "1"), {}, "split0, split1, split2, split3, NET resnet101, resnet50"),
+        (("split0", "pasca", "1"), {}, "DATASET = pasca: must be one of coco, demo, pascal"),
+        (("split0", "pascal", "0"), {}, "GPUS = 0: must be a whole number"),
+        (("split0", "pascal", "two"), {}, "GPUS = two: must be a whole number"),
+        (("split0", "pascal", "-1"), {}, "GPUS = -1: must be a whole number"),
+        (("split0", "pascal", ""), {}, "GPUS = : must be a whole number"),
+        (("split0", "pascal", "1"), {"NET": "vgg19"}, "NET = vgg19: must be one of resnet101,"),
+        (("split0", "pascal", "1"), {"NET": "pascal"}, "NET = pascal: must be one of resnet101,"),
+        (("split0", "coco", "1"), {"NET": "resnet18"}, "there is no config/coco/coco_split0_resn"),
+        (("split0", "pascal", "1"), {"PYTHON": "no such python"}, "no such python does not run"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(repository, words, settings, text):
+    done, calls = run(repository, "train.sh", *words, **settings)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert text in done.stderr
+    assert calls == []
+
+
+def test_one_process_runs_python_itself_with_the_words_unchanged(repository):
+    done, calls = run(repository, "test.sh", "split2", "pascal", "1", "weight", "a b/*.pth", "x=")
+    assert done.returncode == 0, done.stderr
+    config = "config/pascal/pascal_split2_resnet50.yaml"
+    assert calls == [call("test.py", "--config", config, "--opts", "weight", "a b/*.pth", "x=")]
+
+
+def test_train_runs_the_base_learner_where_it_is_missing_first(repository):
+    done, calls = run(repository, "train.sh", "split1", "demo", "1", "epochs", "1", NET="vgg")
+    assert done.returncode == 0, done.stderr
+    options = ("--config", "config/demo/demo_split1_vgg.yaml", "--opts", "epochs", "1")
+    assert calls == [call("train_base.py", *options, "--if-missing"), call("train.py", *options)]
+
+
+def test_several_processes_and_nodes_go_through_the_launcher(repository):
+    options = ("train_base.py", "--config", "config/coco/coco_split0_resnet50.yaml", "--opts")
+    _, calls = run(repository, "train_base.sh", "split0", "coco", "4")
+    assert calls == [call("-m", "util.launch", "4", *options)]
+    _, calls = run(repository, "train_base.sh", "split0", "coco", "1", NNODES="2")
+    assert calls == [call("-m", "util.launch", "1", *options)]
+
+
+def test_the_demo_has_its_own_default_backbone(repository):
+    _, calls = run(repository, "test.sh", "split0", "demo", "1")
+    assert calls == [call("test.py", "--config", "config/demo/demo_split0_resnet18.yaml", "--opts")]
+
+
+def test_a_dataset_needs_only_its_description(repository):
+    (repository / "config/datasets/birds.yaml").write_text("Data: {num_classes: 8}\n")
+    _, calls = run(repository, "test.sh", "split3", "birds", "1", "shot", "5")
+    options = ("--config", "config/base/resnet50.yaml", "--opts")
+    assert calls == [
+        call("test.py", *options, "data_set", "birds", "split", "3", "shot", "5"),
+    ]
+    done, _ = run(repository, "test.sh", "first", "birds", "1")
+    assert done.returncode == 2 and "EXP = first: must be split0, split1" in done.stderr
+
+
+def test_an_experiment_with_a_file_of_its_own_writes_to_a_folder_of_its_own(repository):
+    config = "config/pascal/pascal_wide_resnet50.yaml"
+    shutil.copy(repository / "config/pascal/pascal_split0_resnet50.yaml", repository / config)
+    _, calls = run(repository, "test.sh", "wide", "pascal", "1")
+    assert calls == [call("test.py", "--config", config, "--opts", "exp_name", "wide")]
+
+
+@pytest.mark.parametrize("failing", ["train_base.py", "train.py"])
+def test_a_failing_step_ends_the_script_with_its_exit_code(repository, failing):
+    done, calls = run(repository, "train.sh", "split0", "demo", "1", failing=failing)
+    assert done.returncode == 7
+    assert failing in calls[-1]
+
+
+def test_scripts_are_found_from_their_own_folder(repository):
+    done, calls = run(repository, "test.sh", "split0", "demo", "1", cwd=repository)
+    assert done.returncode == 0 and len(calls) == 1
+
+
+def test_python_without_the_packages_is_named(repository):
+    python = repository / "bare"
+    python.write_text("#!/bin/sh\ncase $2 in *find_spec*) exit 1 ;; esac\n")
+    python.chmod(0o755)
+    done, _ = run(repository, "test.sh", "split0", "demo", "1", PYTHON=str(python))
+    assert done.returncode == 2
+    assert "bare lacks packages of requirements.txt" in done.stderr

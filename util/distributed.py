@@ -1,0 +1,80 @@
+"""Processes and devices: one process a GPU, launched by torchrun; gloo on the CPU."""
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from util.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, counts: np.ndarray) -> np.ndarray:
+        """Sum of an array over all processes, on each of them."""
+        if self.world_size == 1:
+            return counts
+        tensor = torch.from_numpy(np.array(counts)).to(self.device)
+        dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def describe(self) -> str:
+        """One line on what computes."""
+        plural = "es" if self.world_size > 1 else ""
+        if self.device.type == "cuda":
+            return f"{self.world_size} process{plural}, one GPU each"
+        gloo = " (gloo)" if self.world_size > 1 else ""
+        return f"no CUDA device: {self.world_size} process{plural} on the CPU{gloo}"
+
+
+@contextmanager
+def start_processes() -> Iterator[Processes]:
+    """Join the processes that torchrun started, or be the only one.
+
+    Raises:
+        UserError: more processes than GPUs on a machine that has GPUs.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ.get('LOCAL_WORLD_SIZE', world_size)} processes were asked for on a "
+                f"machine with {torch.cuda.device_count()} GPUs; give at most that many"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Processes(rank, world_size, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield Processes(rank, world_size, device)
+    finally:
+        dist.destroy_process_group()
