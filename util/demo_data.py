@@ -109,7 +109,9 @@ def write_demo(out, train=1000, val=400, seed=0, size=240):
     ]
     if not missing and all(os.path.exists(os.path.join(out, name)) for name in texts):
         return False
-    for part, index, (image_name, mask_name) in tqdm(missing, desc="demo data", unit="image"):
+    for part, index, (image_name, mask_name) in tqdm(
+        missing, desc="demo data", unit="image", disable=None
+    ):
         image, label = draw_picture(seed, part, index, size)
         _write_image(out, mask_name, label)
         _write_image(out, image_name, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])

@@ -61,7 +61,9 @@ def evaluate_episodes(
     kept: list[tuple[Draw, Tensor]] = []
     share = draws[processes.rank :: processes.world_size]
     loader = evaluation_loader(DrawnEpisodes(episodes, share), workers)
-    bar = tqdm(loader, desc=progress, disable=progress is None or not processes.is_main)
+    shown = progress is not None and processes.is_main
+    # None: a bar on a terminal, nothing in a file.
+    bar = tqdm(loader, desc=progress, disable=None if shown else True)
     for draw, batch in zip(share, bar, strict=True):
         out = net(
             *(batch[key].to(processes.device) for key in ("query", "support", "support_mask"))

@@ -42,7 +42,7 @@ def write_base_labels(data_root, entries, fold, folder, progress=True):
         try:
             masks = [mask for _, mask in entries]
             written = pool.map(store, masks)
-            bar = tqdm(written, total=len(masks), desc=folder, disable=not progress)
+            bar = tqdm(written, total=len(masks), desc=folder, disable=None if progress else True)
             return sum(bar)
         except BaseException:
             pool.shutdown(cancel_futures=True)

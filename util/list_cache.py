@@ -125,7 +125,7 @@ def _scan(data_root, entries, counts, list_file, workers, progress):
                 pool.map(_count, paths),
                 total=len(paths),
                 desc=f"scanning masks of {os.path.basename(list_file)}",
-                disable=not progress,
+                disable=None if progress else True,
             )
             for i, pixels in zip(gaps, found, strict=True):
                 counts[i] = pixels

@@ -1,0 +1,162 @@
+"""What the golden files do not cover: shapes, modes, options, and wrong input."""
+
+import pytest
+import torch
+from torch import nn
+
+from model import build_hdmnet, hdmnet_loss
+from model.backbone import BACKBONES, build_backbone
+from tests.golden import golden_episode
+
+CONFIG = {"size": 65, "shot": 2, "batch": 2, "base_classes": 5, "seed": 1, "empty": False}
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return build_hdmnet("resnet18", 5, shot=2, kshot_trans_dim=0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return golden_episode(CONFIG)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_have_their_channels_and_stride(name):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+        features = backbone(torch.empty(1, 3, 97, 65))
+    wide = name in ("resnet50", "resnet101", "resnet152")
+    expected = (256, 512, 512) if name == "vgg16" else (128, 256, 512)
+    assert backbone.channels == tuple(4 * c if wide else c for c in expected)
+    assert tuple(f.shape[1] for f in features) == backbone.channels
+    grid = (7, 5) if name == "vgg16" else (13, 9)
+    assert features.f3.shape[2:] == features.f4.shape[2:] == grid
+    assert features.f2.shape[2:] == (13, 9)
+
+
+def test_unknown_backbone_is_named():
+    with pytest.raises(ValueError, match="'resnet5' is none of resnet18"):
+        build_backbone("resnet5")
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_non_square_images(backbone):
+    net = build_hdmnet(backbone, 5).eval()
+    with torch.no_grad():
+        out = net(
+            torch.rand(1, 3, 65, 97), torch.rand(1, 1, 3, 65, 97), torch.ones(1, 1, 65, 97).long()
+        )
+    assert out.final.shape == out.meta.shape == (1, 2, 65, 97)
+    assert out.base.shape == (1, 6, 65, 97)
+    sizes = [tuple(c.shape) for c in out.correlations]
+    finest = (5, 7) if backbone == "vgg16" else (9, 13)
+    assert sizes[2] == (1, *finest)
+    assert sizes[1] == (1, (finest[0] + 1) // 2, (finest[1] + 1) // 2)
+
+
+def test_episodes_of_a_batch_do_not_mix(net, batch):
+    net.eval()
+    arguments = [batch[key] for key in ("query", "support", "support_mask")]
+    with torch.no_grad():
+        together = net(*arguments)
+        alone = net(*(a[1:] for a in arguments))
+    torch.testing.assert_close(together.final[1:], alone.final, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_support_mask_gives_a_zero_correlation(net, batch):
+    net.eval()
+    with torch.no_grad():
+        out = net(batch["query"], batch["support"], torch.zeros_like(batch["support_mask"]))
+    assert all((c == 0).all() for c in out.correlations)
+    assert torch.isfinite(out.final).all()
+
+
+def test_training_mode_leaves_the_base_learner_and_batch_norms_alone():
+    net = build_hdmnet("resnet18", 5)
+    before = {k: v.clone() for k, v in net.state_dict().items() if "running" in k}
+    net.train()
+    assert net.training and net.hierarchy.training and not net.base.training
+    query = torch.rand(2, 3, 65, 65)
+    out = net(query, query[:, None], torch.ones(2, 1, 65, 65).long(), torch.tensor([0, 4]))
+    out.meta.sum().backward()
+    after = net.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert all(p.grad is None for p in net.base.parameters())
+
+    free = build_hdmnet("resnet18", 5, fix_bn=False).train()
+    norms = [m for m in free.modules() if isinstance(m, nn.BatchNorm2d)]
+    frozen = set(free.base.modules())
+    assert all(m.training == (m not in frozen) for m in norms)
+
+
+def test_every_trained_parameter_gets_a_gradient(net, batch):
+    net.train()
+    out = net(batch["query"], batch["support"], batch["support_mask"], batch["class_index"])
+    net.zero_grad()
+    hdmnet_loss(out, batch["query_mask"], batch["base_mask"]).total.backward()
+    missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.requires_grad)
+
+
+def test_the_own_class_is_left_out_of_the_base_map(net, batch):
+    net.eval()
+    with torch.no_grad():
+        # Merging weights of (1, 0) hide the base map.
+        net.ensemble.background_merge.weight.copy_(torch.tensor([0.0, 1.0]).view(1, 2, 1, 1))
+        arguments = [batch[key] for key in ("query", "support", "support_mask")]
+        known = net(*arguments).final[:, 0]
+        without = net(*arguments, torch.tensor([0, 0])).final[:, 0]
+        net.ensemble.background_merge.weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+    assert (known > without).all()
+
+
+def test_equal_supports_weigh_like_one_when_scaled_to_the_shot_of_training(batch):
+    torch.manual_seed(0)
+    single = build_hdmnet("resnet18", 5, shot=1).eval()
+    triple = build_hdmnet("resnet18", 5, shot=3, kshot_trans_dim=0, trained_shot=1).eval()
+    state = single.state_dict()
+    own = triple.state_dict()
+    triple.load_state_dict(own | state)
+    support, mask = batch["support"][:, :1], batch["support_mask"][:, :1]
+    with torch.no_grad():
+        one = single(batch["query"], support, mask)
+        three = triple(batch["query"], support.repeat(1, 3, 1, 1, 1), mask.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(three.final, one.final, rtol=1e-4, atol=1e-5)
+
+
+def test_the_orders_of_the_support_weights_differ():
+    torch.manual_seed(0)
+    nets = [
+        build_hdmnet("resnet18", 5, shot=3, kshot_order=order) for order in ("sorted", "restored")
+    ]
+    nets[1].ensemble.load_state_dict(nets[0].ensemble.state_dict())
+    distances = torch.tensor([[0.9, 0.1, 0.5]])
+    published, restored = (net.ensemble.adjustment(distances) for net in nets)
+    ascending = distances.sort().values
+    weights = nets[0].ensemble.shot_weights(ascending[..., None, None]).flatten(1).softmax(1)
+    torch.testing.assert_close(published, (weights * distances).sum(1))
+    torch.testing.assert_close(restored, (weights * ascending).sum(1))
+    assert not torch.allclose(published, restored)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 3, 65, 65), (1, 3, 65, 65), (1, 1, 65, 65)), "expected query"),
+        (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 97)), "expected query"),
+        (((1, 3, 65, 65), (1, 1, 3, 65, 65), (1, 1, 65, 65)), "built for 2 supports, got 1"),
+    ],
+)
+def test_wrong_shapes_are_named(net, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        net(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="low_fea 'layer9'"):
+        build_hdmnet("resnet18", 5, low_fea="layer9")
+    with pytest.raises(ValueError, match="kshot_order 'random'"):
+        build_hdmnet("resnet18", 5, kshot_order="random")

@@ -1,0 +1,171 @@
+"""The shell scripts, through both stages and the test, on a miniature demo set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from util.checkpoint import find_best, read_checkpoint
+from util.config import load_config
+from util.demo_data import write_demo
+from util.metrics import SCORES
+
+ROOT = Path(__file__).parents[1]
+
+
+class Scripts:
+    """Runs the scripts from another folder, on the miniature set and into a folder with a blank."""
+
+    def __init__(self, folder):
+        self.data, self.exp, self.elsewhere = folder / "small demo", folder / "my exp", folder
+        write_demo(self.data, train=80, val=60)
+        sizes = [f"{key}=65" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
+        self.settings = [
+            *sizes,
+            *(f"{part}_list={self.data}/{part}.txt" for part in ("train", "val")),
+            f"data_root={self.data}",
+            f"list_dir={folder}/lists",
+            f"exp_dir={self.exp}",
+            *("base_epochs=2", "epochs=2", "val_num=6", "test_num=9", "workers=1", "print_freq=5"),
+        ]
+
+    def _started(self, script, gpus, *settings):
+        return subprocess.Popen(
+            ["sh", ROOT / script, "split0", "demo", gpus, *self.settings, *settings],
+            cwd=self.elsewhere,
+            env=os.environ | {"PYTHON": sys.executable},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, script, gpus, *settings, code=0):
+        """Run to the end, with the expected exit code."""
+        process = self._started(script, gpus, *settings)
+        stdout, stderr = process.communicate()
+        assert process.returncode == code, stdout + stderr
+        return subprocess.CompletedProcess(process.args, code, stdout, stderr)
+
+    def kill_when(self, happened, *command):
+        """Kill the script and all it started as soon as something has happened."""
+        process = self._started(*command)
+        while not happened():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    def report(self, shot=1):
+        folder = "split0" if shot == 1 else f"split0_{shot}shot"
+        (path,) = (self.exp / "demo" / "HDMNet" / folder / "resnet18" / "result").glob("test-*")
+        return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    return Scripts(tmp_path_factory.mktemp("a folder"))
+
+
+@pytest.fixture(scope="module")
+def trained(scripts):
+    """What both stages printed."""
+    return scripts("train.sh", "2", "--viz").stdout
+
+
+def test_both_stages_train_on_two_processes(scripts, trained):
+    assert "2 processes on the CPU (gloo)" in trained
+    assert "mIoU of base classes" in trained and "distillation" in trained
+    assert "left 0:" in trained
+    for stage, epochs in (("PSPNet", 2), ("HDMNet", 2)):
+        folder = scripts.exp / "demo" / stage / "split0" / "resnet18"
+        content = read_checkpoint(folder / "snapshot" / "last.pth")
+        assert content["run"]["epoch"] == epochs
+        best = find_best(folder / "snapshot")
+        assert f"_{content['run']['best']:.4f}.pth" in best.name
+        assert "mIoU" in (folder / "log.txt").read_text()
+        assert list(folder.glob("events*"))
+        assert load_config(folder / "config.yaml").base_epochs == 2
+
+
+def test_no_notice_of_a_library_reaches_the_user(scripts, trained):
+    result = scripts("test.sh", "1", "test_runs=1", "vis_num=0", "test_num=2")
+    assert "Warning" not in result.stderr and "CUDA_HOME" not in result.stderr
+
+
+def test_running_again_trains_nothing(scripts, trained):
+    last = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot" / "last.pth"
+    before = last.stat().st_mtime_ns
+    again = scripts("train.sh", "2").stdout
+    assert "all 2 epochs are done" in again and "training is done after 2 epochs" in again
+    assert "iteration" not in again
+    assert last.stat().st_mtime_ns == before
+
+
+def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained):
+    printed = scripts("test.sh", "1", "test_runs=2", "baselines=True").stdout
+    one = scripts.report()
+    assert [run["seed"] for run in one["runs"]] == [510, 365]
+    assert set(one["runs"][0]["class_iou"]) == {"1", "2", "3", "4", "5"}
+    assert f"{100 * one['mean']['mIoU']:.2f}" in printed
+    assert "everything foreground" in printed
+    baselines = one["baselines"]
+    assert 0 < baselines["all_foreground"] < 1 and 0 < baselines["prior"] < 1
+    scripts("test.sh", "2", "test_runs=2", "baselines=True")
+    two = scripts.report()
+    for score in SCORES:
+        assert two["mean"][score] == pytest.approx(one["mean"][score], abs=1e-3)
+    pictures = list((scripts.exp / "demo" / "HDMNet").rglob("episode-1shot-*.png"))
+    assert len(pictures) == 3
+
+
+def test_two_shot_uses_the_one_shot_weights(scripts, trained):
+    printed = scripts("test.sh", "1", "shot=2", "test_runs=1", "vis_num=0").stdout
+    assert "trained with 1-shot" in printed
+    report = scripts.report(shot=2)
+    assert (report["shot"], report["trained_shot"]) == (2, 1)
+
+
+def test_a_killed_run_goes_on_to_the_same_end(scripts, trained):
+    base = find_best(scripts.exp / "demo" / "PSPNet" / "split0" / "resnet18" / "snapshot")
+    settings = (f"base_weight={base}", "evaluate=False", "save_freq=1", "epochs=3")
+    last = {}
+    for name in ("whole", "cut"):
+        exp = scripts.exp.parent / name
+        last[name] = exp / "demo/HDMNet/split0/resnet18/snapshot/last.pth"
+        if name == "cut":
+            scripts.kill_when(last[name].exists, "train.sh", "1", f"exp_dir={exp}", *settings)
+            assert read_checkpoint(last[name])["run"]["epoch"] < 3
+        printed = scripts("train.sh", "1", f"exp_dir={exp}", *settings).stdout
+        assert ("resumed from" in printed) == (name == "cut")
+    whole, cut = (read_checkpoint(path)["state_dict"] for path in last.values())
+    assert whole.keys() == cut.keys()
+    assert all(whole[key].equal(cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("test.sh", ["1", "split=2", "exp_name=none"], "no trained model in"),
+        ("test.sh", ["1", "weight=nowhere.pth"], "weight = nowhere.pth: there is no such file"),
+        ("test.sh", ["1", "layers=34", "exp_dir=../"], "no trained model in"),
+        ("train.sh", ["1", "base_weight=nowhere.pth"], "nowhere.pth: there is no such file"),
+        ("train.sh", ["2", "epoch=3"], "epoch = 3: unknown key"),
+    ],
+)
+def test_mistakes_are_one_line(script, arguments, message, scripts, trained):
+    result = scripts(script, *arguments, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0], result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_weights_of_another_model_are_refused(scripts, trained):
+    best = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot")
+    result = scripts("test.sh", "1", "layers=34", f"weight={best}", code=2)
+    assert "does not fit the configured model" in result.stderr

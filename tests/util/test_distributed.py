@@ -1,0 +1,78 @@
+"""Several processes compute what one computes."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from model import build_hdmnet, hdmnet_loss
+from tests.golden import golden_episode
+from util.distributed import start_processes
+from util.engine import distributed
+
+CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
+
+
+def gradients(processes):
+    """Gradients of one training step, each process on its share of the batch."""
+    torch.manual_seed(0)
+    net = build_hdmnet("resnet18", 5).to(processes.device).train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+    wrapped = distributed(net, processes, broadcast_buffers=False)
+    batch = golden_episode(CONFIG)
+    share = {key: value[processes.rank :: processes.world_size] for key, value in batch.items()}
+    keys = ("query", "support", "support_mask", "class_index")
+    out = wrapped(*(share[key] for key in keys))
+    hdmnet_loss(out, share["query_mask"], share["base_mask"]).total.backward()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def run_process(rank, world_size, port, path):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    with start_processes() as processes:
+        total = processes.sum(np.array([rank + 1, 10], np.int64))
+        assert total.tolist() == [3, 20] and total.dtype == np.int64
+        result = gradients(processes)
+        if processes.is_main:
+            torch.save(result, path)
+        processes.barrier()
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path, free_port):
+    path = tmp_path / "gradients.pth"
+    mp.spawn(run_process, (2, free_port, path), nprocs=2)
+    two = torch.load(path)
+    with start_processes() as processes:
+        assert (processes.world_size, processes.is_main) == (1, True)
+        one = gradients(processes)
+    assert one.keys() == two.keys() and len(one) > 200
+    largest = max(value.abs().max() for value in one.values())
+    for name, value in one.items():
+        assert (two[name] - value).abs().max() <= 1e-5 * largest, name
+
+
+def test_alone_nothing_is_summed():
+    with start_processes() as processes:
+        counts = np.arange(4)
+        assert processes.sum(counts) is counts
+        assert "1 process" in processes.describe()
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
