@@ -23,13 +23,6 @@ def _number(value):
     return value
 
 
-def _not_bool(value):
-    """In Python `True == 1`, so a Literal of numbers would take it."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("no_bool", "should be a number")
-    return value
-
-
 def _folder_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
         raise PydanticCustomError(
@@ -122,7 +115,7 @@ class TrainFields(BaseModel):
     fix_bn: bool = True
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321
     seed_deterministic: bool = False
-    zoom_factor: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_not_bool)] = 8
+    zoom_factor: Literal[8] = 8  # logits have the size of the image
     exp_dir: str = "exp"
     exp_name: Name | None = None
 
@@ -167,7 +160,7 @@ class TestFields(BaseModel):
     """The test protocol."""
 
     weight: str | None = None
-    ann_type: Literal["mask", "bbox"] = "mask"
+    ann_type: Literal["mask"] = "mask"
     test_num: Count = 1000  # episodes per run
     test_runs: Count = 10
     vis_num: CountOrZero = 3  # episodes drawn as pictures
