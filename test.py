@@ -8,18 +8,19 @@ import numpy as np
 from torch import nn
 
 from model import build_hdmnet
-from util.checkpoint import find_best, load_weights, read_checkpoint
+from util.checkpoint import check_classes, load_weights, read_checkpoint
 from util.config import load_config, parse_args
 from util.dataset import read_pair
 from util.distributed import Processes, start_processes
 from util.draws import draw_test_episodes
-from util.errors import UserError, exits_on_user_error
+from util.errors import exits_on_user_error
 from util.evaluator import Evaluation, evaluate_episodes
 from util.files import write_atomically
 from util.folds import class_label_table
 from util.loaders import build_episodes
 from util.log import get_logger
 from util.metrics import results_table, summarise
+from util.snapshots import find_test_weight
 from util.visualize import draw_episode
 
 PROTOCOL_SEED = 123
@@ -39,61 +40,32 @@ def main() -> None:
         test(cfg, processes)
 
 
-def find_weight(cfg) -> Path:
-    """The checkpoint to test: `weight`, else the run's best, else the 1-shot run's best.
-
-    Raises:
-        UserError: there is none.
-    """
-    if cfg.weight:
-        for path in (Path(cfg.weight), Path(cfg.run_dir) / "snapshot" / cfg.weight):
-            if path.is_file():
-                return path
-        raise UserError(f"weight = {cfg.weight}: there is no such file")
-    folders = [Path(run.run_dir) / "snapshot" for run in (cfg, cfg.model_copy(update={"shot": 1}))]
-    for folder in folders:
-        best = find_best(folder) or folder / "last.pth"
-        if best.is_file():
-            return best
-    raise UserError(
-        f"no trained model in {folders[0]}; train it by "
-        f"`sh train.sh split{cfg.split} {cfg.data_set} 1` or set weight"
-    )
-
-
-def build_model(cfg, base_classes: int, path: Path) -> tuple[nn.Module, int]:
+def build_model(cfg, base_classes: tuple[int, ...], path: Path) -> tuple[nn.Module, int]:
     """The model of a checkpoint of ours or of the published code, and the shot of its training."""
     content = read_checkpoint(path)
+    check_classes(content, base_classes, str(path))
     state = content["state_dict"]
     trained_shot = content.get("shot", cfg.shot)
-    if trained_shot == cfg.shot:
-        kshot_trans_dim = cfg.kshot_trans_dim
-    else:
-        # The weights of the supports belong to the shot of training; without them all count alike.
-        kshot_trans_dim = 0
-        state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}
     net = build_hdmnet(
         cfg.backbone,
-        base_classes,
+        len(base_classes),
         cfg.shot,
-        kshot_trans_dim,
+        cfg.kshot_trans_dim,
         cfg.low_fea,
         cfg.kshot_order,
         trained_shot=trained_shot,
     )
     if trained_shot != cfg.shot:
-        state |= {
-            k: v for k, v in net.state_dict().items() if k not in state and "shot_weights" in k
-        }
+        state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}
     load_weights(net, state, str(path))
     return net, trained_shot
 
 
 def test(cfg, processes: Processes) -> dict:
     """Run the protocol; returns what is written to result/test-*.json."""
-    path = find_weight(cfg)
+    path = find_test_weight(cfg)
     episodes = build_episodes(cfg, "val", testing=True)
-    net, trained_shot = build_model(cfg, episodes.num_base, path)
+    net, trained_shot = build_model(cfg, episodes.base_classes, path)
     net.to(processes.device)
     folder = Path(cfg.run_dir) / "result"
     logger = get_logger(folder, processes.is_main)

@@ -1,19 +1,20 @@
 """Stage 2: train HDMNet on episodes of the base classes of a fold."""
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
-from util.checkpoint import load_weights, read_checkpoint
+from util.checkpoint import check_classes, load_weights, read_checkpoint
 from util.config import VIZ, load_config, parse_args
-from util.distributed import start_processes
+from util.distributed import Processes, start_processes
 from util.draws import draw_test_episodes
 from util.engine import (
-    base_weight_path,
     distributed,
     keep_best,
+    keep_config,
     prepare_epoch,
     resume,
     run_epoch,
@@ -21,12 +22,13 @@ from util.engine import (
     start_run,
     to_device,
 )
-from util.errors import exits_on_user_error
+from util.errors import UserError, exits_on_user_error
 from util.evaluator import evaluate_episodes
 from util.loaders import build_episodes, build_train_loader
 from util.log import RemainingTime
 from util.schedule import hdmnet_optimizer, poly_rate
 from util.seed import untouched_random_streams
+from util.snapshots import find_base_learner, script, snapshot_dir
 
 
 @exits_on_user_error
@@ -37,39 +39,56 @@ def main() -> None:
         train(cfg, processes, args.viz)
 
 
-def build_model(cfg, base_classes: int) -> nn.Module:
-    """HDMNet around the trained base learner, or as `pre_weight` holds it."""
+def build_model(cfg, base_classes: tuple[int, ...], logger: logging.Logger) -> nn.Module:
+    """HDMNet as `pre_weight` holds it, or around the trained base learner.
+
+    Raises:
+        UserError: there is no base learner, or a checkpoint does not fit.
+    """
     net = build_hdmnet(
         cfg.backbone,
-        base_classes,
+        len(base_classes),
         cfg.shot,
         cfg.kshot_trans_dim,
         cfg.low_fea,
         cfg.kshot_order,
         cfg.fix_bn,
     )
-    command = f"sh train_base.sh split{cfg.split} {cfg.data_set} 1"
-    path = base_weight_path(cfg.base_weight, cfg.base_dir, cfg.initmodel_base_path, command)
-    load_weights(net.base, read_checkpoint(path)["state_dict"], str(path))
     if cfg.pre_weight:
-        load_weights(net, read_checkpoint(cfg.pre_weight)["state_dict"], cfg.pre_weight)
+        path, part = Path(cfg.pre_weight), net
+    else:
+        found = find_base_learner(cfg)
+        if found is None:
+            raise UserError(
+                f"no base learner in {snapshot_dir(cfg.base_dir)} or at {cfg.initmodel_base_path}; "
+                f"train it by `{script(cfg, 'train_base.sh')}` or set base_weight"
+            )
+        path, part = found.path, net.base
+        logger.info(
+            f"base learner: {path}" + ("" if found.complete else " (training not complete)")
+        )
+    content = read_checkpoint(path)
+    check_classes(content, base_classes, str(path))
+    load_weights(part, content["state_dict"], str(path))
     return net
 
 
-def train(cfg, processes, viz: bool) -> None:
+def train(cfg, processes: Processes, viz: bool) -> None:
     """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
     train_loader = build_train_loader(cfg, processes.rank, processes.world_size)
     val_episodes = build_episodes(cfg, "val", testing=True) if cfg.evaluate else None
+    base_classes = train_loader.dataset.classes
     logger, scalars = start_run(cfg, cfg.run_dir, processes, viz)
-    snapshot = Path(cfg.run_dir) / "snapshot"
+    snapshot = snapshot_dir(cfg.run_dir)
 
-    net = build_model(cfg, train_loader.dataset.num_base).to(processes.device)
+    net = build_model(cfg, base_classes, logger).to(processes.device)
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
-    state = resume(cfg.resume, snapshot, net, optimizer, logger)
+    state = resume(cfg.resume, snapshot, net, optimizer, base_classes, processes, logger)
     state.epoch = max(state.epoch, cfg.start_epoch)
-    if state.epoch >= cfg.epochs or state.stopped:
+    if state.epoch >= cfg.epochs or state.waited(cfg.stop_interval):
         logger.info(f"training is done after {state.epoch} epochs, see {snapshot}")
         return
+    keep_config(cfg, cfg.run_dir, processes)
 
     steps = len(train_loader)
     total = cfg.epochs * steps
@@ -85,7 +104,7 @@ def train(cfg, processes, viz: bool) -> None:
     # The frozen base learner's buffers never change: no need to send them round every step.
     wrapped = distributed(net, processes, broadcast_buffers=not cfg.fix_bn)
     remaining = RemainingTime(total, state.epoch * steps)
-    details = {"backbone": cfg.backbone, "shot": cfg.shot}
+    details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = to_device(batch, processes.device)
@@ -136,16 +155,16 @@ def train(cfg, processes, viz: bool) -> None:
             validate_halfway if halves and state.epoch > 0 else None,
         )
         epoch = state.epoch + 1
-        if cfg.evaluate and (epoch % cfg.val_freq == 0 or epoch == cfg.epochs):
+        validates = cfg.evaluate and (epoch % cfg.val_freq == 0 or epoch == cfg.epochs)
+        if validates:
             validate(epoch)
         state.epoch = epoch
-        if cfg.stop_interval and cfg.evaluate:
-            state.stopped = epoch - state.best_epoch >= cfg.stop_interval
-        last = state.stopped or epoch == cfg.epochs
-        if processes.is_main and (last or epoch % cfg.save_freq == 0):
+        stops = validates and state.waited(cfg.stop_interval)
+        saves = stops or epoch % cfg.save_freq == 0 or epoch in (cfg.epochs, state.best_epoch)
+        if processes.is_main and saves:
             save_last(snapshot, net, optimizer, state, details)
         processes.barrier()
-        if state.stopped:
+        if stops:
             logger.info(f"no better mIoU for {cfg.stop_interval} epochs: stopping")
             break
     logger.info(f"best mIoU {state.best:.4f} (epoch {state.best_epoch}), weights in {snapshot}")

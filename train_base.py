@@ -1,7 +1,5 @@
 """Stage 1: train the base learner, a PSPNet over the base classes of a fold."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +11,7 @@ from util.distributed import start_processes
 from util.engine import (
     distributed,
     keep_best,
+    keep_config,
     prepare_epoch,
     resume,
     run_epoch,
@@ -20,37 +19,43 @@ from util.engine import (
     start_run,
     to_device,
 )
-from util.errors import exits_on_user_error
+from util.errors import UserError, exits_on_user_error
 from util.evaluator import evaluate_base
 from util.loaders import build_base_data
 from util.log import RemainingTime
 from util.schedule import base_optimizer, poly_rate
 from util.seed import untouched_random_streams
+from util.snapshots import find_base_learner, snapshot_dir
 
-IF_MISSING = ("--if-missing", "do nothing where base_weight or initmodel gives a base learner")
+IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base learner")
 
 
 @exits_on_user_error
 def main() -> None:
     args = parse_args(__doc__, flags=(VIZ, IF_MISSING))
     cfg = load_config(args.config, args.opts)
-    given = cfg.base_weight or Path(cfg.initmodel_base_path).is_file()
-    if args.if_missing and given:
-        return
+    if args.if_missing:
+        # The settings are those of stage 2: what they say of resuming means the other model.
+        cfg = cfg.model_copy(update={"resume": "auto"})
+        found = find_base_learner(cfg)
+        if cfg.pre_weight or (found and found.complete):
+            return
     with start_processes() as processes:
         train(cfg, processes, args.viz)
 
 
 def train(cfg, processes, viz: bool) -> None:
     """Train until `base_epochs`, going on from the last checkpoint."""
+    if cfg.backbone_weight is None:
+        raise UserError(
+            "backbone_weight is not set; give ImageNet weights, or none for random ones"
+        )
     train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
+    base_classes = train_loader.dataset.base_classes
     logger, scalars = start_run(cfg, cfg.base_dir, processes, viz)
-    snapshot = Path(cfg.base_dir) / "snapshot"
+    snapshot = snapshot_dir(cfg.base_dir)
 
-    net = build_pspnet(cfg.backbone, train_loader.dataset.num_base)
-    if cfg.backbone_weight not in (None, "none"):
-        load_backbone(net.backbone, cfg.backbone_weight)
-    net.to(processes.device)
+    net = build_pspnet(cfg.backbone, len(base_classes)).to(processes.device)
     optimizer = base_optimizer(
         net,
         cfg.base_rate,
@@ -59,22 +64,26 @@ def train(cfg, processes, viz: bool) -> None:
         cfg.base_encoder_ratio,
         cfg.base_head_ratio,
     )
-    state = resume(cfg.resume, snapshot, net, optimizer, logger)
+    state = resume(cfg.resume, snapshot, net, optimizer, base_classes, processes, logger)
     if state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return
+    if state.epoch == 0 and cfg.backbone_weight != "none":
+        load_backbone(net.backbone, cfg.backbone_weight)
+    keep_config(cfg, cfg.base_dir, processes)
 
     steps = len(train_loader)
     total = cfg.base_epochs * steps
     logger.info(
         f"base learner: {cfg.backbone}, fold {cfg.split} of {cfg.data_set}, "
-        f"{len(train_loader.dataset)} images, batch {cfg.base_batch_size}, {total} iterations"
+        f"{len(train_loader.dataset)} images, "
+        f"batch {train_loader.batch_size * processes.world_size}, {total} iterations"
     )
     if processes.world_size > 1 and processes.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     wrapped = distributed(net, processes)
     remaining = RemainingTime(total, state.epoch * steps)
-    details = {"backbone": cfg.backbone}
+    details = {"backbone": cfg.backbone, "base_classes": list(base_classes)}
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = to_device(batch, processes.device)

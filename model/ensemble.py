@@ -39,12 +39,13 @@ class Ensemble(nn.Module):
 
     Args:
         shot: number K of supports.
-        kshot_trans_dim: hidden width of the net that weighs the supports; 0 is one linear map.
+        kshot_trans_dim: hidden width of the net that weighs the supports; 0 is one linear map, None
+            weighs all alike, without weights of its own.
         kshot_order: "sorted" applies the weights, made for the ascending distances, to the unsorted
             ones, as the published code does; "restored" applies each to the distance it was made for.
     """
 
-    def __init__(self, shot: int, kshot_trans_dim: int, kshot_order: str = "sorted"):
+    def __init__(self, shot: int, kshot_trans_dim: int | None, kshot_order: str = "sorted"):
         super().__init__()
         if kshot_order not in ("sorted", "restored"):
             raise ValueError(f"kshot_order {kshot_order!r} is neither 'sorted' nor 'restored'")
@@ -52,12 +53,13 @@ class Ensemble(nn.Module):
         self.kshot_order = kshot_order
         self.adjustment_merge = _merge_pair()
         self.background_merge = _merge_pair()
-        self.shot_weights = _shot_weights(shot, kshot_trans_dim) if shot > 1 else None
+        weighs = shot > 1 and kshot_trans_dim is not None
+        self.shot_weights = _shot_weights(shot, kshot_trans_dim) if weighs else None
 
     def adjustment(self, distances: Tensor) -> Tensor:
         """Style distances to the supports (B, K) → one value per episode (B,)."""
         if self.shot_weights is None:
-            return distances.squeeze(1)
+            return distances.mean(1)
         ascending = distances.sort(dim=1).values
         weights = self.shot_weights(ascending[:, :, None, None]).flatten(1).softmax(dim=1)
         return (weights * (distances if self.kshot_order == "sorted" else ascending)).sum(1)

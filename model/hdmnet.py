@@ -53,7 +53,8 @@ class HDMNet(nn.Module):
         low_fea: the features whose style is compared: "layer2", "layer3" or "layer4".
         kshot_order: see `Ensemble`.
         trained_shot: number of supports that the weights were trained with, where it is another one.
-            What matching gathers is a sum over supports; it is brought to the scale of training.
+            What matching gathers is a sum over supports; it is brought to the scale of training. The
+            weights of the supports belong to the shot of training; here all weigh alike.
         fix_bn: keep the batch norms of matching and decoder in eval mode while training, as the
             published model does; they then are a learned scale and shift per channel.
     """
@@ -85,7 +86,8 @@ class HDMNet(nn.Module):
         self.hierarchy = Hierarchy(self.channels)
         self.matching = nn.ModuleList(MatchingLayer(self.channels) for _ in self.hierarchy.stages)
         self.decoder = Decoder(self.channels, len(self.matching))
-        self.ensemble = Ensemble(shot, kshot_trans_dim, kshot_order)
+        other_shot = trained_shot not in (None, shot)
+        self.ensemble = Ensemble(shot, None if other_shot else kshot_trans_dim, kshot_order)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "HDMNet":

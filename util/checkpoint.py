@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from model.backbone import Backbone
 from util.errors import UserError
+from util.files import write_atomically
 
 StateDict = dict[str, Tensor]
 
@@ -160,7 +160,8 @@ def load_backbone(backbone: Backbone, path: str | Path) -> None:
     Raises:
         UserError: the file is missing or of another network.
     """
-    state = {}
+    # Files older than PyTorch 0.4.1 lack these counters, which nothing here reads.
+    state = {k: v for k, v in backbone.state_dict().items() if k.endswith("num_batches_tracked")}
     for key, value in read_checkpoint(path)["state_dict"].items():
         if not key.startswith(("fc.", "classifier.")):
             state[_backbone_name(key)] = value
@@ -201,45 +202,24 @@ def load_weights(net: nn.Module, state: StateDict, source: str) -> None:
     net.load_state_dict(state)
 
 
+def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source: str) -> None:
+    """Refuse a checkpoint of ours that was trained on other base classes, which shapes cannot tell.
+
+    Raises:
+        UserError: naming `source`.
+    """
+    trained = content.get("base_classes")
+    if trained is not None and tuple(trained) != tuple(base_classes):
+        raise UserError(
+            f"checkpoint {source} was trained on base classes {list(trained)}, this fold has "
+            f"{list(base_classes)}; check split, folds and data_set"
+        )
+
+
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) under a temporary name, then rename it to `path`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 # Where the stages of model.backbone begin in torchvision's numbering of VGG16-BN's layers.
 _VGG_STAGES = (0, 7, 14, 24, 34)
-
-_BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
-
-
-def find_best(folder: str | Path) -> Path | None:
-    """The best checkpoint in a snapshot folder, by the value in its name; None without one."""
-    found = [(float(m[2]), int(m[1]), path) for path, m in _best_files(folder)]
-    return max(found)[2] if found else None
-
-
-def save_best(folder: str | Path, epoch: int, miou: float, content: dict[str, Any]) -> Path:
-    """Save a new best checkpoint, named by epoch and mIoU in [0, 1], then remove the older ones."""
-    older = [path for path, _ in _best_files(folder)]
-    path = Path(folder) / f"best_epoch_{epoch}_{miou:.4f}.pth"
-    save_checkpoint(path, content)
-    for other in older:
-        if other != path:
-            other.unlink(missing_ok=True)
-    return path
-
-
-def _best_files(folder: str | Path) -> list[tuple[Path, re.Match[str]]]:
-    paths = sorted(Path(folder).glob("best_epoch_*.pth"))
-    return [(path, match) for path in paths if (match := _BEST.fullmatch(path.name))]

@@ -106,7 +106,7 @@ class TrainFields(BaseModel):
     evaluate: bool = True
     SubEpoch_val: bool = True
     fix_random_seed_val: bool = True
-    batch_size_val: Count = 1
+    batch_size_val: Literal[1] = 1
     val_freq: Count = 1  # epochs between validations
     val_num: Count = 1000  # episodes of a validation during training
     resized_val: bool = True

@@ -65,11 +65,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             raise _impossible(
                 ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
             )
-        if self.batch_size_val > 1 and self.ori_resize:
-            raise _impossible(
-                ("batch_size_val", "ori_resize"),
-                "images keep their own sizes with ori_resize True, so batch_size_val must be 1",
-            )
         if self.vgg and (small := [key for key in SIZES if getattr(self, key) < SMALLEST_VGG]):
             raise _impossible((small[0], "vgg"), f"vgg needs at least {SMALLEST_VGG} pixels")
         self._check_classes()
@@ -131,6 +126,12 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return self.folds
 
     @property
+    def fold_name(self) -> str:
+        """Name of the fold in paths: splitN, apart for the folds of `use_split_coco: False`."""
+        contiguous = self.effective_folds != self.folds
+        return f"split{self.split}" + ("_contiguous" if contiguous else "")
+
+    @property
     def backbone(self) -> str:
         """Name of the network: "vgg16", "resnet50", ..."""
         return "vgg16" if self.vgg else f"resnet{self.layers}"
@@ -147,7 +148,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         EXP is `exp_name` or splitN; other than one shot appends it (split0_5shot), so that a
         5-shot run never overwrites the 1-shot one.
         """
-        exp = self.exp_name or f"split{self.split}"
+        exp = self.exp_name or self.fold_name
         if self.shot != 1:
             exp += f"_{self.shot}shot"
         return os.path.join(self.exp_dir, self.data_set, "HDMNet", exp, self.net_name)
@@ -155,13 +156,11 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def base_dir(self) -> str:
         """Folder of stage 1, exp/DATASET/PSPNet/splitN/NET."""
-        return os.path.join(
-            self.exp_dir, self.data_set, "PSPNet", f"split{self.split}", self.net_name
-        )
+        return os.path.join(self.exp_dir, self.data_set, "PSPNet", self.fold_name, self.net_name)
 
     @property
     def initmodel_base_path(self) -> str:
         """Where the published code looks for the base learner."""
         return os.path.join(
-            "initmodel", "PSPNet", self.data_set, f"split{self.split}", self.net_name, "best.pth"
+            "initmodel", "PSPNet", self.data_set, self.fold_name, self.net_name, "best.pth"
         )

@@ -141,7 +141,7 @@ class BaseDataset(Dataset):
 
     def __init__(self, entries, fold, part, data_root, transform, base_label_folder=None):
         self.entries, self.part, self.data_root = entries, part, data_root
-        self.num_classes, self.num_base = fold.num_classes, len(fold.base)
+        self.num_classes, self.base_classes = fold.num_classes, fold.base
         self.transform = transform
         self.base_labels = BaseLabels(fold, entries, base_label_folder)
 

@@ -73,8 +73,8 @@ def start_processes() -> Iterator[Processes]:
         yield Processes(rank, world_size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        yield Processes(rank, world_size, device)
-    finally:
-        dist.destroy_process_group()
+    device_id = device if device.type == "cuda" else None
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
+    yield Processes(rank, world_size, device)
+    # Not after an error: the others may be waiting in a collective, and this would wait for them.
+    dist.destroy_process_group()

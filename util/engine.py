@@ -8,45 +8,56 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from util.checkpoint import find_best, load_weights, read_checkpoint, save_best, save_checkpoint
+from util.checkpoint import check_classes, load_weights, read_checkpoint, save_checkpoint
 from util.config import Config, dump_config
 from util.distributed import Processes
 from util.errors import UserError
 from util.log import Means, RemainingTime, Scalars, get_logger
 from util.schedule import set_rate
 from util.seed import seed_everything, set_deterministic
-
-LAST = "last.pth"
+from util.snapshots import LAST, find_best, save_best
 
 
 @dataclass
 class RunState:
-    """Where a training run stands: epochs done, the best mIoU so far and its epoch, all done."""
+    """Where a training run stands: epochs done, the best mIoU so far and its epoch."""
 
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
-    stopped: bool = False
+
+    def waited(self, epochs: int) -> bool:
+        """Whether that many epochs (0: any number) brought no better mIoU since the best one."""
+        return 0 < epochs <= self.epoch - self.best_epoch and self.best_epoch > 0
 
 
 def start_run(
     cfg: Config, folder: str, processes: Processes, viz: bool
 ) -> tuple[logging.Logger, Scalars]:
-    """Seed everything, open the log and keep the configuration in the run's folder."""
+    """Seed everything and open the log in the run's folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     if cfg.manual_seed is not None:
         seed_everything(cfg.manual_seed)
     set_deterministic(cfg.seed_deterministic)
     logger = get_logger(folder, processes.is_main)
     logger.info(processes.describe())
+    return logger, Scalars(folder, viz and processes.is_main)
+
+
+def keep_config(cfg: Config, folder: str, processes: Processes) -> None:
+    """Write the configuration that a run trains with into its folder."""
     if processes.is_main:
         dump_config(cfg, os.path.join(folder, "config.yaml"))
-    return logger, Scalars(folder, viz and processes.is_main)
 
 
 def prepare_epoch(cfg: Config, epoch: int, loader: DataLoader) -> None:
@@ -126,32 +137,66 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 
 def resume(
-    setting: str, snapshot: Path, net: nn.Module, optimizer: Optimizer, logger: logging.Logger
+    setting: str,
+    snapshot: Path,
+    net: nn.Module,
+    optimizer: Optimizer,
+    base_classes: tuple[int, ...],
+    processes: Processes,
+    logger: logging.Logger,
 ) -> RunState:
     """Continue from a checkpoint of an earlier run.
 
     Args:
         setting: "auto" (the last checkpoint in `snapshot`, if any), "none", or a path.
         snapshot: folder of the run's checkpoints.
-        net, optimizer: get the state of the checkpoint.
+        net, optimizer: get the state of the checkpoint; rates and weight decay stay as configured.
+        base_classes: of the fold.
+        processes: this process among all.
         logger: told what happened.
 
     Raises:
-        UserError: the checkpoint is missing, foreign, or of another model.
+        UserError: the checkpoint is missing, foreign, of another model or fold, or not there for
+            every process.
     """
-    if setting == "none":
-        return RunState()
     path = snapshot / LAST if setting == "auto" else Path(setting)
-    if setting == "auto" and not path.exists():
-        return RunState()
+    state = RunState()
+    if setting != "none" and (setting != "auto" or path.exists()):
+        state = _continued(path, net, optimizer, base_classes)
+        if setting == "auto" and (best := find_best(snapshot)) and best.miou > state.best:
+            # Written after the last checkpoint was: it must not fall to a lesser one.
+            state.best, state.best_epoch = best.miou, best.epoch
+        logger.info(f"resumed from {path}: {state.epoch} epochs done, best mIoU {state.best:.4f}")
+    epochs = processes.sum(np.array([state.epoch]))[0]
+    if epochs != state.epoch * processes.world_size:
+        raise UserError(
+            f"resume {path}: not all processes find the same checkpoint; exp_dir has to be on a disk "
+            "that all nodes share"
+        )
+    return state
+
+
+def _continued(
+    path: Path, net: nn.Module, optimizer: Optimizer, base_classes: tuple[int, ...]
+) -> RunState:
     content = read_checkpoint(path)
     if not {"optimizer", "run"} <= set(content):
         raise UserError(f"resume {path}: holds weights only; give it as pre_weight instead")
+    check_classes(content, base_classes, str(path))
     load_weights(net, content["state_dict"], str(path))
-    optimizer.load_state_dict(content["optimizer"])
-    state = RunState(**content["run"])
-    logger.info(f"resumed from {path}: {state.epoch} epochs done, best mIoU {state.best:.4f}")
-    return state
+    configured = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except ValueError as error:
+        raise UserError(
+            f"resume {path}: its optimiser has other parameters; was train_kshot_rw changed?"
+        ) from error
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        group.update(options)
+    return RunState(**content["run"])
 
 
 def keep_best(
@@ -189,30 +234,3 @@ def save_last(
         **details,
     }
     save_checkpoint(snapshot / LAST, content)
-
-
-def base_weight_path(
-    base_weight: str | None, base_dir: str, initmodel_path: str, train_command: str
-) -> Path:
-    """The checkpoint of the base learner that stage 2 builds on.
-
-    Args:
-        base_weight: the configured path, if any.
-        base_dir: folder of stage 1.
-        initmodel_path: where the published code looks.
-        train_command: what trains one, for the message.
-
-    Raises:
-        UserError: there is none.
-    """
-    if base_weight:
-        return Path(base_weight)
-    best = find_best(Path(base_dir) / "snapshot")
-    if best is not None:
-        return best
-    if Path(initmodel_path).is_file():
-        return Path(initmodel_path)
-    raise UserError(
-        f"no base learner in {base_dir}/snapshot or at {initmodel_path}; train it by "
-        f"`{train_command}` or set base_weight"
-    )

@@ -44,8 +44,8 @@ class EpisodeDataset(Dataset):
     lists: ImageLists of `part` ("train": base classes, "val": held-out classes); `transform` as
     in `util.transform`; base_label_folder: None to compute base labels, else the folder they
     are read from (`util.dataset.base_label_dir`). Raises UserError if a class has too few
-    images for `shot`. `classes`: the part's class ids, ascending; `num_base`: how many base
-    classes the fold has. Draws from the module `random`, which torch seeds in every worker.
+    images for `shot`. `classes`: the part's class ids, ascending; `base_classes`: those
+    of the fold's base classes. Draws from the module `random`, which torch seeds in every worker.
 
     Item: dict of query (3, S, S) float32, query_mask (S, S) int64 in {0, 1, 255}, base_mask
     (S, S) int64, support (K, 3, S, S) float32, support_mask (K, S, S) int64, support_index (K,)
@@ -69,7 +69,7 @@ class EpisodeDataset(Dataset):
         self.lists, self.shot, self.originals = lists, shot, originals
         self.data_root, self.transform = data_root, transform
         self.classes = fold.classes(part)
-        self.num_base = len(fold.base)
+        self.base_classes = fold.base
         self.base_labels = BaseLabels(fold, lists.entries, base_label_folder)
 
     def __len__(self):

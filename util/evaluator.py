@@ -18,7 +18,10 @@ from util.prior_baseline import PriorHistograms
 
 
 class Evaluation(NamedTuple):
-    """Counts over all processes, and the first predictions: (draw, final (H, W) in {0, 1})."""
+    """Counts over all processes, and the first predictions: (draw, final (H, W) in {0, 1}).
+
+    The predictions have the original size of the query.
+    """
 
     metrics: EpisodeMetrics
     prior: PriorHistograms | None
@@ -56,7 +59,7 @@ def evaluate_episodes(
         progress: label of a progress bar, None for none.
     """
     net.eval()
-    metrics = EpisodeMetrics(episodes.classes, episodes.num_base)
+    metrics = EpisodeMetrics(episodes.classes, len(episodes.base_classes))
     prior = PriorHistograms(episodes.classes) if baselines else None
     kept: list[tuple[Draw, Tensor]] = []
     share = draws[processes.rank :: processes.world_size]
@@ -87,7 +90,9 @@ def evaluate_episodes(
             enlarged = resize_logits(out.prior, batch["query"].shape[-2:])
             prior.update(draw.class_id, at_label_size(enlarged), label)
         if processes.is_main and len(kept) < keep:
-            kept.append((draw, predictions[0].cpu()))
+            final = out.final[..., : fitted[0], : fitted[1]]
+            shape = batch["label"].shape[-2:]
+            kept.append((draw, resize_logits(final, shape)[0].argmax(0).cpu()))
     metrics.load_state(processes.sum(metrics.state()))
     if prior is not None:
         prior.load_state(processes.sum(prior.state()))

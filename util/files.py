@@ -4,8 +4,9 @@ import os
 
 
 def write_atomically(path, data):
-    """Write `data` (bytes or str, text as UTF-8) under a temporary name beside `path`, then rename.
+    """Write under a temporary name beside `path`, then rename.
 
+    `data`: bytes, str (as UTF-8), or a function that writes to the open binary file it is given.
     Missing folders on the way to `path` are made. Several processes may write the same path.
     """
     path = os.fspath(path)
@@ -13,7 +14,13 @@ def write_atomically(path, data):
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as handle:
-            handle.write(data.encode("utf-8") if isinstance(data, str) else data)
+            if callable(data):
+                data(handle)
+            else:
+                handle.write(data.encode("utf-8") if isinstance(data, str) else data)
+            # A power cut after the rename must not leave an empty file under the final name.
+            handle.flush()
+            os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

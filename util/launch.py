@@ -20,9 +20,9 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from util.errors import UserError, exits_on_user_error
+from util.errors import EXIT_CODE, UserError, exits_on_user_error
+from util.list_cache import available_cores
 
-USER_ERROR = 2
 PORT_OF_SEVERAL_NODES = 29500
 
 
@@ -84,7 +84,7 @@ def _explain(error: ChildFailedError) -> int:
         return 128 - failure.exitcode
     if os.path.isfile(failure.error_file):
         print(f"error: {failure.message}", file=sys.stderr)
-    elif failure.exitcode != USER_ERROR:
+    elif failure.exitcode != EXIT_CODE:
         print(
             f"error: process {rank} failed with exit code {failure.exitcode}; see above",
             file=sys.stderr,
@@ -102,8 +102,7 @@ def main(argv=None) -> None:
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UserError(f"GPUS = {processes}: this machine has {torch.cuda.device_count()}")
     options = torchrun_arguments(processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="hdmnet-") as logs:
         try:

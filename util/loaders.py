@@ -64,16 +64,11 @@ def build_episodes(cfg, part, testing, progress=True):
 def build_base_data(cfg, rank=0, world_size=1):
     """The training loader and the validation dataset of stage 1.
 
-    train: every image of the train list, shuffled, cfg.base_batch_size images over all
-    processes (see `build_train_loader` for the sampler); val: every image of the val list.
-    Raises UserError if the batch does not divide.
+    train: every image of the train list, shuffled, cfg.base_batch_size images over all processes
+    (rounded up to the same number in each; see `build_train_loader` for the sampler); val: every
+    image of the val list.
     """
-    batch_size, rest = divmod(cfg.base_batch_size, world_size)
-    if rest:
-        raise UserError(
-            f"base_batch_size {cfg.base_batch_size} does not divide over {world_size} processes; "
-            f"use a multiple of {world_size}"
-        )
+    batch_size = -(-cfg.base_batch_size // world_size)
     size = (cfg.base_h, cfg.base_w)
     transform = base_train_transform(
         size,

@@ -6,7 +6,8 @@ and in any order; ratios are taken once, at the end. Values are shares of 1.
 
 import numpy as np
 
-IGNORE = 255
+from util.folds import IGNORE
+
 SCORES = ("mIoU", "mIoU_m", "mIoU_b", "FBIoU", "FBIoU_m", "pIoU")
 
 
@@ -47,10 +48,6 @@ class SegmentationMetrics:
     def load_state(self, state):
         """Replace the counts by those of `state`."""
         self._counts[...] = _array(state).reshape(self._counts.shape)
-
-    def merge(self, state):
-        """Add the counts of another process's `state`."""
-        self._counts += _array(state).reshape(self._counts.shape)
 
     def iou(self):
         """IoU of every class, float64 (num_classes,); 0 for one that is nowhere."""
@@ -109,10 +106,6 @@ class EpisodeMetrics:
     def load_state(self, state):
         """Replace the counts by those of `state`."""
         self._state[...] = _array(state)
-
-    def merge(self, state):
-        """Add the counts of another process's `state`."""
-        self._state += _array(state)
 
     def results(self):
         """The six scores of SCORES as floats, and "class_iou": {class id: IoU}.

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-IGNORE = 255
 BINS = 500
 VARIANTS = ("f5", "f4", "mean of f5 and f4")
 

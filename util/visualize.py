@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 
 from util.files import write_atomically
-from util.metrics import IGNORE, confusion
+from util.folds import IGNORE
+from util.metrics import confusion
 
 # Colours (RGB) that stay apart under the common colour-vision deficiencies (Okabe and Ito).
 SUPPORT_COLOUR = (230, 159, 0)

@@ -1,4 +1,8 @@
-"""Several processes compute what one computes."""
+"""Several processes compute what one computes.
+
+Each process averages over its own pixels, as in the published code, so this is exact where all have
+equally many that are not ignored: the episodes here do.
+"""
 
 import os
 
@@ -57,9 +61,10 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, free_port):
         assert (processes.world_size, processes.is_main) == (1, True)
         one = gradients(processes)
     assert one.keys() == two.keys() and len(one) > 200
-    largest = max(value.abs().max() for value in one.values())
+    floor = 1e-3 * max(value.abs().max() for value in one.values())
     for name, value in one.items():
-        assert (two[name] - value).abs().max() <= 1e-5 * largest, name
+        bound = 1e-5 * max(value.abs().max(), floor)
+        assert (two[name] - value).abs().max() <= bound, name
 
 
 def test_alone_nothing_is_summed():
