@@ -8,5 +8,13 @@ PYTHON=$python
 export PYTHON
 "$python" -m util.demo_data --out data/demo || exit
 sh train.sh split0 demo 1 || exit
-sh test.sh split0 demo 1 baselines True || exit
-echo "Dataset: data/demo   base learner: exp/demo/PSPNet   HDMNet, results and pictures: exp/demo/HDMNet"
+sh test.sh split0 demo 1 baselines True --if-missing || exit
+sh test.sh split0 demo 1 baselines True shot 5 --if-missing || exit
+cat <<'END'
+
+dataset                   data/demo
+base learner              exp/demo/PSPNet/split0/resnet18
+HDMNet                    exp/demo/HDMNet/split0/resnet18
+1-shot results, pictures  exp/demo/HDMNet/split0/resnet18/result
+5-shot results, pictures  exp/demo/HDMNet/split0_5shot/resnet18/result
+END

@@ -24,6 +24,7 @@ from util.snapshots import find_test_weight
 from util.visualize import draw_episode
 
 PROTOCOL_SEED = 123
+IF_MISSING = ("--if-missing", "print the table of an earlier test with the same settings if any")
 BASELINE_EPISODES = 200
 
 
@@ -34,10 +35,10 @@ def run_seeds(runs: int) -> list[int]:
 
 @exits_on_user_error
 def main() -> None:
-    args = parse_args(__doc__)
+    args = parse_args(__doc__, flags=(IF_MISSING,))
     cfg = load_config(args.config, args.opts)
     with start_processes() as processes:
-        test(cfg, processes)
+        test(cfg, processes, args.if_missing)
 
 
 def build_model(cfg, base_classes: tuple[int, ...], path: Path) -> tuple[nn.Module, int]:
@@ -61,26 +62,41 @@ def build_model(cfg, base_classes: tuple[int, ...], path: Path) -> tuple[nn.Modu
     return net, trained_shot
 
 
-def test(cfg, processes: Processes) -> dict:
-    """Run the protocol; returns what is written to result/test-*.json."""
+def test(cfg, processes: Processes, if_missing: bool = False) -> None:
+    """Run the protocol, print its table, and write both to result/test-*."""
     path = find_test_weight(cfg)
+    settings = {
+        "weight": str(path),
+        "dataset": cfg.data_set,
+        "split": cfg.split,
+        "shot": cfg.shot,
+        "backbone": cfg.backbone,
+        "size": cfg.val_size,
+        "episodes": cfg.test_num,
+        "seeds": run_seeds(cfg.test_runs),
+        "workers": cfg.workers,
+        "baselines": cfg.baselines,
+    }
+    folder = Path(cfg.run_dir) / "result"
+    output = folder / f"test-{cfg.shot}shot-{path.stem}.json"
+    logger = get_logger(folder, processes.is_main)
+    if if_missing and output.is_file():
+        report = json.loads(output.read_text())
+        if report["settings"] == settings:
+            logger.info(f"tested before, see {output}\n{report_table(report, cfg.class_names)}")
+            return
+
     episodes = build_episodes(cfg, "val", testing=True)
     net, trained_shot = build_model(cfg, episodes.base_classes, path)
     net.to(processes.device)
-    folder = Path(cfg.run_dir) / "result"
-    logger = get_logger(folder, processes.is_main)
     logger.info(processes.describe())
     logger.info(
         f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
         + (f" trained with {trained_shot}-shot" if trained_shot != cfg.shot else "")
     )
-
-    threshold = None
-    if cfg.baselines:
-        threshold = _prior_threshold(cfg, net, processes)
-        logger.info(f"baseline: {threshold.describe()}, best on the base classes")
-    runs = []
-    for number, seed in enumerate(run_seeds(cfg.test_runs), start=1):
+    threshold = _prior_threshold(cfg, net, processes) if cfg.baselines else None
+    report = {"settings": settings, "trained_shot": trained_shot, "runs": []}
+    for number, seed in enumerate(settings["seeds"]):
         start = time.monotonic()
         draws = draw_test_episodes(episodes.lists, cfg.shot, cfg.test_num, seed, cfg.workers)
         evaluation = evaluate_episodes(
@@ -91,49 +107,38 @@ def test(cfg, processes: Processes) -> dict:
             cfg.ori_resize,
             cfg.workers,
             cfg.baselines,
-            keep=cfg.vis_num if number == 1 else 0,
-            progress=f"run {number}/{cfg.test_runs}",
+            keep=0 if number else cfg.vis_num,
+            progress=f"run {number + 1}/{cfg.test_runs}",
         )
         run = {"seed": seed, **evaluation.metrics.results()}
         if threshold is not None:
-            run |= {"baselines": evaluation.prior.baselines(threshold)}
-        runs.append(run)
+            run["baselines"] = evaluation.prior.baselines(threshold)
+        report["runs"].append(run)
         rate = cfg.test_num / (time.monotonic() - start)
         logger.info(f"seed {seed}: mIoU {run['mIoU']:.4f}, {rate:.1f} episodes/s")
-        if processes.is_main and number == 1:
+        if processes.is_main and number == 0:
             _draw_pictures(cfg, episodes, evaluation, folder)
-    report = {
-        "weight": str(path),
-        "dataset": cfg.data_set,
-        "split": cfg.split,
-        "shot": cfg.shot,
-        "trained_shot": trained_shot,
-        "backbone": cfg.backbone,
-        "episodes": cfg.test_num,
-        "runs": runs,
-        **summarise(runs),
-    }
+    report |= summarise(report["runs"])
     if threshold is not None:
-        report["baselines"] = {
-            "threshold": threshold.describe(),
-            **{
-                name: float(np.mean([run["baselines"][name] for run in runs]))
-                for name in runs[0]["baselines"]
-            },
-        }
+        report["prior_threshold"] = threshold.describe()
     if processes.is_main:
-        output = folder / f"test-{cfg.shot}shot-{path.stem}.json"
         write_atomically(output, json.dumps(report, indent=1) + "\n")
-        logger.info("\n" + results_table(runs, cfg.class_names))
-        if threshold is not None:
-            means = report["baselines"]
-            logger.info(
-                f"mean mIoU  HDMNet {100 * report['mean']['mIoU']:.2f}"
-                f"  everything foreground {100 * means['all_foreground']:.2f}"
-                f"  {threshold.describe()} {100 * means['prior']:.2f}"
-            )
-        logger.info(f"results in {output}, pictures in {folder}")
-    return report
+    logger.info(f"\n{report_table(report, cfg.class_names)}")
+    logger.info(f"results in {output}, pictures in {folder}")
+
+
+def report_table(report: dict, class_names: list[str] | None) -> str:
+    """The table of a report, in percent, with the mean of the baselines where they were tested."""
+    lines = [results_table(report["runs"], class_names)]
+    if "prior_threshold" in report:
+        rows = {"HDMNet": report["mean"]["mIoU"]}
+        names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
+        for key, name in names.items():
+            rows[name] = float(np.mean([run["baselines"][key] for run in report["runs"]]))
+        width = max(map(len, rows))
+        lines += ["", f"{'method':{width}}     mIoU", "-" * (width + 9)]
+        lines += [f"{name:{width}} {100 * value:8.2f}" for name, value in rows.items()]
+    return "\n".join(lines)
 
 
 def _prior_threshold(cfg, net: nn.Module, processes: Processes):

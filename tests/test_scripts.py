@@ -115,8 +115,10 @@ def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained):
     assert set(one["runs"][0]["class_iou"]) == {"1", "2", "3", "4", "5"}
     assert f"{100 * one['mean']['mIoU']:.2f}" in printed
     assert "everything foreground" in printed
-    baselines = one["baselines"]
-    assert 0 < baselines["all_foreground"] < 1 and 0 < baselines["prior"] < 1
+    for run in one["runs"]:
+        assert 0 < run["baselines"]["all_foreground"] < 1 and 0 < run["baselines"]["prior"] < 1
+    again = scripts("test.sh", "1", "test_runs=2", "baselines=True", "--if-missing").stdout
+    assert "tested before" in again and again.splitlines()[-1] == printed.splitlines()[-2]
     scripts("test.sh", "2", "test_runs=2", "baselines=True")
     two = scripts.report()
     for score in SCORES:
@@ -129,7 +131,7 @@ def test_two_shot_uses_the_one_shot_weights(scripts, trained):
     printed = scripts("test.sh", "1", "shot=2", "test_runs=1", "vis_num=0").stdout
     assert "trained with 1-shot" in printed
     report = scripts.report(shot=2)
-    assert (report["shot"], report["trained_shot"]) == (2, 1)
+    assert (report["settings"]["shot"], report["trained_shot"]) == (2, 1)
 
 
 def test_a_killed_run_goes_on_to_the_same_end(scripts, trained):
