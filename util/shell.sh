@@ -5,6 +5,9 @@
 
 constraints=util/build-constraints.txt
 
+# Threads that wait by spinning halve the speed where loader processes share the cores.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 2
@@ -178,8 +181,6 @@ find_config() {
 launch() {
     script=$1
     shift
-    # Threads that wait by spinning halve the speed where loader processes share the cores.
-    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
     # $preset is words without blanks.
     # shellcheck disable=SC2086
     if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" = 1 ]; then
