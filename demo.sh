@@ -9,7 +9,7 @@ export PYTHON
 "$python" -m util.demo_data --out data/demo || exit
 sh train.sh split0 demo 1 || exit
 sh test.sh split0 demo 1 baselines True --if-missing || exit
-sh test.sh split0 demo 1 baselines True shot 5 --if-missing || exit
+sh test.sh split0 demo 1 shot 5 --if-missing || exit
 cat <<'END'
 
 dataset                   data/demo
