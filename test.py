@@ -48,13 +48,7 @@ def build_model(cfg, base_classes: tuple[int, ...], path: Path) -> tuple[nn.Modu
     state = content["state_dict"]
     trained_shot = content.get("shot", cfg.shot)
     net = build_hdmnet(
-        cfg.backbone,
-        len(base_classes),
-        cfg.shot,
-        cfg.kshot_trans_dim,
-        cfg.low_fea,
-        cfg.kshot_order,
-        trained_shot=trained_shot,
+        base_classes=len(base_classes), trained_shot=trained_shot, **cfg.model_arguments
     )
     if trained_shot != cfg.shot:
         state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}

@@ -45,15 +45,7 @@ def build_model(cfg, base_classes: tuple[int, ...], logger: logging.Logger) -> n
     Raises:
         UserError: there is no base learner, or a checkpoint does not fit.
     """
-    net = build_hdmnet(
-        cfg.backbone,
-        len(base_classes),
-        cfg.shot,
-        cfg.kshot_trans_dim,
-        cfg.low_fea,
-        cfg.kshot_order,
-        cfg.fix_bn,
-    )
+    net = build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
     if cfg.pre_weight:
         path, part = Path(cfg.pre_weight), net
     else:

@@ -137,6 +137,12 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return "vgg16" if self.vgg else f"resnet{self.layers}"
 
     @property
+    def model_arguments(self) -> dict:
+        """What the settings say of the network, as `model.build_hdmnet` takes it."""
+        keys = ("backbone", "shot", "kshot_trans_dim", "low_fea", "kshot_order", "fix_bn")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
         return "vgg" if self.vgg else f"resnet{self.layers}"
