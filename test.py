@@ -20,6 +20,7 @@ from util.folds import class_label_table
 from util.loaders import build_episodes
 from util.log import get_logger
 from util.metrics import results_table, summarise
+from util.precision import Precision
 from util.snapshots import find_test_weight
 from util.visualize import draw_episode
 
@@ -37,7 +38,7 @@ def run_seeds(runs: int) -> list[int]:
 def main() -> None:
     args = parse_args(__doc__, flags=(IF_MISSING,))
     cfg = load_config(args.config, args.opts)
-    with start_processes() as processes:
+    with start_processes() as processes, Precision(cfg.amp, processes.device).autocast():
         test(cfg, processes, args.if_missing)
 
 
@@ -69,6 +70,7 @@ def test(cfg, processes: Processes, if_missing: bool = False) -> None:
         "episodes": cfg.test_num,
         "seeds": run_seeds(cfg.test_runs),
         "workers": cfg.workers,
+        "amp": cfg.amp,
         "baselines": cfg.baselines,
     }
     folder = Path(cfg.run_dir) / "result"

@@ -26,6 +26,7 @@ from util.errors import UserError, exits_on_user_error
 from util.evaluator import evaluate_episodes
 from util.loaders import build_episodes, build_train_loader
 from util.log import RemainingTime
+from util.precision import Precision
 from util.schedule import hdmnet_optimizer, poly_rate
 from util.seed import untouched_random_streams
 from util.snapshots import find_base_learner, script, snapshot_dir
@@ -74,6 +75,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     snapshot = snapshot_dir(cfg.run_dir)
 
     net = build_model(cfg, base_classes, logger).to(processes.device)
+    precision = Precision(cfg.amp, processes.device)
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     state = resume(cfg.resume, snapshot, net, optimizer, base_classes, processes, logger)
     state.epoch = max(state.epoch, cfg.start_epoch)
@@ -100,7 +102,10 @@ def train(cfg, processes: Processes, viz: bool) -> None:
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = to_device(batch, processes.device)
-        out = wrapped(batch["query"], batch["support"], batch["support_mask"], batch["class_index"])
+        with precision.autocast():
+            out = wrapped(
+                batch["query"], batch["support"], batch["support_mask"], batch["class_index"]
+            )
         losses = hdmnet_loss(
             out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2
         )
@@ -115,7 +120,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
         """Evaluate and keep the best; `epoch` counts the epochs trained, halves included."""
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else state.epoch)
         draws = draw_test_episodes(val_episodes.lists, cfg.shot, cfg.val_num, seed, cfg.workers)
-        with untouched_random_streams():
+        with untouched_random_streams(), precision.autocast():
             metrics = evaluate_episodes(
                 net, val_episodes, draws, processes, cfg.ori_resize, cfg.workers
             ).metrics
@@ -138,6 +143,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
             train_loader,
             losses_of,
             optimizer,
+            precision.scaler,
             lambda iteration: poly_rate(cfg.base_lr, iteration, total, cfg.power, warmup_steps),
             state.epoch * steps,
             remaining,

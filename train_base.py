@@ -23,6 +23,7 @@ from util.errors import UserError, exits_on_user_error
 from util.evaluator import evaluate_base
 from util.loaders import build_base_data
 from util.log import RemainingTime
+from util.precision import Precision
 from util.schedule import base_optimizer, poly_rate
 from util.seed import untouched_random_streams
 from util.snapshots import find_base_learner, snapshot_dir
@@ -55,7 +56,9 @@ def train(cfg, processes, viz: bool) -> None:
     logger, scalars = start_run(cfg, cfg.base_dir, processes, viz)
     snapshot = snapshot_dir(cfg.base_dir)
 
-    net = build_pspnet(cfg.backbone, len(base_classes)).to(processes.device)
+    net = build_pspnet(cfg.backbone, len(base_classes))
+    net.to(processes.device, memory_format=torch.channels_last)
+    precision = Precision(cfg.amp, processes.device)
     optimizer = base_optimizer(
         net,
         cfg.base_rate,
@@ -87,9 +90,9 @@ def train(cfg, processes, viz: bool) -> None:
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = to_device(batch, processes.device)
-        loss = F.cross_entropy(
-            wrapped(batch["image"]), batch["label"], ignore_index=cfg.ignore_label
-        )
+        with precision.autocast():
+            logits = wrapped(batch["image"])
+        loss = F.cross_entropy(logits.float(), batch["label"], ignore_index=cfg.ignore_label)
         return {"loss": loss}
 
     while state.epoch < cfg.base_epochs:
@@ -99,6 +102,7 @@ def train(cfg, processes, viz: bool) -> None:
             train_loader,
             losses_of,
             optimizer,
+            precision.scaler,
             lambda iteration: poly_rate(cfg.base_rate, iteration, total, cfg.base_power),
             state.epoch * steps,
             remaining,
@@ -108,7 +112,7 @@ def train(cfg, processes, viz: bool) -> None:
         )
         epoch = state.epoch + 1
         if epoch % cfg.base_val_freq == 0 or epoch == cfg.base_epochs:
-            with untouched_random_streams():
+            with untouched_random_streams(), precision.autocast():
                 miou = evaluate_base(net, val_images, processes, cfg.workers)
             logger.info(f"epoch {epoch}/{cfg.base_epochs}  mIoU of base classes {miou:.4f}")
             scalars.add("val", {"mIoU_b": miou}, epoch)

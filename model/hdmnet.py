@@ -108,7 +108,7 @@ class HDMNet(nn.Module):
         if f2.shape[-2:] != f3.shape[-2:]:
             f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
         low = {"layer2": f2, "layer3": f3, "layer4": f4}[self.low_fea]
-        return FrozenFeatures(torch.cat([f3, f2], dim=1), low, f4, f5)
+        return FrozenFeatures(*(f.float() for f in (torch.cat([f3, f2], dim=1), low, f4, f5)))
 
     def forward(
         self,
@@ -136,7 +136,7 @@ class HDMNet(nn.Module):
         query_frozen = FrozenFeatures(*(f[:batch] for f in frozen))
         support_frozen = FrozenFeatures(*(f[batch:].unflatten(0, (batch, shot)) for f in frozen))
 
-        with torch.no_grad():
+        with torch.no_grad(), _float32(query.device):
             base = self.base.classifier(query_frozen.f5)
             distances = style_distance(query_frozen.low, support_frozen.low)
             prior = torch.cat(
@@ -152,7 +152,9 @@ class HDMNet(nn.Module):
         support_maps = self.hierarchy(support_map)  # (B·K, C, h_i, w_i)
         meta, correlations = self._match(query_maps, support_maps, mask, prior)
         adjustment = self.ensemble.adjustment(distances)
-        final = self.ensemble(meta, base, adjustment, class_index)
+        with _float32(query.device):
+            meta = meta.float()
+            final = self.ensemble(meta, base, adjustment, class_index)
 
         size = query.shape[-2:]
         return HDMNetOutput(
@@ -211,6 +213,11 @@ class HDMNet(nn.Module):
             )
         if shot != self.ensemble.shot:
             raise ValueError(f"the model is built for {self.ensemble.shot} supports, got {shot}")
+
+
+def _float32(device: torch.device) -> torch.autocast:
+    """Where mixed precision is left: products of unnormalised features overflow float16."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _reduction(inputs: int, outputs: int, *after: nn.Module) -> nn.Sequential:

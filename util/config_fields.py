@@ -53,6 +53,11 @@ def _grid_size(value: int) -> int:
 
 
 Size = Annotated[int, AfterValidator(_grid_size)]  # pixels
+# YAML 1.1 reads a bare `off` as false.
+Amp = Annotated[
+    Literal["off", "bf16", "fp16"],
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 Folds = Literal["contiguous", "interleaved"] | list[list[int]]
 
 
@@ -112,6 +117,7 @@ class TrainFields(BaseModel):
     resized_val: bool = True
     ori_resize: bool = True
     workers: CountOrZero = 8  # loader processes per process
+    amp: Amp = "off"  # mixed precision: off, bf16, or fp16 (CUDA only)
     fix_bn: bool = True
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321
     seed_deterministic: bool = False

@@ -72,6 +72,7 @@ def run_epoch(
     loader: Iterable[dict[str, Tensor]],
     losses_of: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
     rate_of: Callable[[int], float],
     first: int,
     remaining: RemainingTime,
@@ -86,6 +87,7 @@ def run_epoch(
         loader: batches; has a length.
         losses_of: scalars of one batch by name; "loss" is minimised.
         optimizer: one with a `ratio` per group, see `util.schedule`.
+        scaler: of `Precision`.
         rate_of: base learning rate of an iteration, counted from 1 over the whole run.
         first: iterations done before this epoch.
         remaining: estimates the time that is left.
@@ -104,8 +106,9 @@ def run_epoch(
         set_rate(optimizer, rate)
         losses = losses_of(batch)
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
+        scaler.scale(losses["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
         means.update({name: value.detach() for name, value in losses.items()})
         if step % print_freq == 0 or step == steps:
             values = {name: float(value) for name, value in means.pop().items()}

@@ -10,6 +10,7 @@ from util.distributed import Processes
 from util.engine import RunState, keep_best, resume, run_epoch, save_last
 from util.errors import UserError
 from util.log import Means, RemainingTime, Scalars, get_logger
+from util.precision import Precision
 from util.seed import seed_everything, untouched_random_streams
 from util.snapshots import LAST, find_best, save_best
 
@@ -144,6 +145,7 @@ def epoch(losses, logger, halfway=None):
         losses,
         lambda loss: {"loss": net.weight.sum() * 0 + loss},
         optimizer,
+        Precision("off", torch.device("cpu")).scaler,
         rate_of,
         10,
         RemainingTime(20, 10),
