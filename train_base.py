@@ -8,24 +8,12 @@ from model import build_pspnet
 from util.checkpoint import load_backbone
 from util.config import VIZ, load_config, parse_args
 from util.distributed import start_processes
-from util.engine import (
-    distributed,
-    keep_best,
-    keep_config,
-    prepare_epoch,
-    resume,
-    run_epoch,
-    save_last,
-    start_run,
-    to_device,
-)
+from util.engine import Trainer, distributed, start_run
 from util.errors import UserError, exits_on_user_error
 from util.evaluator import evaluate_base
 from util.loaders import build_base_data
-from util.log import RemainingTime
-from util.precision import Precision
+from util.resume import find_saved
 from util.schedule import base_optimizer, poly_rate
-from util.seed import untouched_random_streams
 from util.snapshots import find_base_learner, snapshot_dir
 
 IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base learner")
@@ -51,14 +39,14 @@ def train(cfg, processes, viz: bool) -> None:
         raise UserError(
             "backbone_weight is not set; give ImageNet weights, or none for random ones"
         )
-    train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
-    base_classes = train_loader.dataset.base_classes
     logger, scalars = start_run(cfg, cfg.base_dir, processes, viz)
     snapshot = snapshot_dir(cfg.base_dir)
+    saved = find_saved(cfg.resume, snapshot, processes, logger)
+    train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
+    base_classes = train_loader.dataset.base_classes
 
     net = build_pspnet(cfg.backbone, len(base_classes))
     net.to(processes.device, memory_format=torch.channels_last)
-    precision = Precision(cfg.amp, processes.device)
     optimizer = base_optimizer(
         net,
         cfg.base_rate,
@@ -67,61 +55,49 @@ def train(cfg, processes, viz: bool) -> None:
         cfg.base_encoder_ratio,
         cfg.base_head_ratio,
     )
-    state = resume(cfg.resume, snapshot, net, optimizer, base_classes, processes, logger)
-    if state.epoch >= cfg.base_epochs:
+    details = {"backbone": cfg.backbone, "base_classes": list(base_classes)}
+    trainer = Trainer(
+        cfg,
+        cfg.base_dir,
+        cfg.base_epochs,
+        net,
+        optimizer,
+        train_loader,
+        cfg.grad_accum,
+        processes,
+        logger,
+        scalars,
+        details,
+    )
+    if saved:
+        trainer.restore(saved, base_classes)
+    elif cfg.backbone_weight != "none":
+        load_backbone(net.backbone, cfg.backbone_weight)
+    if trainer.state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return
-    if state.epoch == 0 and cfg.backbone_weight != "none":
-        load_backbone(net.backbone, cfg.backbone_weight)
-    keep_config(cfg, cfg.base_dir, processes)
-
-    steps = len(train_loader)
-    total = cfg.base_epochs * steps
-    logger.info(
-        f"base learner: {cfg.backbone}, fold {cfg.split} of {cfg.data_set}, "
-        f"{len(train_loader.dataset)} images, "
-        f"batch {train_loader.batch_size * processes.world_size}, {total} iterations"
-    )
+    logger.info(f"base learner: {cfg.backbone}, fold {cfg.split} of {cfg.data_set}")
+    trainer.describe()
     if processes.world_size > 1 and processes.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     wrapped = distributed(net, processes)
-    remaining = RemainingTime(total, state.epoch * steps)
-    details = {"backbone": cfg.backbone, "base_classes": list(base_classes)}
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        batch = to_device(batch, processes.device)
-        with precision.autocast():
+        with trainer.precision.autocast():
             logits = wrapped(batch["image"])
         loss = F.cross_entropy(logits.float(), batch["label"], ignore_index=cfg.ignore_label)
         return {"loss": loss}
 
-    while state.epoch < cfg.base_epochs:
-        prepare_epoch(cfg, state.epoch, train_loader)
-        wrapped.train()
-        run_epoch(
-            train_loader,
-            losses_of,
-            optimizer,
-            precision.scaler,
-            lambda iteration: poly_rate(cfg.base_rate, iteration, total, cfg.base_power),
-            state.epoch * steps,
-            remaining,
-            logger,
-            scalars,
-            cfg.print_freq,
-        )
-        epoch = state.epoch + 1
-        if epoch % cfg.base_val_freq == 0 or epoch == cfg.base_epochs:
-            with untouched_random_streams(), precision.autocast():
-                miou = evaluate_base(net, val_images, processes, cfg.workers)
-            logger.info(f"epoch {epoch}/{cfg.base_epochs}  mIoU of base classes {miou:.4f}")
-            scalars.add("val", {"mIoU_b": miou}, epoch)
-            keep_best(snapshot, net, state, miou, details, write=processes.is_main)
-        state.epoch = epoch
-        if processes.is_main:
-            save_last(snapshot, net, optimizer, state, details)
-        processes.barrier()
-    logger.info(f"base learner: best mIoU {state.best:.4f}, weights in {snapshot}")
+    trainer.run(
+        wrapped,
+        losses_of,
+        rate_of=lambda iteration: poly_rate(
+            cfg.base_rate, iteration, trainer.total, cfg.base_power
+        ),
+        validate=lambda: {"mIoU": evaluate_base(net, val_images, processes, cfg.workers)},
+        validates=lambda epoch: epoch % cfg.base_val_freq == 0 or epoch == cfg.base_epochs,
+    )
+    logger.info(f"base learner: best mIoU {trainer.state.best:.4f}, weights in {snapshot}")
     scalars.close()
 
 

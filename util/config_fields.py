@@ -58,7 +58,7 @@ Amp = Annotated[
     Literal["off", "bf16", "fp16"],
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
-Folds = Literal["contiguous", "interleaved"] | list[list[int]]
+Folds = Literal["contiguous", "interleaved", "seen"] | list[list[int]]
 
 
 class DataFields(BaseModel):
@@ -70,10 +70,10 @@ class DataFields(BaseModel):
     val_list: str | None = None
     list_dir: str = "lists"  # cache of the parsed lists
     classes: Literal[2] = 2  # background and foreground
-    num_classes: Annotated[int, Field(ge=2, le=254)]  # without background
+    num_classes: Annotated[int, Field(ge=1, le=254)]  # without background
     class_names: list[str] | None = None
     folds: Folds = "contiguous"
-    num_folds: Annotated[int, Field(ge=2)] = 4  # of the two rules; explicit folds count themselves
+    num_folds: Annotated[int, Field(ge=2)] = 4  # of contiguous and interleaved ones
     min_pixels: CountOrZero = 2048  # a class counts in an image from this area on
 
 
@@ -93,7 +93,8 @@ class TrainFields(BaseModel):
     shot: Count = 1
     data_set: Name
     use_split_coco: bool = True
-    batch_size: Count = 4  # episodes per process
+    batch_size: Count = 4  # episodes of a process at a time
+    grad_accum: Count = 1  # batches of a process per iteration, in both stages
     base_lr: Positive = 1e-4
     pre_weight: str | None = None  # checkpoint that initialises HDMNet
     base_weight: str | None = None  # checkpoint of stage 1
@@ -107,17 +108,22 @@ class TrainFields(BaseModel):
     warmup: bool = False
     print_freq: Count = 10  # iterations
     save_freq: Count = 10  # epochs
+    save_iters: CountOrZero = 500  # iterations between checkpoints within an epoch; 0: none
+    max_nonfinite: Count = 10  # iterations in a row without a finite loss before training stops
     resume: str = "auto"  # "auto", "none" or a checkpoint
     evaluate: bool = True
     SubEpoch_val: bool = True
     fix_random_seed_val: bool = True
-    batch_size_val: Literal[1] = 1
+    batch_size_val: Count = 1  # episodes of a process at a time, in testing and validation
     val_freq: Count = 1  # epochs between validations
+    select_on: Literal["novel", "base"] = "novel"  # classes of the validation in training
     val_num: Count = 1000  # episodes of a validation during training
     resized_val: bool = True
     ori_resize: bool = True
     workers: CountOrZero = 8  # loader processes per process
     amp: Amp = "off"  # mixed precision: off, bf16, or fp16 (CUDA only)
+    backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
+    checkpoint_activations: bool = False  # hierarchy and matching: less memory, more time
     fix_bn: bool = True
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321
     seed_deterministic: bool = False
@@ -158,19 +164,23 @@ class MethodFields(BaseModel):
     kshot_trans_dim: CountOrZero = 2
     kshot_order: Literal["sorted", "restored"] = "sorted"
     train_kshot_rw: bool = False
-    merge: str | bool | None = None
-    merge_tau: Float | None = None
+    ensemble: bool = True  # with the base learner; False: the meta learner alone is tested
+    merge: Literal["final", "base"] = "final"  # used where generalised is set
+    merge_tau: Fraction = 0.9  # probability from which the base learner is sure
 
 
 class TestFields(BaseModel):
     """The test protocol."""
 
     weight: str | None = None
-    ann_type: Literal["mask"] = "mask"
+    ann_type: Literal["mask", "bbox", "scribble", "point"] = "mask"  # of the supports
+    generalised: bool = False  # also label base and held-out classes together, by merge
     test_num: Count = 1000  # episodes per run
     test_runs: Count = 10
     vis_num: CountOrZero = 3  # episodes drawn as pictures
     baselines: bool = False
+    feature_cache_gb: NonNegative = 2.0  # of each process, for features of supports; 0: none kept
+    scale_to_trained_shot: bool = True  # matching, where the weights are of another shot
 
 
 SECTIONS = {

@@ -17,6 +17,7 @@ from util.config_fields import (
     TestFields,
     TrainFields,
 )
+from util.folds import SEEN, count_folds
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight")
@@ -71,7 +72,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return self
 
     def _check_classes(self):
-        names, folds = self.class_names, self.folds
+        names = self.class_names
         if names is not None and len(names) != self.num_classes:
             raise _impossible(
                 ("class_names", "num_classes"),
@@ -80,6 +81,26 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         if names is not None and len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise _impossible(("class_names",), f"the name {twice} is there twice")
+        if self.folds != SEEN:
+            self._check_division()
+        elif self.generalised:
+            raise _impossible(
+                ("generalised", "folds"),
+                "the generalised test needs held-out classes beside base ones",
+            )
+        if self.split >= self.fold_count:
+            raise _impossible(
+                ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
+            )
+
+    def _check_division(self):
+        """Whether the folds hold classes out and leave some to train on."""
+        folds = self.folds
+        if self.num_classes == 1:
+            raise _impossible(
+                ("folds", "num_classes"),
+                "a single class cannot be both trained on and held out; set folds to seen",
+            )
         if isinstance(folds, str):
             divides = self.num_classes % self.num_folds == 0
             if self.num_folds > self.num_classes or (
@@ -95,10 +116,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         else:
             for index, held_out in enumerate(folds):
                 self._check_fold(index, held_out)
-        if self.split >= self.fold_count:
-            raise _impossible(
-                ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
-            )
 
     def _check_fold(self, index: int, held_out: list[int]):
         outside = [label for label in held_out if not 1 <= label <= self.num_classes]
@@ -109,14 +126,14 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         elif not held_out:
             text = "no class is held out"
         elif len(held_out) == self.num_classes:
-            text = "all classes are held out, none is left to train on"
+            text = "all classes are held out, none is left to train on; folds: seen holds none out"
         else:
             return
         raise _impossible(("folds", "num_classes"), f"fold {index}: {text}")
 
     @property
     def fold_count(self) -> int:
-        return self.num_folds if isinstance(self.folds, str) else len(self.folds)
+        return count_folds(self.folds, self.num_folds)
 
     @property
     def effective_folds(self) -> str | list[list[int]]:

@@ -51,7 +51,7 @@ def read_pair(data_root, entry):
     """
     image_path, mask_path = (os.path.join(data_root, name) for name in entry)
     image, mask = read_image(image_path), read_mask(mask_path)
-    _require_same_size(image, image_path, mask, mask_path)
+    require_same_size(image, image_path, mask, mask_path)
     return image, mask
 
 
@@ -100,7 +100,7 @@ class BaseLabels:
             return self.table[mask]
         path = base_label_path(self.folder, mask_path)
         label = read_mask(path)
-        _require_same_size(mask, mask_path, label, path)
+        require_same_size(mask, mask_path, label, path)
         return label
 
 
@@ -121,7 +121,8 @@ def check_distinct_names(entries):
             )
 
 
-def _require_same_size(first, first_path, second, second_path):
+def require_same_size(first, first_path, second, second_path):
+    """Raise UserError, naming both paths, if two arrays (H, W, …) differ in height or width."""
     if first.shape[:2] != second.shape[:2]:
         sizes = [f"{array.shape[1]}×{array.shape[0]}" for array in (first, second)]
         raise UserError(
@@ -148,6 +149,10 @@ class BaseDataset(Dataset):
     def __len__(self):
         return len(self.entries)
 
+    def file_names(self, batch):
+        """The images of a batch, for messages."""
+        return ", ".join(self.entries[index][0] for index in batch["index"].tolist())
+
     def __getitem__(self, index):
         entry = self.entries[index]
         mask_path = os.path.join(self.data_root, entry[1])
@@ -158,4 +163,4 @@ class BaseDataset(Dataset):
             (image,) = self.transform(random, image)
             return {"image": image, "label": torch.from_numpy(label)}
         image, label = self.transform(random, image, label)
-        return {"image": image, "label": label.long()}
+        return {"image": image, "label": label.long(), "index": index}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from util.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)
+LOST_CONNECTION = "lost the connection to another process"
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,21 @@ class Processes:
         """Sum of an array over all processes, on each of them."""
         if self.world_size == 1:
             return counts
-        tensor = torch.from_numpy(np.array(counts)).to(self.device)
+        tensor = torch.from_numpy(np.array(counts))
         dist.all_reduce(tensor)
-        return tensor.cpu().numpy()
+        return tensor.numpy()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain values that all processes give, by rank; in other than the main one empty."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
-        if self.world_size > 1:
-            dist.barrier()
+        self.sum(np.zeros(1))
 
     def describe(self) -> str:
         """One line on what computes."""
@@ -51,8 +60,11 @@ class Processes:
 
 
 @contextmanager
-def start_processes() -> Iterator[Processes]:
+def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes]:
     """Join the processes that torchrun started, or be the only one.
+
+    Args:
+        timeout: how long one waits for the others before it gives up.
 
     Raises:
         UserError: more processes than GPUs on a machine that has GPUs.
@@ -72,9 +84,23 @@ def start_processes() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(rank, world_size, device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # Counts and flags of the host go through gloo: they never wait for the GPU's queue.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     device_id = device if device.type == "cuda" else None
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=device_id)
-    yield Processes(rank, world_size, device)
+    dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    try:
+        yield Processes(rank, world_size, device)
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"process {rank} {LOST_CONNECTION} ({reason})") from error
     # Not after an error: the others may be waiting in a collective, and this would wait for them.
     dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed", "connection reset")
+    )

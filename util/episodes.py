@@ -41,7 +41,7 @@ def draw_episode(rng, entry_index, lists, shot):
 class EpisodeDataset(Dataset):
     """Episodes of a fold: item i has the i-th image of the lists as its query.
 
-    lists: ImageLists of `part` ("train": base classes, "val": held-out classes); `transform` as
+    lists: ImageLists of `part` ("train": base classes, "val": tested classes); `transform` as
     in `util.transform`; base_label_folder: None to compute base labels, else the folder they
     are read from (`util.dataset.base_label_dir`). Raises UserError if a class has too few
     images for `shot`. `classes`: the part's class ids, ascending; `base_classes`: those
@@ -49,9 +49,10 @@ class EpisodeDataset(Dataset):
 
     Item: dict of query (3, S, S) float32, query_mask (S, S) int64 in {0, 1, 255}, base_mask
     (S, S) int64, support (K, 3, S, S) float32, support_mask (K, S, S) int64, support_index (K,)
-    int64 and the ints class_id, class_index (rank among the part's classes) and index. The
-    supports' order is the reverse of drawing, as the published model gets them. `originals` adds,
-    at the query's original size, label (H, W) uint8 in {0, 1, 255} and base_label (H, W) uint8.
+    int64 and the ints class_id, index and, where the part's classes are base classes, class_index
+    (rank among them). The supports' order is the reverse of drawing, as the published model gets
+    them. `originals` adds, at the query's original size, label (H, W) uint8 in {0, 1, 255} and
+    base_label (H, W) uint8.
     """
 
     def __init__(
@@ -74,6 +75,16 @@ class EpisodeDataset(Dataset):
 
     def __len__(self):
         return len(self.lists.entries)
+
+    def file_names(self, batch):
+        """The queries and supports of a batch, for messages."""
+        return "; ".join(
+            f"query {self.lists.entries[query][0]} with "
+            + ", ".join(self.lists.entries[support][0] for support in supports)
+            for query, supports in zip(
+                batch["index"].tolist(), batch["support_index"].tolist(), strict=True
+            )
+        )
 
     def __getitem__(self, index):
         class_id, supports = draw_episode(random, index, self.lists, self.shot)
@@ -100,9 +111,10 @@ class EpisodeDataset(Dataset):
             "support_mask": torch.stack([mask for _, mask in drawn]).long(),
             "support_index": torch.tensor(supports[::-1]),
             "class_id": class_id,
-            "class_index": self.classes.index(class_id),
             "index": index,
         }
+        if class_id in self.base_classes:
+            item["class_index"] = self.base_classes.index(class_id)
         if self.originals:
             item["label"] = torch.from_numpy(label)
             item["base_label"] = torch.from_numpy(base_label)

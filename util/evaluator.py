@@ -1,102 +1,133 @@
-"""Evaluation on episodes; validation during training and the test protocol both run this."""
+"""Evaluation on episodes, which validation and the test share, and that of the base learner."""
 
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from model import HDMNet, PSPNet
+from model import PSPNet
+from util.counts import Counts, RunCounts, UnitCounts
 from util.distributed import Processes
-from util.draws import Draw, DrawnEpisodes
-from util.episodes import EpisodeDataset
+from util.draws import Draw
+from util.journal import Journal
 from util.loaders import evaluation_loader
-from util.metrics import EpisodeMetrics, SegmentationMetrics
-from util.prior_baseline import PriorHistograms
+from util.metrics import SegmentationMetrics
+from util.predictor import Prediction, Predictor, resize_logits
+from util.prior_baseline import PriorBaselines, PriorHistograms, Threshold
+from util.test_plan import plan_units, share_units
+
+
+class Work(NamedTuple):
+    """What an evaluation took, over all processes.
+
+    episodes: those executed now; seconds: from the first to the last; hits, misses: features of
+    supports that were kept from before, and that were computed.
+    """
+
+    episodes: int
+    seconds: float
+    hits: int
+    misses: int
 
 
 class Evaluation(NamedTuple):
-    """Counts over all processes, and the first predictions: (draw, final (H, W) in {0, 1}).
+    """Counts over all processes.
 
-    The predictions have the original size of the query.
+    runs: of each run. records: int64 (episodes, RECORD) of `util.slices.episode_counts`, run after
+    run.
     """
 
-    metrics: EpisodeMetrics
-    prior: PriorHistograms | None
-    predictions: list[tuple[Draw, Tensor]]
+    runs: list[RunCounts]
+    records: np.ndarray
+    work: Work
 
 
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (B, C, S, S) at another size (B, C, H, W)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-
-
-@torch.no_grad()
 def evaluate_episodes(
-    net: HDMNet,
-    episodes: EpisodeDataset,
-    draws: list[Draw],
+    predictor: Predictor,
+    runs: Sequence[Sequence[Draw]],
     processes: Processes,
-    original_size: bool = True,
-    workers: int = 0,
-    baselines: bool = False,
-    keep: int = 0,
+    threshold: Threshold | None = None,
+    journal: Journal | None = None,
     progress: str | None = None,
 ) -> Evaluation:
-    """Run a model on drawn episodes, each process its share; the counts are those of all.
+    """Run a model on the drawn episodes of some runs, each process its share.
+
+    The integers it counts do not depend on the number of processes or on what the journal held.
 
     Args:
-        net: the model, put in eval mode and left so.
-        episodes: where the draws are loaded from.
-        draws: the episodes.
+        predictor: the model, put in eval mode and left so.
+        runs: the episodes.
         processes: this process among all.
-        original_size: compare at the original size of the query ("ori_resize"), else at S×S.
-        workers: loader workers of this process.
-        baselines: also gather what the baselines need.
-        keep: predictions to return, of the first episodes (main process only).
+        threshold: of the prior's baseline. None: histograms of the prior if `predictor` gives it.
+        journal: where to go on, and to write what is done; None for neither.
         progress: label of a progress bar, None for none.
+
+    Raises:
+        UserError: an image cannot be read, or the journal cannot be written.
     """
-    net.eval()
-    metrics = EpisodeMetrics(episodes.classes, len(episodes.base_classes))
-    prior = PriorHistograms(episodes.classes) if baselines else None
-    kept: list[tuple[Draw, Tensor]] = []
-    share = draws[processes.rank :: processes.world_size]
-    loader = evaluation_loader(DrawnEpisodes(episodes, share), workers)
-    shown = progress is not None and processes.is_main
-    # None: a bar on a terminal, nothing in a file.
-    bar = tqdm(loader, desc=progress, disable=None if shown else True)
-    for draw, batch in zip(share, bar, strict=True):
-        out = net(
-            *(batch[key].to(processes.device) for key in ("query", "support", "support_mask"))
-        )
-        label, base_label = batch["query_mask"][0], batch["base_mask"][0]
-        if original_size:
-            label, base_label = batch["label"][0], batch["base_label"][0]
-        fitted = episodes.transform.fitted_size(*batch["label"].shape[-2:])
+    draws = [draw for run in runs for draw in run]
+    run_of = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
 
-        def at_label_size(logits, size=label.shape, fitted=fitted):
-            if original_size:
-                # Where the image fills part of its canvas, the rest has no place in the original.
-                logits = resize_logits(logits[..., : fitted[0], : fitted[1]], size)
-            return logits[0]
+    def new_counts() -> RunCounts:
+        classes, base_classes = predictor.episodes.classes, predictor.episodes.base_classes
+        prior = None
+        if predictor.prior:
+            histograms = threshold is None
+            prior = PriorHistograms(classes) if histograms else PriorBaselines(classes, threshold)
+        return RunCounts(classes, base_classes, prior, generalised=predictor.merge is not None)
 
-        predictions = [
-            at_label_size(logits).argmax(0) for logits in (out.final, out.meta, out.base)
-        ]
-        metrics.update(draw.class_id, *predictions, label, base_label)
-        if prior is not None:
-            enlarged = resize_logits(out.prior, batch["query"].shape[-2:])
-            prior.update(draw.class_id, at_label_size(enlarged), label)
-        if processes.is_main and len(kept) < keep:
-            final = out.final[..., : fitted[0], : fitted[1]]
-            shape = batch["label"].shape[-2:]
-            kept.append((draw, resize_logits(final, shape)[0].argmax(0).cpu()))
-    metrics.load_state(processes.sum(metrics.state()))
-    if prior is not None:
-        prior.load_state(processes.sum(prior.state()))
-    return Evaluation(metrics, prior, kept)
+    totals = [new_counts() for _ in runs]
+    counts = Counts([len(run) for run in runs], totals[0].state().size)
+    if journal is not None and processes.is_main:
+        journal.read(counts)
+    # What the main process has read holds for all: nobody writes before everybody knows it.
+    done = processes.sum(counts.done().astype(np.int64)) > 0
+    units = plan_units(draws, predictor.batch_size, np.flatnonzero(~done).tolist())
+    mine = share_units(draws, units, processes.world_size)[processes.rank]
+
+    start = time.monotonic()
+    hidden = progress is None or not processes.is_main
+    with (
+        nullcontext() if journal is None else journal.writing(processes.rank) as append,
+        # None: a bar on a terminal, nothing in a file.
+        tqdm(
+            total=sum(len(batch) for unit in mine for batch in unit),
+            desc=progress,
+            unit="episode",
+            disable=True if hidden else None,
+        ) as bar,
+    ):
+        for predictions in predictor.predict(draws, mine):
+            unit = _count(predictions, draws, run_of, new_counts)
+            counts.add(unit)
+            if append is not None:
+                append(unit)
+            bar.update(len(predictions))
+    counts.records[...] = processes.sum(counts.records)
+    states = processes.sum(counts.states)
+    for total, state in zip(totals, states, strict=True):
+        total.load_state(state)
+    cache = predictor.cache
+    hits, misses = processes.sum(np.array([cache.hits, cache.misses])).tolist()
+    work = Work(int((~done).sum()), time.monotonic() - start, hits, misses)
+    return Evaluation(totals, counts.records, work)
+
+
+def _count(predictions: list[Prediction], draws, run_of, new_counts) -> UnitCounts:
+    runs = defaultdict(new_counts)
+    records = []
+    for prediction in predictions:
+        position = prediction.position
+        run = int(run_of[position])
+        records.append(runs[run].update(draws[position].class_id, prediction))
+    states = {run: counts.state() for run, counts in runs.items()}
+    return UnitCounts([p.position for p in predictions], np.stack(records), states)
 
 
 @torch.no_grad()

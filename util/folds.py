@@ -1,7 +1,8 @@
 """Folds: which classes are held out for testing (novel) and which are trained on (base).
 
 PASCAL-5^i and COCO-20^i are the folds of Shaban et al. (BMVC 2017) and Nguyen & Todorovic
-(FWB, ICCV 2019); any other division is given as explicit lists of held-out classes.
+(FWB, ICCV 2019); any other division is given as explicit lists of held-out classes. Where no
+class is held out ("seen"), all are both: trained on, and tested on other images.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from util.errors import UserError
 
 IGNORE = 255
 MAX_CLASSES = IGNORE - 1
+SEEN = "seen"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold. `base` and `novel` hold class ids, 1-based, ascending, disjoint."""
+    """One fold: classes trained on (`base`) and tested on (`novel`), ids 1-based, ascending.
+
+    The two are disjoint and together all classes, or each of them is all classes (SEEN).
+    """
 
     base: tuple[int, ...]
     novel: tuple[int, ...]
@@ -24,11 +29,18 @@ class Fold:
     @property
     def num_classes(self):
         """Number of classes of the dataset, background not counted."""
-        return len(self.base) + len(self.novel)
+        return len({*self.base, *self.novel})
 
     def classes(self, part):
         """Class ids that episodes of `part` ("train" or "val") are drawn from, ascending."""
         return {"train": self.base, "val": self.novel}[part]
+
+
+def count_folds(folds, num_folds):
+    """Number of folds of a division; the arguments are those of `fold_classes`."""
+    if folds == SEEN:
+        return 1
+    return num_folds if isinstance(folds, str) else len(folds)
 
 
 def fold_classes(num_classes, folds, split, num_folds=4):
@@ -36,20 +48,23 @@ def fold_classes(num_classes, folds, split, num_folds=4):
 
     folds: "contiguous" (fold i holds the i-th block of num_classes / num_folds classes out, as
     PASCAL-5^i does), "interleaved" (fold i holds i+1, i+1+num_folds, … out, as FWB divides
-    COCO), or a list with one list of held-out class ids per fold, where num_folds is unused.
+    COCO), "seen" (one fold, that holds none out), or a list with one list of held-out class ids
+    per fold; the last two leave num_folds unused.
     Raises UserError if the division is impossible or has no fold `split`.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"number of classes is {num_classes}; it has to be in 1..{MAX_CLASSES}")
-    by_rule = isinstance(folds, str)
-    count = num_folds if by_rule else len(folds)
+    count = count_folds(folds, num_folds)
     if not 0 <= split < count:
         raise UserError(f"split is {split}; there are {count} folds, counted from 0")
-    if by_rule:
+    classes = tuple(range(1, num_classes + 1))
+    if folds == SEEN:
+        return Fold(base=classes, novel=classes)
+    if isinstance(folds, str):
         novel = _novel_by_rule(num_classes, folds, split, num_folds)
     else:
         novel = _novel_from_list(num_classes, folds[split], split)
-    base = tuple(c for c in range(1, num_classes + 1) if c not in novel)
+    base = tuple(c for c in classes if c not in novel)
     if not base or not novel:
         side = "held-out" if not novel else "base"
         raise UserError(f"fold {split} of {num_classes} classes has no {side} class")
@@ -67,7 +82,9 @@ def _novel_by_rule(num_classes, rule, split, num_folds):
                 "give the held-out classes of each fold as lists"
             )
         return tuple(range(split * size + 1, (split + 1) * size + 1))
-    raise UserError(f"folds is {rule!r}; use contiguous, interleaved or lists of held-out classes")
+    raise UserError(
+        f"folds is {rule!r}; use contiguous, interleaved, seen or lists of held-out classes"
+    )
 
 
 def _novel_from_list(num_classes, held_out, split):

@@ -4,6 +4,7 @@
 
 Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR in the
 environment. MASTER_PORT chooses the port; on one machine a free one is taken if it is not set.
+MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then goes on.
 torchrun answers a failing process with a page of its own traceback; here the process's own
 message stands alone, and its exit code is the command's.
 """
@@ -18,10 +19,12 @@ import tempfile
 import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from util.distributed import LOST_CONNECTION
 from util.errors import EXIT_CODE, UserError, exits_on_user_error
 from util.list_cache import available_cores
+from util.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500
 
@@ -70,13 +73,15 @@ def torchrun_arguments(processes: int) -> list[str]:
         f"--nproc-per-node={processes}",
         f"--master-addr={address}",
         f"--master-port={port}",
-        "--max-restarts=0",
+        f"--max-restarts={_whole_number('MAX_RESTARTS', 0, 0, 1000)}",
     ]
 
 
 def _explain(error: ChildFailedError) -> int:
     """Say in one line what ended the processes, unless they said it; returns the exit code."""
-    rank, failure = error.get_first_failure()
+    rank, failure = _cause(error)
+    if failure.exitcode == STOPPED:
+        return STOPPED
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -90,6 +95,20 @@ def _explain(error: ChildFailedError) -> int:
             file=sys.stderr,
         )
     return failure.exitcode
+
+
+def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The failure that made the others fail: a killed process, else the first with its own reason."""
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+        _, failure = item
+        return (
+            failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM,
+            LOST_CONNECTION in str(failure.message),
+            failure.timestamp,
+        )
+
+    return min(error.failures.items(), key=order)
 
 
 @exits_on_user_error
@@ -109,8 +128,8 @@ def main(argv=None) -> None:
             torchrun.run(torchrun.parse_args([*options, f"--log-dir={logs}", *argv[1:]]))
         except ChildFailedError as error:
             sys.exit(_explain(error))
-        except SignalException as error:
-            sys.exit(128 + error.sigval)
+        except SignalException:
+            sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,18 @@ def load_lists(
     entries = read_entries(data_root, list_file)
     counts = load_counts(data_root, list_file, entries, cache_dir, workers, progress)
     lists = filter_entries(entries, counts, fold, part, min_pixels, data_root)
+    check_any(lists, fold, part, min_pixels, where=list_file)
+    return lists
+
+
+def check_any(lists, fold, part, min_pixels, where="lists"):
+    """Raise UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
     if not lists.entries:
         raise UserError(
-            f"no image of {list_file} can be used: none has {min_pixels} pixels or more of "
+            f"no image of {where} can be used: none has {min_pixels} pixels or more of "
             f"a class of this fold's {part} part (classes {_span(fold.classes(part))})"
-            + (" and no held-out class" if part == "train" else "")
+            + (" and no held-out class" if part == "train" and fold.base != fold.novel else "")
         )
-    return lists
 
 
 def filter_entries(entries, counts, fold, part, min_pixels, data_root=""):
@@ -80,12 +85,18 @@ def check_enough(lists, shot, class_names=None, where="lists"):
     A class that is in any image needs shot + 1 different files that it covers enough of: the
     supports, and the query, which never supports itself. class_names: names of classes 1, 2, ….
     """
+    for shortage in shortages(lists, shot, class_names, where):
+        raise UserError(shortage)
+
+
+def shortages(lists, shot, class_names=None, where="lists"):
+    """What `check_enough` has to say of each class that has too few images, one line each."""
     candidates = Counter(class_id for present in lists.present for class_id in present)
     for class_id in sorted(candidates):
         files = {lists.entries[i] for i in lists.class_files.get(class_id, [])}
         if len(files) < shot + 1:
             name = f" ({class_names[class_id - 1]})" if class_names else ""
-            raise UserError(
+            yield (
                 f"class {class_id}{name} has {len(files)} usable images in {where} but shot "
                 f"{shot} needs at least {shot + 1}; it is in {candidates[class_id]} query images: "
                 "add images of it, lower min_pixels or the shot"
@@ -106,6 +117,17 @@ def read_entries(data_root, list_file):
     blanks is cut at the one blank where both halves name existing files. Blank lines are skipped.
     Raises UserError for a missing list file or root, and for a line that is no pair.
     """
+    entries, problems = parse_entries(data_root, list_file)
+    for problem in problems:
+        raise UserError(problem)
+    return entries
+
+
+def parse_entries(data_root, list_file):
+    """As `read_entries`, but of the lines that are pairs, and what is wrong with each other line.
+
+    Raises UserError for a missing list file or root, and for a list without a line.
+    """
     if not os.path.isdir(data_root):
         raise UserError(f"data_root {data_root} is not a folder")
     try:
@@ -114,14 +136,16 @@ def read_entries(data_root, list_file):
             lines = handle.read().split("\n")
     except OSError as error:
         raise UserError(f"cannot read list file {list_file}: {error.strerror}") from error
-    entries = [
-        _split_line(line.strip(), data_root, f"{list_file} line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not entries:
+    entries, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entries.append(_split_line(line.strip(), data_root, f"{list_file} line {number}"))
+            except UserError as error:
+                problems.append(str(error))
+    if not entries and not problems:
         raise UserError(f"list file {list_file} is empty")
-    return entries
+    return entries, problems
 
 
 def _split_line(line, data_root, where):

@@ -5,42 +5,50 @@ training loop seeds. No loader keeps its workers between passes: each pass draws
 from torch's generator and seeds its workers from it, which is part of the published protocol.
 """
 
-import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from util.data_loader import Loader, TrainLoader, prepare_worker
 from util.dataset import BaseDataset, base_label_dir
 from util.episodes import EpisodeDataset
-from util.errors import UserError
+from util.errors import UserError, data_errors
 from util.folds import fold_classes
 from util.lists import check_enough, existing_entries, load_lists
 from util.transform import base_train_transform, eval_transform, train_transform
 
 
-def build_train_loader(cfg, rank=0, world_size=1):
-    """Shuffled training episodes of stage 2, cfg.batch_size a process, base classes as targets.
+@data_errors()
+def build_train_loader(cfg, rank=0, world_size=1, batch_size=None):
+    """Shuffled training episodes of stage 2, base classes as targets.
 
-    With several processes the sampler is a DistributedSampler: call
-    `loader.sampler.set_epoch(epoch)`. Raises UserError if the data do not suffice.
+    batch_size: episodes of one process at a time; cfg.batch_size if None. Call
+    `loader.set_epoch(epoch)` before each pass. Raises UserError if the data do not suffice.
     """
     dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
-    return _shuffled(cfg, dataset, cfg.batch_size, rank, world_size)
+    return _shuffled(cfg, dataset, batch_size or cfg.batch_size, rank, world_size)
 
 
 def evaluation_loader(dataset, workers):
     """One item a batch, in order."""
-    return Loader(dataset, batch_size=1, **_worker_settings(workers))
+    return Loader(
+        dataset,
+        batch_size=1,
+        num_workers=workers,
+        worker_init_fn=prepare_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
-def build_episodes(cfg, part, testing, progress=True):
+@data_errors()
+def build_episodes(cfg, part, testing, progress=True, list_part=None):
     """The EpisodeDataset of `part`: "train" (base classes) or "val" (held-out classes).
 
-    testing: with the transform of the test and the labels at the original size, else with the
+    list_part: whose images, if not those of `part`. testing: with the transform of the test and the labels at the original size, else with the
     random transforms of training.
     progress: show a bar if masks have to be scanned. Raises UserError if the data do not suffice.
     """
-    data_root, list_file = data_paths(cfg, part)
+    data_root, list_file = data_paths(cfg, list_part or part)
     fold = config_fold(cfg)
     lists = load_lists(
         data_root, list_file, fold, part, cfg.list_dir, cfg.min_pixels, progress=progress
@@ -55,20 +63,20 @@ def build_episodes(cfg, part, testing, progress=True):
             (cfg.rotate_min, cfg.rotate_max),
             cfg.padding_label,
         )
-    folder = _base_label_folder(cfg, part)
+    folder = _base_label_folder(cfg, list_part or part)
     return EpisodeDataset(
         lists, fold, part, cfg.shot, data_root, transform, folder, originals=testing
     )
 
 
+@data_errors()
 def build_base_data(cfg, rank=0, world_size=1):
     """The training loader and the validation dataset of stage 1.
 
-    train: every image of the train list, shuffled, cfg.base_batch_size images over all processes
-    (rounded up to the same number in each; see `build_train_loader` for the sampler); val: every
-    image of the val list.
+    train: every image of the train list, shuffled, cfg.base_batch_size images over all processes and
+    accumulated batches (rounded up to the same number in each); val: every image of the val list.
     """
-    batch_size = -(-cfg.base_batch_size // world_size)
+    batch_size = -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
     size = (cfg.base_h, cfg.base_w)
     transform = base_train_transform(
         size,
@@ -79,6 +87,13 @@ def build_base_data(cfg, rank=0, world_size=1):
     train = _shuffled(cfg, _base_images(cfg, "train", transform), batch_size, rank, world_size)
     val = _base_images(cfg, "val", eval_transform(size, padding_label=cfg.padding_label))
     return train, val
+
+
+def build_validation_episodes(cfg):
+    """Episodes that training validates on, from the val list: of the classes of `select_on`."""
+    if cfg.select_on == "novel":
+        return build_episodes(cfg, "val", testing=True)
+    return build_episodes(cfg, "train", testing=True, list_part="val")
 
 
 def config_fold(cfg):
@@ -94,6 +109,15 @@ def data_paths(cfg, part):
     return cfg.data_root, getattr(cfg, f"{part}_list")
 
 
+def check_batch(list_file, images, batch_size, world_size=1):
+    """Raise UserError if the training images of a list do not fill a batch in each process."""
+    if images < batch_size * world_size:
+        raise UserError(
+            f"{list_file} gives {images} training images, fewer than one batch of "
+            f"{batch_size} in each of {world_size} processes; lower the batch size"
+        )
+
+
 def _base_images(cfg, part, transform):
     data_root, list_file = data_paths(cfg, part)
     entries = existing_entries(data_root, list_file)
@@ -106,52 +130,10 @@ def _base_label_folder(cfg, part):
 
 
 def _shuffled(cfg, dataset, batch_size, rank, world_size):
-    if len(dataset) < batch_size * world_size:
-        raise UserError(
-            f"{cfg.train_list} gives {len(dataset)} training images, fewer than one batch of "
-            f"{batch_size} in each of {world_size} processes; lower the batch size"
-        )
-    sampler = None
+    check_batch(cfg.train_list, len(dataset), batch_size, world_size)
+    sampler = RandomSampler(dataset)
     if world_size > 1:
         sampler = DistributedSampler(dataset, world_size, rank, seed=cfg.manual_seed or 0)
-    return Loader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=sampler is None,
-        sampler=sampler,
-        drop_last=True,
-        **_worker_settings(cfg.workers),
+    return TrainLoader(
+        dataset, sampler, batch_size, cfg.workers, pin_memory=torch.cuda.is_available()
     )
-
-
-def _worker_settings(workers):
-    """Arguments of every `Loader` with that many worker processes."""
-    return {
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _one_thread,
-    }
-
-
-def _one_thread(_worker):
-    # the workers are the parallelism: OpenCV's own threads would only compete
-    cv2.setNumThreads(0)
-
-
-class Loader(DataLoader):
-    """A DataLoader whose workers' UserErrors arrive as the one line they were raised with."""
-
-    def check_worker_number_rationality(self):
-        """Says nothing: the number of workers names the episodes, whatever the machine."""
-
-    def __iter__(self):
-        return _plain_errors(super().__iter__())
-
-
-def _plain_errors(batches):
-    try:
-        yield from batches
-    except UserError as error:
-        # torch hands a worker's error on with the worker's whole stack trace as its message
-        line = str(error).rstrip().rpartition("\n")[2]
-        raise UserError(line.removeprefix(f"{UserError.__module__}.UserError: ")) from None

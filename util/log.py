@@ -1,9 +1,13 @@
 """Console and file log, scalars for TensorBoard, and the estimate of the remaining time."""
 
+import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
+
+from torch import Tensor
 
 from util.errors import UserError
 
@@ -36,45 +40,80 @@ def get_logger(folder: str | Path | None, is_main: bool) -> logging.Logger:
 
 
 class Scalars:
-    """TensorBoard scalars under a folder; does nothing when not enabled."""
+    """Scalars of a run: FOLDER/scalars.jsonl always, TensorBoard's files where wanted.
 
-    def __init__(self, folder: str | Path, enabled: bool):
-        self.writer = None
-        if enabled:
+    A run that was interrupted repeats some iterations; the later line of two counts.
+
+    Args:
+        folder: of the run; None writes nothing.
+        tensorboard: whether to write TensorBoard's files too.
+    """
+
+    def __init__(self, folder: str | Path | None, tensorboard: bool = False):
+        self._lines = self._writer = None
+        if folder is None:
+            return
+        self._lines = open(Path(folder) / "scalars.jsonl", "a+b")
+        if self._lines.tell():
+            self._lines.seek(-1, os.SEEK_END)
+            if self._lines.read() != b"\n":  # killed while it wrote a line
+                self._lines.write(b"\n")
+        if tensorboard:
             # Imported here: it takes a second and most runs do not want it.
             from tensorboardX import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder))
 
     def add(self, prefix: str, values: dict[str, float], step: int) -> None:
         """Write each value as PREFIX/NAME at a step."""
-        if self.writer is not None:
+        if self._lines is not None:
+            named = {f"{prefix}/{name}": value for name, value in values.items()}
+            self._lines.write(json.dumps({"step": step, **named}).encode() + b"\n")
+            self._lines.flush()
+        if self._writer is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"{prefix}/{name}", value, step)
+                self._writer.add_scalar(f"{prefix}/{name}", value, step)
 
     def close(self) -> None:
         """Flush what was written."""
-        if self.writer is not None:
-            self.writer.close()
+        for sink in (self._lines, self._writer):
+            if sink is not None:
+                sink.close()
 
 
-class Means:
-    """Running means of named values since the last reset."""
+class Meter:
+    """What happened since the last report: means of the losses, speed, and waiting for data."""
 
     def __init__(self):
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self._start_anew()
 
-    def update(self, values: dict[str, float]) -> None:
+    def _start_anew(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._added = self._items = 0
+        self._waited = 0.0
+        self._start = time.monotonic()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Scalars of one iteration."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._added += 1
+
+    def waited(self, seconds: float) -> None:
+        """Time in which nothing was computed for want of data."""
+        self._waited += seconds
+
+    def count(self, items: int) -> None:
+        """Items trained, of all processes."""
+        self._items += items
 
     def pop(self) -> dict[str, float]:
-        """The means, starting anew."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
+        """The means, `samples_per_s` and `data_wait` (a share of the time), starting anew."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        values = {name: float(total) / self._added for name, total in self._sums.items()}
+        values |= {"samples_per_s": self._items / elapsed, "data_wait": self._waited / elapsed}
+        self._start_anew()
+        return values
 
 
 class RemainingTime:

@@ -1,5 +1,6 @@
 """The checkpoints of a run's folder: their names, and which one stage 2 and the test start from."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from util.config import Config
 from util.errors import UserError
 
 LAST = "last.pth"
+PREVIOUS = "previous.pth"
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 
 
@@ -61,13 +63,23 @@ def find_base_learner(cfg: Config) -> BaseLearner | None:
     if cfg.base_weight:
         return BaseLearner(Path(cfg.base_weight), True)
     snapshot = snapshot_dir(cfg.base_dir)
-    best, last = find_best(snapshot), snapshot / LAST
-    complete = not last.exists() or read_checkpoint(last)["run"]["epoch"] >= cfg.base_epochs
+    best = find_best(snapshot)
+    complete = _epochs_done(snapshot) >= cfg.base_epochs
     if best is not None and complete:
         return BaseLearner(best.path, True)
     if Path(cfg.initmodel_base_path).is_file():
         return BaseLearner(Path(cfg.initmodel_base_path), True)
     return None if best is None else BaseLearner(best.path, False)
+
+
+def _epochs_done(snapshot: Path) -> float:
+    """Epochs of the last checkpoint; unlimited where only a best one was left."""
+    if not (snapshot / LAST).exists():
+        return math.inf
+    try:
+        return read_checkpoint(snapshot / LAST)["run"]["epoch"]
+    except UserError:
+        return 0  # damaged: the training that goes on finds out from which checkpoint
 
 
 def find_test_weight(cfg: Config) -> Path:

@@ -13,7 +13,12 @@ from util.config_fields import SECTIONS
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted(glob.glob(str(ROOT / "config/*/*_split*_*.yaml")))
+DATASETS = ("coco", "demo", "pascal")  # beside them may be the user's own
+SHIPPED = [
+    path
+    for dataset in DATASETS
+    for path in sorted(glob.glob(str(ROOT / f"config/{dataset}/*_split*_*.yaml")))
+]
 
 # As the configuration files of the published code are written: capitals, comments, empty values,
 # no number of classes, no zoom_factor in the older ones.
@@ -222,7 +227,7 @@ def test_the_configuration_cannot_change(tmp_path):
     "opts",
     [
         [],
-        ["manual_seed", "none", "base_lr", "1e-7", "folds", "[[1,2],[3,4]]", "merge", "True"],
+        ["manual_seed", "none", "base_lr", "1e-7", "folds", "[[1,2],[3,4]]", "merge", "base"],
         ["backbone_weight", "none", "resume", "none", "weight", "wörds and blanks.pth"],
     ],
 )
@@ -292,7 +297,9 @@ WRONG = [
     ("ignore_label = 0", "should be 255"),
     ("layers = 51", "should be 18, 34, 50, 101 or 152"),
     ("low_fea = layer1", "should be 'layer2', 'layer3' or 'layer4'"),
-    ("ann_type = box", "should be 'mask'"),
+    ("ann_type = box", "should be 'mask', 'bbox', 'scribble' or 'point'"),
+    ("merge = meta", "should be 'final' or 'base'"),
+    ("merge_tau = 1.5", "should be less than or equal to 1"),
     ("kshot_order = up", "should be 'sorted' or 'restored'"),
     ("manual_seed = -1", "should be greater than or equal to 0"),
     ("val_size = 472", "must be 8·n + 1 and at least 33; the nearest is 473"),
@@ -304,18 +311,20 @@ WRONG = [
     ("base_scale_min = 3", "base_scale_min 3 is above base_scale_max 2"),
     ("base_rotate_max = -20", "base_rotate_min -10 is above base_rotate_max -20"),
     ("start_epoch = 200", "must be below the number of epochs, 200"),
-    ("batch_size_val = 2", "should be 1"),
+    ("batch_size_val = 0", "should be greater than or equal to 1"),
     ("split = 4", "the folds are 0..3"),
     ("num_classes = 300", "should be less than or equal to 254"),
+    ("num_classes = 0", "should be greater than or equal to 1"),
+    ("num_classes = 1", "a single class cannot be both trained on and held out; set folds to seen"),
     ("num_folds = 3", "8 classes do not split into 3 equal folds"),
     ("class_names = [a, b]", "2 class names for num_classes 8"),
     ("class_names = [a, b, c, d, e, f, g, a]", "the name a is there twice"),
-    ("folds = thirds", "should be 'contiguous' or 'interleaved'"),
+    ("folds = thirds", "should be 'contiguous', 'interleaved' or 'seen'"),
     ("folds = []", "the list of folds is empty"),
     ("folds = [[1], [2, 9]]", "fold 1: class 9 is not within 1..8"),
     ("folds = [[1], [2, 2]]", "fold 1: a class is there twice"),
     ("folds = [[1], []]", "fold 1: no class is held out"),
-    ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out"),
+    ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out, none is left"),
     ("exp_name = a/b", "names a folder"),
 ]
 
@@ -343,6 +352,34 @@ def test_a_wrong_value_of_a_base_names_the_base(tmp_path):
     with pytest.raises(UserError) as caught:
         load(tmp_path, "_base_: base.yaml\n" + SMALL.replace("tiny}", "tiny, epochs: 3}"))
     assert str(caught.value).startswith(f"{base}: shot = 0: ")
+
+
+def test_folds_that_hold_no_class_out(tmp_path):
+    cfg = load(tmp_path, SMALL, "folds", "seen", "num_classes", "1", "class_names", "[cell]")
+    assert (cfg.num_classes, cfg.effective_folds, cfg.fold_count) == (1, "seen", 1)
+    assert cfg.base_dir == "exp/tiny/PSPNet/split0/resnet50"
+    assert load(tmp_path, SMALL, "folds", "seen", "num_classes", "7").fold_count == 1
+    with pytest.raises(UserError, match=r"^--opts: split = 1: the folds are 0\.\.0$"):
+        load(tmp_path, SMALL, "folds", "seen", "split", "1")
+    with pytest.raises(
+        UserError, match=r"--opts: folds = \[\[1\]\]: a single class cannot be both"
+    ):
+        load(tmp_path, SMALL.replace("8", "1"), "folds", "[[1]]")
+
+
+def test_two_folds_of_two_classes(tmp_path):
+    cfg = load(tmp_path, SMALL.replace("8", "2"), "num_folds", "2", "split", "1")
+    assert (cfg.fold_count, cfg.effective_folds) == (2, "contiguous")
+    assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
+
+
+def test_the_keys_of_the_generalised_test_ask_for_nothing_by_themselves(tmp_path):
+    published = load(tmp_path, PUBLISHED)
+    assert (published.generalised, published.merge, published.merge_tau) == (False, "final", 0.9)
+    asked = load(tmp_path, PUBLISHED, "generalised", "True", "merge", "base")
+    assert (asked.generalised, asked.merge) == (True, "base")
+    with pytest.raises(UserError, match="--opts: generalised = True: the generalised test needs"):
+        load(tmp_path, SMALL, "folds", "seen", "generalised", "True")
 
 
 def test_small_vgg_inputs_are_refused(tmp_path):

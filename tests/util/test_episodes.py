@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from model import build_hdmnet
 from util.dataset import base_label_dir
+from util.distributed import Processes
+from util.draws import draw_test_episodes
 from util.episodes import EpisodeDataset, draw_episode
 from util.errors import UserError
+from util.evaluator import evaluate_episodes
 from util.folds import fold_classes
 from util.get_mulway_base_data import write_base_labels
 from util.lists import ImageLists, load_lists
+from util.predictor import Predictor
 from util.transform import eval_transform, train_transform
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_data.json").read_text())
@@ -28,8 +33,8 @@ def build(tiny_voc, tmp_path_factory):
     """Makes the EpisodeDataset of (part, split, shot) on the tiny dataset."""
     cache = str(tmp_path_factory.mktemp("lists"))
 
-    def build(part, split, shot, base_label_folder=None):
-        fold = fold_classes(20, "contiguous", split)
+    def build(part, split, shot, base_label_folder=None, folds="contiguous"):
+        fold = fold_classes(20, folds, split)
         list_file = str(tiny_voc / f"{part}.txt")
         lists = load_lists(str(tiny_voc), list_file, fold, part, cache, progress=False)
         if part == "train":
@@ -151,9 +156,27 @@ def test_items_are_what_they_say(build):
         assert item[key].dtype == torch.int64
     assert item["label"].dtype == item["base_label"].dtype == torch.uint8
     assert set(item["label"].unique().tolist()) == {0, 1, 255}
-    assert item["class_index"] == item["class_id"] - 11
     assert item["index"] == 3
     assert "label" not in build("train", 2, 1)[0]
+
+
+def test_the_rank_among_the_base_classes_is_there_for_base_classes_alone(build):
+    train, val = build("train", 2, 1), build("val", 2, 1)
+    for index in range(0, 50, 5):
+        assert "class_index" not in val[index]
+        item = train[index]
+        assert item["class_index"] == item["class_id"] - (1 if item["class_id"] <= 10 else 6)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_where_no_class_is_held_out_the_tested_class_is_a_base_class(part, build):
+    dataset = build(part, 0, 1, folds="seen")
+    assert dataset.classes == dataset.base_classes == tuple(range(1, 21))
+    for index in range(0, len(dataset), 10):
+        item = dataset[index]
+        assert item["class_index"] == item["class_id"] - 1
+        own = item["base_mask"] == item["class_id"]
+        assert torch.equal(own, item["query_mask"] == 1) and own.any()
 
 
 def test_load_gives_a_drawn_episode_again(build):
@@ -166,6 +189,20 @@ def test_load_gives_a_drawn_episode_again(build):
     assert first.keys() == again.keys()
     for key, value in first.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(again[key]))
+
+
+@pytest.mark.parametrize("folds", ["contiguous", "seen"])
+def test_evaluation_tells_the_ensemble_the_rank_of_a_base_class(folds, build):
+    episodes = build("val", 0, 1, folds=folds)
+    net = build_hdmnet("resnet18", len(episodes.base_classes))
+    ranks = []
+    net.ensemble.register_forward_pre_hook(lambda _, arguments: ranks.append(arguments[3]))
+    draws = draw_test_episodes(episodes.lists, 1, 3, 5, 0)
+    device = torch.device("cpu")
+    evaluate_episodes(Predictor(net, episodes, device), [draws], Processes(0, 1, device))
+    ranks = [rank if rank is None else rank.tolist() for rank in ranks]
+    expected = [[draw.class_id - 1] for draw in draws]
+    assert ranks == (expected if folds == "seen" else [None] * 3)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from util.errors import UserError
-from util.folds import Fold, base_label_table, class_label_table, fold_classes
+from util.folds import Fold, base_label_table, class_label_table, count_folds, fold_classes
 
 
 def test_pascal_fold_holds_out_five_consecutive_classes():
@@ -33,12 +33,33 @@ def test_explicit_folds_sort_the_held_out_classes():
     assert fold.classes("val") == fold.novel
 
 
+@pytest.mark.parametrize("num_classes", [1, 3, 254])
+def test_seen_trains_and_tests_on_every_class_in_one_fold(num_classes):
+    everything = tuple(range(1, num_classes + 1))
+    fold = fold_classes(num_classes, "seen", 0)
+    assert fold.classes("train") == fold.classes("val") == everything
+    assert fold.num_classes == num_classes
+    assert base_label_table(fold)[[*everything, 0, 255]].tolist() == [*everything, 0, 255]
+
+
+def test_folds_are_counted():
+    assert count_folds("contiguous", 3) == count_folds("interleaved", 3) == 3
+    assert (count_folds("seen", 3), count_folds([[1], [2]], 3)) == (1, 2)
+
+
+def test_two_classes_divide_into_two_folds():
+    folds = [fold_classes(2, "contiguous", split, num_folds=2) for split in range(2)]
+    assert folds == [Fold(base=(2,), novel=(1,)), Fold(base=(1,), novel=(2,))]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ((20, "contiguous", 4), "split is 4"),
         ((20, "contiguous", -1), "split is -1"),
         ((20, [[1]], 1), "there are 1 folds"),
+        ((20, "seen", 1), "there are 1 folds"),
+        ((1, "interleaved", 0), "no base class"),
         ((18, "contiguous", 0), "18 classes"),
         ((20, "random", 0), "'random'"),
         ((20, [[21]], 0), "class 21"),

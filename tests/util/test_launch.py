@@ -80,7 +80,8 @@ WORKER = """
 import json, os, signal, sys, time
 how = sys.argv[1]
 if how == "fine":
-    print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], flush=True)
+    # one write, since two processes share the pipe
+    sys.stdout.write(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\n")
 elif os.environ["RANK"] == "0":
     time.sleep(30)
 elif how == "says":

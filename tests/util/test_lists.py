@@ -14,6 +14,7 @@ from util.lists import ImageLists, check_enough, existing_entries, load_lists, r
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden_data.json").read_text())["lists"]
 FOLD = Fold(base=(2, 3), novel=(1,))
+SEEN = fold_classes(3, "seen", 0)
 
 
 @pytest.fixture
@@ -74,10 +75,24 @@ def test_filter_rules(tmp_path):
     assert val.class_files == {1: [0]}
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_no_class_held_out_drops_no_image_with_a_counting_class(part, tmp_path):
+    masks = {
+        "two classes": mask_of((1, 200), (3, 1)),
+        "one class": mask_of((3, 100)),
+        "too small": mask_of((2, 99)),
+    }
+    lists = load(tmp_path, write_dataset(tmp_path, masks), part, SEEN)
+    assert [image for image, _ in lists.entries] == ["two classes image.png", "one class image.png"]
+    assert lists.present == [(1, 3), (3,)]
+    assert lists.class_files == {1: [0], 2: [], 3: [1]}
+
+
 def test_no_usable_image_is_an_error(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 99))})
-    with pytest.raises(UserError, match=r"no image of .*train\.txt can be used.*100 pixels"):
-        load(tmp_path, list_file)
+    for fold, ending in ((FOLD, r"\(classes 2, 3\) and no held-out class"), (SEEN, r"1, 2, 3\)")):
+        with pytest.raises(UserError, match=rf"no image of .*train\.txt .*100 pixels.*{ending}$"):
+            load(tmp_path, list_file, fold=fold)
 
 
 def test_a_value_beyond_the_classes_is_named(tmp_path):

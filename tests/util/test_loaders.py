@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data.distributed import DistributedSampler
 
 from util.config_schema import Config
 from util.errors import UserError
@@ -80,10 +79,9 @@ def test_processes_share_the_training_images(make_config):
     loaders = [build_train_loader(make_config(batch_size=5), rank, 2) for rank in range(2)]
     seen = []
     for loader in loaders:
-        assert isinstance(loader.sampler, DistributedSampler)
-        loader.sampler.set_epoch(1)
+        loader.set_epoch(1)
         assert len(loader) == 16
-        seen.append(set(loader.sampler))
+        seen.append(set(loader.batch_sampler.sampler))
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == set(range(160))
 
@@ -107,7 +105,7 @@ def test_base_loaders_take_every_image(make_config):
 
 def test_base_batch_that_does_not_divide_is_rounded_up(make_config):
     train, _ = build_base_data(make_config(base_batch_size=12), 0, 5)
-    assert train.batch_size == 3
+    assert train.batch_sampler.batch_size == 3
 
 
 def test_settings_that_are_missing_are_named(make_config):

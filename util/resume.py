@@ -1,0 +1,203 @@
+"""Checkpoints to go on from: writing them, finding the newest whole one, and restoring from it."""
+
+import logging
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from util.checkpoint import check_classes, load_weights, read_checkpoint, save_checkpoint
+from util.distributed import Processes
+from util.errors import UserError
+from util.snapshots import LAST, PREVIOUS, find_best
+
+
+@dataclass
+class RunState:
+    """Where a training run stands.
+
+    epoch: epochs done; step: iterations done in the next one; best: the best mIoU so far;
+    best_epoch: its epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+
+    def waited(self, epochs: int) -> bool:
+        """Whether that many epochs (0: any number) brought no better mIoU since the best one."""
+        return 0 < epochs <= self.epoch - self.best_epoch and self.best_epoch > 0
+
+
+class Saved(NamedTuple):
+    """A checkpoint that training can go on from."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def save_run(
+    snapshot: Path,
+    net: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    state: RunState,
+    progress: dict[str, Any],
+) -> None:
+    """Write the checkpoint that `find_saved` finds; the one before is kept beside it.
+
+    Args:
+        snapshot: folder of the run's checkpoints.
+        net: the model, not wrapped.
+        optimizer, scaler: of the training.
+        state: where the run stands.
+        progress: further plain values kept in the file.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the checkpoints of before are untouched.
+    """
+    content = {
+        "state_dict": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "run": asdict(state),
+        **progress,
+    }
+    complete, last = snapshot / "next.pth", snapshot / LAST
+    save_checkpoint(complete, content)
+    if last.exists():
+        os.replace(last, snapshot / PREVIOUS)
+    os.replace(complete, last)
+
+
+def find_saved(
+    setting: str, snapshot: Path, processes: Processes, logger: logging.Logger
+) -> Saved | None:
+    """The checkpoint to go on from; None to start anew.
+
+    Args:
+        setting: "auto" (the newest whole checkpoint in `snapshot`, if any), "none", or a path. Where
+            torchrun has restarted the processes it is "auto" whatever was given.
+        snapshot: folder of the run's checkpoints.
+        processes: this process among all.
+        logger: told of checkpoints that are passed over.
+
+    Raises:
+        UserError: the checkpoint given is missing or no training can go on from it; all
+            checkpoints in `snapshot` are damaged; or not all processes find the same one.
+    """
+    own = [snapshot / LAST, snapshot / PREVIOUS]
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if setting == "auto" or (restarted and any(path.exists() for path in own)):
+        saved = _newest_whole([path for path in own if path.exists()], logger)
+    else:
+        saved = None if setting == "none" else Saved(Path(setting), _read(Path(setting)))
+    _require_same(saved, processes)
+    return saved
+
+
+def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved | None:
+    for number, path in enumerate(paths):
+        try:
+            return Saved(path, _read(path))
+        except UserError as error:
+            if number + 1 == len(paths):
+                raise UserError(
+                    f"{error}; move it away to start anew, or set resume to another checkpoint"
+                ) from None
+            logger.warning(f"{error}; going on from the one before, {paths[number + 1]}")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    with zipfile.ZipFile(path) as archive:
+        if torn := archive.testzip():
+            raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
+    if not {"optimizer", "run", "streams"} <= set(content):
+        raise UserError(
+            f"resume {path}: is no checkpoint of a training here; give its weights as pre_weight"
+        )
+    return content
+
+
+def _require_same(saved: Saved | None, processes: Processes) -> None:
+    run = saved.content["run"] if saved else {}
+    position = [run.get("epoch", -1), run.get("step", -1)]
+    together = processes.sum(np.array(position))
+    if not np.array_equal(together, processes.world_size * np.array(position)):
+        raise UserError(
+            "resume: not all processes find the same checkpoint; exp_dir has to be on a disk "
+            "that all nodes share"
+        )
+
+
+def restore(
+    saved: Saved,
+    net: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    base_classes: tuple[int, ...],
+) -> RunState:
+    """Load a checkpoint into the objects of a run; returns where it stood.
+
+    Rates and weight decay stay as configured.
+
+    Raises:
+        UserError: the checkpoint is of another model or fold.
+    """
+    path, content = saved
+    check_classes(content, base_classes, str(path))
+    load_weights(net, content["state_dict"], str(path))
+    configured = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except ValueError as error:
+        raise UserError(
+            f"resume {path}: its optimiser has other parameters; was train_kshot_rw changed?"
+        ) from error
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        group.update(options)
+    if content.get("scaler"):
+        scaler.load_state_dict(content["scaler"])
+    state = RunState(**content["run"])
+    best = find_best(path.parent)
+    if path.name in (LAST, PREVIOUS) and best and best.epoch > state.best_epoch:
+        # Written after this checkpoint was: it must not fall to a lesser one.
+        state.best = read_checkpoint(best.path).get("miou", best.miou)
+        state.best_epoch = best.epoch
+    return state
+
+
+class BatchPlan(NamedTuple):
+    """Items of a process at a time, and how many such batches make an iteration."""
+
+    batch_size: int
+    grad_accum: int
+
+
+def plan_batches(
+    batch_size: int, grad_accum: int, world_size: int, saved: Saved | None
+) -> BatchPlan:
+    """The configured batches; where the number of processes changed, the global batch of before.
+
+    It is kept where the processes can share it evenly, in batches of at most `batch_size`.
+    """
+    wanted = BatchPlan(batch_size, grad_accum)
+    if saved is None or saved.content.get("world_size", world_size) == world_size:
+        return wanted
+    share, rest = divmod(saved.content["global_batch"], world_size)
+    if rest or not share:
+        return wanted
+    size = max(part for part in range(1, min(batch_size, share) + 1) if share % part == 0)
+    return BatchPlan(size, share // size)
