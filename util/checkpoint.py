@@ -83,10 +83,11 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
     foreign = re.search(r"GLOBAL (\S+)", text)
     # Where the archive is whole it is its content that was refused.
     if foreign or (isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)):
+        command = f"python -m util.weights import --unsafe {shlex.quote(str(path))}"
         return UserError(
             f"checkpoint {path}: holds more than tensors ({foreign[1] if foreign else reason}), and "
             "to read that runs code of the file; if you trust where it comes from, "
-            f"`python -m util.weights import --unsafe {shlex.quote(str(path))}` makes a file of its tensors alone"
+            f"`{command}` makes a file of its tensors alone"
         )
     return UserError(f"checkpoint {path}: not readable as weights ({reason})")
 

@@ -18,7 +18,7 @@ from util.config_schema import KEEPS_NO_VALUE, NO_VALUE, Config
 from util.errors import UserError
 from util.files import write_atomically
 
-__all__ = ["VIZ", "Config", "dump_config", "load_config", "parse_args"]
+__all__ = ["VIZ", "Config", "Parser", "config_parser", "dump_config", "load_config", "parse_args"]
 
 DATASETS = os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "config/datasets"
@@ -237,7 +237,9 @@ def _dumped(key: str, value):
     return NO_VALUE if value is None and key not in KEEPS_NO_VALUE else value
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s, one line as everywhere."""
+
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -250,7 +252,12 @@ def parse_args(description: str, flags=(), argv=None) -> argparse.Namespace:
     Returns `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
     Raises UserError for a wrong command line.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    return config_parser(description, flags).parse_args(argv)
+
+
+def config_parser(description: str, flags=()) -> Parser:
+    """The parser of `parse_args`, for a tool that adds options of its own."""
+    parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the settings")
     parser.add_argument(
         OPTS,
@@ -262,4 +269,4 @@ def parse_args(description: str, flags=(), argv=None) -> argparse.Namespace:
     )
     for option, text in flags:
         parser.add_argument(option, action="store_true", help=text)
-    return parser.parse_args(argv)
+    return parser

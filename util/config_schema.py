@@ -18,6 +18,7 @@ from util.config_fields import (
     TrainFields,
 )
 from util.folds import SEEN, count_folds
+from util.precision import DTYPES
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight")
@@ -157,7 +158,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def model_arguments(self) -> dict:
         """What the settings say of the network, as `model.build_hdmnet` takes it."""
         keys = ("backbone", "shot", "kshot_trans_dim", "low_fea", "kshot_order", "fix_bn")
-        return {key: getattr(self, key) for key in keys}
+        arguments = {key: getattr(self, key) for key in keys}
+        return arguments | {"backbone_dtype": DTYPES.get(self.backbone_dtype)}
 
     @property
     def net_name(self) -> str:

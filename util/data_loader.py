@@ -5,6 +5,9 @@ workers. Each worker sends, with every batch, where its random streams then stan
 torch's generator at the start of the pass, that is all it takes to make the rest of it again.
 """
 
+import copy
+import multiprocessing
+import multiprocessing.context
 import signal
 from collections.abc import Iterator
 from itertools import islice
@@ -33,13 +36,42 @@ def prepare_worker(_worker: int) -> None:
     # The workers are the parallelism: OpenCV's own threads would only compete.
     cv2.setNumThreads(0)
     # A training that is told to stop finishes its step, and needs its workers for that, though a
-    # terminal or a cluster tells every process. torch ends workers that hang by SIGTERM, repeatedly.
+    # terminal or a cluster tells every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _context_that_kills() -> multiprocessing.context.BaseContext:
+    """How this platform starts processes; torch ends idle workers by SIGTERM, which ours ignore."""
+    context = multiprocessing.get_context(multiprocessing.get_start_method())
+
+    class Worker(context.Process):
+        def start(self) -> None:
+            super().start()
+            # What both torch and Python's own exit use.
+            self._popen.terminate = self._popen.kill
+
+    context = copy.copy(context)
+    context.Process = Worker
+    return context
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers' UserErrors arrive as a DataError of the same one line."""
+    """A DataLoader whose workers' UserErrors arrive as a DataError of the same one line.
+
+    Args:
+        dataset: to load from.
+        workers: loader processes; 0 loads in this process.
+        options: of `DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, workers: int = 0, **options):
+        super().__init__(
+            dataset,
+            num_workers=workers,
+            multiprocessing_context=_context_that_kills() if workers else None,
+            **{"worker_init_fn": prepare_worker} | options,
+        )
 
     def check_worker_number_rationality(self):
         """Says nothing: the number of workers names the episodes, whatever the machine."""
@@ -55,13 +87,6 @@ def _plain_errors(batches: Iterator) -> Iterator:
         # torch hands a worker's error on with the worker's whole stack trace as its message
         line = str(error).rstrip().rpartition("\n")[2]
         raise DataError(line.removeprefix(f"{UserError.__module__}.UserError: ")) from None
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if "DataLoader worker" not in reason:
-            raise
-        raise UserError(
-            f"{reason.rstrip('. ')} (out of memory?); lower workers, or free memory"
-        ) from None
 
 
 class TrainLoader(Loader):
@@ -82,8 +107,8 @@ class TrainLoader(Loader):
         self._worker_start = _WorkerStart()
         super().__init__(
             dataset,
+            workers,
             batch_sampler=self._batches,
-            num_workers=workers,
             collate_fn=_collate_with_streams,
             worker_init_fn=self._worker_start,
             **options,

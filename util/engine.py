@@ -21,7 +21,7 @@ from util.data_loader import TrainLoader
 from util.distributed import Processes
 from util.errors import UserError
 from util.log import Meter, RemainingTime, Scalars, get_logger
-from util.memory import explains_out_of_memory, peak_memory
+from util.memory import peak_memory
 from util.precision import Precision
 from util.resume import RunState, Saved, restore, save_run
 from util.schedule import set_rate
@@ -193,7 +193,7 @@ class Trainer:
         if self.processes.is_main:
             dump_config(cfg, os.path.join(self.folder, "config.yaml"))
         self._remaining = RemainingTime(self.total, state.epoch * self.steps + state.step)
-        with StopRequest() as request, explains_out_of_memory():
+        with StopRequest() as request:
             if not self._resumed:
                 # Shows at once whether the disk has room, and is what a restart goes on from.
                 self._save()

@@ -33,6 +33,8 @@ def data_errors():
 def exits_on_user_error(main):
     """Wrap a script's `main` so that a `UserError` prints one line and exits with code 2.
 
+    So does memory that does not suffice, of this process or of one that loads data for it.
+
     That of a `DataError` names the command that finds all problems. Of several processes none
     prints: each leaves the message where torchrun looks for it, and `util.launch` prints the first.
     """
@@ -41,8 +43,10 @@ def exits_on_user_error(main):
     def wrapper(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            message = str(error)
+        except (UserError, RuntimeError, MemoryError) as error:
+            message = str(error) if isinstance(error, UserError) else _memory_advice(error)
+            if message is None:
+                raise
             if isinstance(error, DataError):
                 message += f"; `{_verify_command()}` checks everything"
             reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -56,6 +60,22 @@ def exits_on_user_error(main):
     return wrapper
 
 
+def _memory_advice(error):
+    """What to say of memory that did not suffice; None of any other error."""
+    first = str(error).strip().partition("\n")[0].rstrip(". ")
+    if "DataLoader worker" in first:
+        # torch raises it wherever the process happens to be when a worker dies.
+        return f"{first} (out of memory?); lower workers, or free memory"
+    # The words of CUDA, and of torch's allocators on the CPU.
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        return None
+    return (
+        f"out of memory ({first}); the global batch stays with a lower batch_size and a higher "
+        "grad_accum; checkpoint_activations True and amp bf16 take less memory too"
+    )
+
+
 def _verify_command():
     """`util.verify` with the settings that this process was started with."""
     words, kept = [], False
@@ -64,4 +84,4 @@ def _verify_command():
             kept = word.partition("=")[0] in ("--config", "--opts")
         if kept:
             words.append(word)
-    return shlex.join(["python", "-m", "util.verify", *words])
+    return shlex.join(["python", "-m", "util.verify", *(words or ["--config", "FILE"])])

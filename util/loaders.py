@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from util.data_loader import Loader, TrainLoader, prepare_worker
+from util.data_loader import Loader, TrainLoader
 from util.dataset import BaseDataset, base_label_dir
 from util.episodes import EpisodeDataset
 from util.errors import UserError, data_errors
@@ -34,8 +34,7 @@ def evaluation_loader(dataset, workers):
     return Loader(
         dataset,
         batch_size=1,
-        num_workers=workers,
-        worker_init_fn=prepare_worker,
+        workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
 

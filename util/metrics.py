@@ -4,7 +4,10 @@ Everything is counted in int64, so that counts of several processes can be summe
 and in any order; ratios are taken once, at the end. Values are shares of 1.
 """
 
+import math
+
 import numpy as np
+from scipy.special import stdtrit
 
 from util.folds import IGNORE
 
@@ -18,7 +21,7 @@ def confusion(prediction, label, num_classes, ignore_label=IGNORE):
     read; pixels whose label is `ignore_label` count nowhere. Raises ValueError for different shapes
     and for a class outside 0..num_classes-1.
     """
-    prediction, label = _array(prediction), _array(label)
+    prediction, label = as_array(prediction), as_array(label)
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ in shape")
     valid = label != ignore_label
@@ -47,11 +50,15 @@ class SegmentationMetrics:
 
     def load_state(self, state):
         """Replace the counts by those of `state`."""
-        self._counts[...] = _array(state).reshape(self._counts.shape)
+        self._counts[...] = as_array(state).reshape(self._counts.shape)
 
     def iou(self):
         """IoU of every class, float64 (num_classes,); 0 for one that is nowhere."""
         return _ratio(*_intersection_union(self._counts))
+
+    def occurs(self):
+        """Whether every class has pixels in the labels, bool (num_classes,)."""
+        return _occurs(self._counts)
 
     def miou(self, over=None):
         """Mean IoU over the classes `over` (default: all) that occur in the labels; 0 if none."""
@@ -87,17 +94,24 @@ class EpisodeMetrics:
         `base_label`: 0..num_base, 255 = ignore. Raises ValueError for a class that is not held out,
         for maps of different shapes and for values out of range; nothing is counted then.
         """
-        if int(class_id) not in self.novel:
-            raise ValueError(f"class {int(class_id)} is not one of {self.novel}")
-        rank = self.novel.index(int(class_id))
-        added = (
+        self.add(
+            class_id,
             confusion(final, label, 2),
             confusion(meta, label, 2),
             confusion(base, base_label, len(self._counts["base"])),
         )
-        self._counts["final"][rank] += added[0]
-        self._counts["meta"][rank] += added[1]
-        self._counts["base"] += added[2]
+
+    def add(self, class_id, final, meta, base):
+        """Count one episode of the class `class_id` by its three `confusion` counts.
+
+        Raises ValueError for a class that is not held out; nothing is counted then.
+        """
+        if int(class_id) not in self.novel:
+            raise ValueError(f"class {int(class_id)} is not one of {self.novel}")
+        rank = self.novel.index(int(class_id))
+        self._counts["final"][rank] += final
+        self._counts["meta"][rank] += meta
+        self._counts["base"] += base
 
     def state(self):
         """All counts as one int64 array, to be summed over processes."""
@@ -105,7 +119,7 @@ class EpisodeMetrics:
 
     def load_state(self, state):
         """Replace the counts by those of `state`."""
-        self._state[...] = _array(state)
+        self._state[...] = as_array(state)
 
     def results(self):
         """The six scores of SCORES as floats, and "class_iou": {class id: IoU}.
@@ -116,12 +130,12 @@ class EpisodeMetrics:
         over the base classes that occur.
         """
         final, meta, base = (self._counts[name] for name in ("final", "meta", "base"))
-        class_iou = [_foreground_iou(counts) for counts in final]
+        class_iou = [foreground_iou(counts) for counts in final]
         both = _ratio(*_intersection_union(final.sum(axis=0)))
         both_meta = _ratio(*_intersection_union(meta.sum(axis=0)))
         return {
             "mIoU": _mean(class_iou),
-            "mIoU_m": _mean([_foreground_iou(counts) for counts in meta]),
+            "mIoU_m": _mean([foreground_iou(counts) for counts in meta]),
             "mIoU_b": _mean_of_occurring(base, np.arange(1, len(base))),
             "FBIoU": _mean(both),
             "FBIoU_m": _mean(both_meta),
@@ -130,30 +144,52 @@ class EpisodeMetrics:
         }
 
 
-def summarise(runs):
-    """Best and mean over runs: {"best": {score: value}, "mean": {score: value}} for SCORES.
+def mean_interval(values):
+    """(mean, sample standard deviation, half width of the 95% interval of the mean) of some runs.
 
-    `runs` are results of EpisodeMetrics; best is taken score by score. Raises ValueError for none.
+    The interval is Student's, mean ± t · deviation / √n with n - 1 degrees of freedom. It covers what
+    differs between the runs, the drawn episodes, and not what a second training would change. The
+    last two are None for a single run. Raises ValueError for none.
     """
-    if not runs:
+    if not len(values):
         raise ValueError("no runs to summarise")
+    count, mean = len(values), _mean(values)
+    if count == 1:
+        return mean, None, None
+    deviation = float(np.std(values, ddof=1))
+    return mean, deviation, float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+
+
+def summarise(runs):
+    """Over runs, {score: value} for SCORES each: "best", "mean", "std" and "ci95".
+
+    `runs` are results of EpisodeMetrics; best is taken score by score; the last two are those of
+    `mean_interval`. Raises ValueError for none.
+    """
     columns = {score: [run[score] for run in runs] for score in SCORES}
+    spread = {score: mean_interval(values) for score, values in columns.items()}
     return {
         "best": {score: float(max(values)) for score, values in columns.items()},
-        "mean": {score: _mean(values) for score, values in columns.items()},
+        "mean": {score: mean for score, (mean, _, _) in spread.items()},
+        "std": {score: deviation for score, (_, deviation, _) in spread.items()},
+        "ci95": {score: half_width for score, (_, _, half_width) in spread.items()},
     }
 
 
 def results_table(runs, class_names=None):
-    """A text table in percent: a row per run, then mean and best; then IoU per class, mean and best.
+    """A text table in percent: a row per run, then their summary; then IoU per class, mean and best.
 
-    `runs` are results of EpisodeMetrics, with "seed" as the rows' name where there is one.
-    `class_names[i]` is the name of class i + 1; without names the ids stand.
+    `runs` are results of EpisodeMetrics, with "seed" as the rows' name where there is one. Of several
+    runs the summary has the mean, the half width of its 95% interval (±95%), the standard deviation
+    and the best; of one run the mean and the best. `class_names[i]` is the name of class i + 1;
+    without names the ids stand.
     """
     summary = summarise(runs)
     names = [str(run.get("seed", number)) for number, run in enumerate(runs, 1)]
     rows = [(name, [run[score] for score in SCORES]) for name, run in zip(names, runs, strict=True)]
-    rows += [(name, [summary[name][score] for score in SCORES]) for name in ("mean", "best")]
+    spread = [("±95%", "ci95"), ("std", "std")] if len(runs) > 1 else []
+    for name, key in [("mean", "mean"), *spread, ("best", "best")]:
+        rows.append((name, [summary[key][score] for score in SCORES]))
     scores = _table("seed" if "seed" in runs[0] else "run", SCORES, rows, rule_before=len(runs))
     # JSON turns the ids into strings: results read back from a file are as good.
     ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
@@ -177,7 +213,8 @@ def _table(corner, header, rows, rule_before=None):
     return "\n".join(lines)
 
 
-def _array(values):
+def as_array(values):
+    """A tensor of any device, an array or a list as an array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     return np.asarray(values)
@@ -192,13 +229,17 @@ def _ratio(intersection, union):
     return intersection / np.maximum(union, 1)
 
 
-def _foreground_iou(counts):
+def foreground_iou(counts):
+    """IoU of the foreground of `confusion` counts (2, 2); 0 where it is nowhere."""
     return float(_ratio(*_intersection_union(counts))[1])
 
 
 def _mean_of_occurring(counts, classes):
-    occurs = counts.sum(axis=1)[classes] > 0  # row sums: the class has pixels in the labels
-    return _mean(_ratio(*_intersection_union(counts))[classes[occurs]])
+    return _mean(_ratio(*_intersection_union(counts))[classes[_occurs(counts)[classes]]])
+
+
+def _occurs(counts):
+    return counts.sum(axis=1) > 0  # row sums: pixels in the labels
 
 
 def _mean(values):

@@ -78,7 +78,7 @@ def _epochs_done(snapshot: Path) -> float:
         return math.inf
     try:
         return read_checkpoint(snapshot / LAST)["run"]["epoch"]
-    except UserError:
+    except (UserError, KeyError):
         return 0  # damaged: the training that goes on finds out from which checkpoint
 
 

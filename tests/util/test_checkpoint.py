@@ -8,6 +8,7 @@ from model.backbone import build_backbone
 from tests.golden import SHAPES, published_state
 from util.checkpoint import (
     check_classes,
+    check_fit,
     from_published,
     load_backbone,
     load_weights,
@@ -55,6 +56,13 @@ def test_conversion_there_and_back_keeps_the_values():
 def test_a_foreign_entry_is_named():
     with pytest.raises(UserError, match=r"'backbone\.conv\.weight' belongs to no known"):
         from_published({"layer0.0.weight": torch.ones(1), "backbone.conv.weight": torch.ones(1)})
+
+
+def test_a_foreign_entry_in_a_file_names_the_file(tmp_path):
+    state = {"layer0.0.weight": torch.ones(1), "other.weight": torch.ones(1)}
+    torch.save(state, tmp_path / "some.pth")
+    with pytest.raises(UserError, match=r"'other\.weight' belongs.*some\.pth\)$"):
+        read_checkpoint(tmp_path / "some.pth")
 
 
 def small():
@@ -107,6 +115,47 @@ def test_weights_of_another_fold_are_refused():
         check_classes(content, (1, 2, 3), "some.pth")
 
 
+def test_reading_for_a_fold_refuses_other_folds(tmp_path):
+    path = tmp_path / "some.pth"
+    save_checkpoint(path, {"state_dict": small().state_dict(), "base_classes": [1, 2, 4]})
+    assert read_checkpoint(path, (1, 2, 4))["base_classes"] == [1, 2, 4]
+    assert read_checkpoint(path)["base_classes"] == [1, 2, 4]
+    with pytest.raises(UserError, match=r"some\.pth was trained on base classes \[1, 2, 4\]"):
+        read_checkpoint(path, (1, 2, 3))
+
+
+def test_fitting_is_checked_without_memory_for_the_model():
+    with torch.device("meta"):
+        net = small()
+    check_fit(net, small().state_dict(), "some.pth")
+    with pytest.raises(UserError, match=r"checkpoint some\.pth does not fit.*bias is missing"):
+        check_fit(net, {"weight": torch.ones(3, 2)}, "some.pth")
+
+
+class Touch:
+    """Makes a file when it is unpickled: what an evil checkpoint would do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_not_run_and_the_flag_is_named(zipped, tmp_path):
+    path, made = tmp_path / "some weights.pth", tmp_path / "made"
+    content = {"state_dict": small().state_dict(), "args": Touch(str(made))}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError) as error:
+        read_checkpoint(path)
+    assert f"checkpoint {path}: holds more than tensors (io.open)" in str(error.value)
+    assert f"`python -m util.weights import --unsafe '{path}'`" in str(error.value)
+    assert "\n" not in str(error.value) and not made.exists()
+    read_checkpoint(path, unsafe=True)
+    assert made.exists()
+
+
 def test_published_files_are_read_with_our_names(tmp_path):
     state = published_state("pspnet_pascal_vgg16")
     torch.save(
@@ -125,6 +174,7 @@ def test_published_files_are_read_with_our_names(tmp_path):
         (None, "there is no such file"),
         (b"", "not readable as weights"),
         (b"PK\x03\x04 torn", "not readable as weights"),
+        (b"<html>not found</html>", r"not readable as weights (Unsupported operand 60)"),
         ([1, 2], "holds no state_dict"),
         ({"state_dict": {"weight": 3}}, "holds no state_dict"),
     ],
@@ -135,7 +185,7 @@ def test_unusable_files_are_named(content, message, tmp_path):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(UserError, match=re.escape(f"checkpoint {path}: ") + message) as error:
+    with pytest.raises(UserError, match=re.escape(f"checkpoint {path}: {message}")) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
 
@@ -174,3 +224,9 @@ def test_imagenet_deep_stem_weights_fit(tmp_path):
     load_backbone(backbone, tmp_path / "resnet50_v2.pth")
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, donor.state_dict()[key]), key
+
+
+def test_the_stem_of_torchvision_is_named(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet50.pth")
+    with pytest.raises(UserError, match=r"resnet50\.pth has the stem of torchvision's ResNets"):
+        load_backbone(build_backbone("resnet50"), tmp_path / "resnet50.pth")

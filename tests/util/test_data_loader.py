@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import random
 import signal
@@ -8,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from util.data_loader import Loader, TrainLoader, prepare_worker
-from util.errors import UserError
+from util.data_loader import Loader, TrainLoader
+from util.errors import UserError, exits_on_user_error
 from util.seed import seed_everything
 
 
@@ -107,9 +108,14 @@ class Killed(Draws):
 
 def test_errors_of_workers_are_one_line():
     with pytest.raises(UserError, match=r"^image a.jpg cannot be read$"):
-        next(iter(Loader(Broken(), num_workers=1)))
-    with pytest.raises(UserError, match=r"DataLoader worker .*out of memory.*lower workers"):
-        next(iter(Loader(Killed(), num_workers=1)))
+        next(iter(Loader(Broken(), workers=1)))
+
+
+def test_a_worker_that_is_killed_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        exits_on_user_error(lambda: next(iter(Loader(Killed(), workers=1))))()
+    message = capsys.readouterr().err
+    assert "DataLoader worker" in message and "(out of memory?); lower workers" in message
 
 
 class Signalled(Draws):
@@ -121,7 +127,5 @@ class Signalled(Draws):
 
 
 def test_workers_outlive_the_signal_that_stops_a_training():
-    loader = Loader(
-        Signalled(), batch_size=23, num_workers=1, worker_init_fn=prepare_worker
-    )
+    loader = Loader(Signalled(), batch_size=23, workers=1)
     assert len(list(loader)) == 1

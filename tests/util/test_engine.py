@@ -15,7 +15,7 @@ from util.distributed import Processes
 from util.engine import Trainer
 from util.errors import UserError
 from util.log import Scalars, get_logger
-from util.memory import explains_out_of_memory, peak_memory
+from util.memory import peak_memory
 from util.precision import Precision
 from util.resume import RunState, find_saved
 from util.seed import seed_everything, untouched_random_streams
@@ -207,7 +207,9 @@ def test_a_loss_that_is_not_finite_is_skipped(tmp_path):
     state = training.run()
     assert all(value.isfinite().all() for value in state.values())
     skipped = [
-        index for index in range(11) if before[index]["0.weight"].equal(before[index + 1]["0.weight"])
+        index
+        for index in range(11)
+        if before[index]["0.weight"].equal(before[index + 1]["0.weight"])
     ]
     assert len(skipped) in (2, 3)
     for index in skipped:
@@ -263,12 +265,7 @@ def test_more_accumulation_than_batches_is_an_error(tmp_path):
         Training(tmp_path, accumulated=5)
 
 
-def test_an_allocation_that_fails_names_the_settings_that_help():
-    with pytest.raises(UserError, match=r"grad_accum; checkpoint_activations True and amp bf16"):
-        with explains_out_of_memory():
-            torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="something else"), explains_out_of_memory():
-        raise RuntimeError("something else")
+def test_memory_is_measured():
     assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
 
 

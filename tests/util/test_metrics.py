@@ -9,6 +9,7 @@ from util.metrics import (
     EpisodeMetrics,
     SegmentationMetrics,
     confusion,
+    mean_interval,
     results_table,
     summarise,
 )
@@ -216,9 +217,28 @@ def test_summary_takes_each_score_by_itself():
         values = [run[score] for run in runs]
         assert summary["best"][score] == max(values)
         assert summary["mean"][score] == pytest.approx(sum(values) / 3)
+        assert summary["std"][score] == pytest.approx(np.std(values, ddof=1))
+        # Student's t of two degrees of freedom: 4.3027
+        half_width = 4.30265 * np.std(values, ddof=1) / 3**0.5
+        assert summary["ci95"][score] == pytest.approx(half_width, rel=1e-5)
     json.dumps(summary)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no runs"):
         summarise([])
+
+
+def test_a_single_run_has_no_spread():
+    summary = summarise([counted(episodes(0, 5)).results()])
+    assert set(summary["std"].values()) == set(summary["ci95"].values()) == {None}
+    assert summary["mean"] == summary["best"]
+
+
+def test_intervals_hold_the_mean_of_the_population_as_often_as_they_say():
+    rng = np.random.RandomState(0)
+    held = 0
+    for values in rng.normal(5, 2, (4000, 10)):
+        mean, _, half_width = mean_interval(values)
+        held += abs(mean - 5) <= half_width
+    assert held / 4000 == pytest.approx(0.95, abs=0.012)
 
 
 def test_table_holds_every_run_and_survives_json():
@@ -231,8 +251,10 @@ def test_table_holds_every_run_and_survives_json():
     for run in runs:
         assert rows[str(run["seed"])] == [f"{100 * run[score]:.2f}" for score in SCORES]
     summary = summarise(runs)
-    for name in ("mean", "best"):
-        assert rows[name] == [f"{100 * summary[name][score]:.2f}" for score in SCORES]
+    shown = {"mean": "mean", "±95%": "ci95", "std": "std", "best": "best"}
+    assert [name for name in rows if name in shown] == list(shown)
+    for name, key in shown.items():
+        assert rows[name] == [f"{100 * summary[key][score]:.2f}" for score in SCORES]
     for class_id in NOVEL:
         values = [run["class_iou"][class_id] for run in runs]
         expected = [f"{100 * np.mean(values):.2f}", f"{100 * max(values):.2f}"]
@@ -244,4 +266,5 @@ def test_table_holds_every_run_and_survives_json():
 
 def test_table_without_seeds_or_names():
     table = results_table([counted(episodes(0, 4)).results()])
+    assert "std" not in table and "±" not in table
     assert table.startswith("run") and "\n1 " in table and "\n9 " in table

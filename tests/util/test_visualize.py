@@ -2,14 +2,16 @@ import cv2
 import numpy as np
 import pytest
 
+from util.sheet import CAPTION, GAP
 from util.visualize import (
-    CAPTION,
-    GAP,
     PANEL_HEIGHT,
     PREDICTION_COLOUR,
     SUPPORT_COLOUR,
     TRUTH_COLOUR,
+    EpisodePicture,
+    draw_contact_sheet,
     draw_episode,
+    heat_map,
     overlay,
 )
 
@@ -171,3 +173,113 @@ def test_wrong_input_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(ValueError, match="belong together"):
         draw_episode(path, query, images, masks, truth[:-1], prediction)
     assert not path.exists()
+
+
+def maps(rows=3, columns=4):
+    """A correlation map of each stage, highest in the lower right corner."""
+    ramp = np.add.outer(np.arange(rows), np.arange(columns)).astype(np.float32)
+    return [ramp, 2 * ramp, np.kron(ramp, np.ones((2, 2)))]
+
+
+def test_heat_maps_run_from_dark_blue_to_yellow_over_the_grey_image():
+    heat = heat_map(picture(60, 80), maps()[0])
+    assert heat.shape == (60, 80, 3) and heat.dtype == np.uint8
+    grey = 0.35 * 90
+    assert heat[0, 0] == pytest.approx(np.array([68, 1, 84]) * 0.65 + grey, abs=2)
+    assert heat[-1, -1] == pytest.approx(np.array([253, 231, 37]) * 0.65 + grey, abs=2)
+    textured = picture(60, 80)
+    textured[:, ::2] = 200
+    assert (heat_map(textured, maps()[0])[:, ::2] > heat[:, ::2]).any()
+
+
+def test_a_map_of_one_value_is_all_dark():
+    heat = heat_map(picture(20, 20), np.zeros((3, 3)))
+    assert (heat == heat[0, 0]).all() and heat[0, 0, 2] > heat[0, 0, 1]
+
+
+def test_correlation_maps_stand_in_a_row_below(tmp_path):
+    plain = drawn(tmp_path / "plain.png", *episode(1))
+    sheet = drawn(tmp_path / "maps.png", *episode(1), correlations=maps())
+    assert (sheet[: len(plain) - GAP, : plain.shape[1]] == plain[:-GAP]).all()
+    boxes = panels(sheet)
+    tops = sorted({top for top, _, _, _ in boxes})
+    assert [sum(box[0] == top for box in boxes) for top in tops] == [4, 3]
+    for _, _, bottom, right in boxes[4:]:
+        assert sheet[bottom - 3, right - 3, 1] > 150  # yellow
+
+
+def recorded_texts(monkeypatch):
+    """Boxes (x, y, right, bottom) of every text that is drawn from now on, and the sheets."""
+    boxes, sheets = [], []
+    write = cv2.putText
+
+    def record(sheet, text, origin, font, scale, *rest):
+        (width, height), below = cv2.getTextSize(text, font, scale, 1)
+        x, y = origin
+        boxes.append((x, y - height, x + width, y + below))
+        sheets.append(sheet)
+        return write(sheet, text, origin, font, scale, *rest)
+
+    monkeypatch.setattr(cv2, "putText", record)
+    return boxes, sheets
+
+
+def assert_disjoint(boxes):
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        for x, y, other_right, other_bottom in boxes[:number]:
+            assert right <= x or other_right <= left or bottom <= y or other_bottom <= top
+
+
+LONG = "people_riding_bicycles_in_the_rain of the validation list, seed 510 " * 3 + "x" * 200
+
+
+@pytest.mark.parametrize("shape", [(120, 160), (300, 40), (40, 300), (1, 900), (900, 1)])
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize("title", ["cat", LONG, "电视 and Fahrräder " * 12, ""])
+def test_texts_are_whole_inside_and_apart(tmp_path, monkeypatch, shape, shots, title):
+    boxes, sheets = recorded_texts(monkeypatch)
+    one = EpisodePicture(*episode(shots, shape), title, maps())
+    draw_episode(tmp_path / "episode.png", *one)
+    first = len(boxes)
+    draw_contact_sheet(tmp_path / "sheet.png", [one, one._replace(correlations=()), one], title)
+    for found in (boxes[:first], boxes[first:]):
+        assert_disjoint(found)
+    for (left, top, right, bottom), sheet in zip(boxes, sheets, strict=True):
+        assert 0 <= left < right <= sheet.shape[1] and 0 <= top < bottom <= sheet.shape[0]
+    for sheet in (sheets[0], sheets[-1]):
+        assert (sheet[:, -2:] == 255).all()  # no ink runs off the edge
+
+
+def test_long_titles_are_wrapped_and_lose_nothing(tmp_path, monkeypatch):
+    written = []
+    write = cv2.putText
+    monkeypatch.setattr(
+        cv2, "putText", lambda image, text, *rest: written.append(text) or write(image, text, *rest)
+    )
+    draw_episode(tmp_path / "episode.png", *episode(1), title=LONG)
+    lines = written[: written.index("support")]
+    assert len(lines) > 2 and "".join(lines).replace(" ", "") == LONG.replace(" ", "")
+
+
+def test_pictures_cover_no_text(tmp_path, monkeypatch):
+    boxes, sheets = recorded_texts(monkeypatch)
+    pictures = [EpisodePicture(*episode(shots), LONG, maps()) for shots in (1, 5, 2)]
+    draw_contact_sheet(tmp_path / "sheet.png", pictures, "all")
+    for left, top, right, bottom in boxes:
+        region = sheets[0][top:bottom, left:right].astype(int)
+        assert (np.ptp(region, axis=-1) == 0).all() and (region > 250).any()  # ink on paper
+
+
+def test_a_contact_sheet_holds_every_episode_and_is_about_square(tmp_path):
+    path = tmp_path / "new" / "sheet.png"
+    pictures = [
+        EpisodePicture(*episode(1)[:-1], np.zeros((120, 160), np.uint8), f"class {number}")
+        for number in range(9)
+    ]
+    draw_contact_sheet(path, pictures, "fold 0")
+    sheet = cv2.imread(str(path))[..., ::-1]
+    truths = (sheet == np.array(TRUTH_COLOUR)).all(axis=-1).astype(np.uint8)
+    assert cv2.connectedComponents(truths)[0] - 1 == 9
+    assert 0.5 < sheet.shape[0] / sheet.shape[1] < 2
+    with pytest.raises(ValueError, match="no episodes"):
+        draw_contact_sheet(path, [])

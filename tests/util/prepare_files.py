@@ -1,0 +1,49 @@
+"""What the tests of the preparations share: tiny images, folder contents, a kill in the middle."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+from PIL import Image
+
+
+def write_jpeg(path, height, width):
+    """A noisy JPEG of that size; folders on the way are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.RandomState(height * width).randint(0, 256, (height, width, 3))
+    Image.fromarray(noise.astype(np.uint8)).save(path)
+
+
+def contents(folder):
+    """The files under a folder: name → bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def run_killed(function, renames):
+    """Run `function` in a process that dies, without any cleaning up, at its n-th rename.
+
+    A rename is what gives a file its final name. Returns whether it got that far.
+    """
+
+    def work():
+        done = iter(range(renames))
+        rename = os.replace
+
+        def rename_or_die(source, target):
+            if next(done, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = rename_or_die
+        function()
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0

@@ -1,0 +1,292 @@
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.util.coco_files import (
+    HEIGHT,
+    ODD,
+    TRAIN,
+    VAL,
+    WIDTH,
+    annotation,
+    box,
+    expected_masks,
+    write_coco,
+    write_json,
+)
+from tests.util.prepare_files import contents, run_killed, write_jpeg
+from util.coco_instances import read_instances
+from util.errors import UserError
+from util.folds import Fold
+from util.lists import load_lists, read_entries
+from util.prepare_coco import main, prepare_coco
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("my COCO ü")
+    write_coco(folder)
+    return folder
+
+
+@pytest.fixture
+def coco(originals, tmp_path):
+    """A copy of the stand-in that a test may spoil."""
+    return shutil.copytree(originals, tmp_path / "coco")
+
+
+def prepare(coco, out, **settings):
+    settings.setdefault("workers", 1)
+    return prepare_coco(coco, out, out / "lists", **settings)
+
+
+@pytest.fixture(scope="module")
+def prepared(originals, tmp_path_factory):
+    """The data root of an uninterrupted run, and the lines it ended with."""
+    out = tmp_path_factory.mktemp("out") / "COCO ready"
+    return out, prepare(originals, out)
+
+
+def entries(root, part):
+    return read_entries(str(root), str(root / "lists" / f"{part}.txt"))
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_masks(prepared):
+    root, _ = prepared
+    for name, mask in expected_masks().items():
+        np.testing.assert_array_equal(read(root / name), mask)
+
+
+def test_layout_is_that_of_the_images_with_annotations_by_id(prepared, originals):
+    root, _ = prepared
+    stems = {"train": ["COCO é 1", "COCO_5", "COCO_9"], "val": ["COCO_4"]}
+    names = {f"lists/{part}.txt" for part in stems}
+    for part, expected in stems.items():
+        pairs = [
+            (f"{part}2014/{stem}.jpg", f"annotations/{part}2014/{stem}.png") for stem in expected
+        ]
+        assert entries(root, part) == pairs
+        names |= {name for pair in pairs for name in pair}
+        for image, _ in pairs:
+            assert (root / image).samefile(originals / image)
+    assert set(contents(root)) == names
+
+
+def test_the_lists_are_those_of_a_fold(prepared, tmp_path):
+    root, _ = prepared
+    fold = Fold(base=(1, 3), novel=(2,))
+    train, val = (
+        load_lists(str(root), str(root / "lists" / f"{part}.txt"), fold, part, str(tmp_path), 500)
+        for part in ("train", "val")
+    )
+    # COCO_9 has a dog, which this fold holds out; COCO_5 has nothing
+    assert train.entries == [(f"train2014/{ODD}", "annotations/train2014/COCO é 1.png")]
+    assert train.class_files == {1: [], 3: [0]}
+    assert val.class_files == {2: [0]} and val.present == [(2,)]
+
+
+def test_counts_are_said_with_those_expected(prepared):
+    root, lines = prepared
+    assert lines[0].startswith("categories: 3 (warning: 80 expected")
+    assert lines[1:3] == ["images: 3 linked", "masks: 3, 3 of them written now"]
+    assert lines[3].startswith(f"{root}/lists/train.txt: 3 (warning: 82,081 expected")
+    assert lines[3].endswith("; of 4 images")
+    assert lines[6].startswith(f"{root}/lists/val.txt: 1 (warning: 40,137 expected")
+
+
+def test_processes_and_copies_give_the_same(originals, prepared, tmp_path):
+    lines = prepare(originals, tmp_path / "out", copy=True, workers=2)
+    assert lines[1] == "images: 3 copied"
+    assert contents(tmp_path / "out") == contents(prepared[0])
+
+
+def test_the_folder_of_coco_can_be_the_data_root(coco, prepared):
+    before = contents(coco)
+    lines = prepare(coco, coco)
+    assert lines[1] == "images: 3 in place"
+    assert contents(coco) == {**before, **contents(prepared[0])}
+
+
+def test_a_killed_run_leaves_nothing_half_and_the_next_goes_on(originals, prepared, tmp_path):
+    whole = contents(prepared[0])
+    out = tmp_path / "out"
+    renames = 0
+    while run_killed(lambda: prepare(originals, out), renames):
+        there = contents(out)
+        final = {name: data for name, data in there.items() if not name.endswith(".tmp")}
+        assert final.items() <= whole.items()
+        if renames % 2:  # every second run starts from nothing, the others go on
+            shutil.rmtree(out)
+        renames += 1
+    assert renames > 5
+    assert contents(out) == whole
+
+
+def test_other_annotations_are_drawn_anew_alone(coco, tmp_path):
+    out = tmp_path / "out"
+    prepare(coco, out)
+    assert prepare(coco, out)[2] == "masks: 3, 0 of them written now"
+    changed = json.loads(json.dumps(TRAIN))
+    changed["annotations"][0]["segmentation"] = [box(10, 10, 22, 22)]
+    changed["annotations"].append(annotation(9, 7, 1, [box(0, 0, 9, 9)]))
+    write_json(coco, "train", changed)
+    lines = prepare(coco, out)
+    assert lines[2] == "masks: 4, 2 of them written now"
+    assert lines[3].endswith(f"; before: {out}/lists/train.txt.bak")
+    prepare(coco, tmp_path / "again")
+    (out / "lists" / "train.txt.bak").unlink()
+    assert contents(out) == contents(tmp_path / "again")
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["annotations", "val2014", "annotations/instances_val2014.json", "train2014/COCO_9.jpg"],
+)
+def test_what_is_missing_is_named(coco, tmp_path, missing):
+    remove(coco / missing)
+    with pytest.raises(UserError, match=rf"{missing} .*: give COCO 2014 as --coco"):
+        prepare(coco, tmp_path / "out")
+    assert not [name for name in contents(tmp_path) if name.startswith("out/")]
+
+
+def test_an_image_without_annotations_may_be_missing(coco, prepared, tmp_path):
+    (coco / "train2014" / "COCO_7.jpg").unlink()
+    prepare(coco, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(prepared[0])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (cut, r"COCO_9\.jpg is damaged or truncated"),
+        (lambda path: path.write_bytes(b""), r"COCO_9\.jpg is damaged or truncated"),
+        (
+            lambda path: write_jpeg(path, HEIGHT + 1, WIDTH),
+            r"COCO_9\.jpg is 64×49 pixels but its mask 64×48",
+        ),
+    ],
+)
+def test_a_wrong_image_is_named_and_once_mended_the_run_goes_on(
+    coco, prepared, tmp_path, spoil, message
+):
+    image = coco / "train2014" / "COCO_9.jpg"
+    before = image.read_bytes()
+    spoil(image)
+    out = tmp_path / "out"
+    for workers in (1, 2):
+        with pytest.raises(UserError, match=message):
+            prepare(coco, out, workers=workers)
+    assert not list((out / "lists").iterdir())
+    image.write_bytes(before)
+    prepare(coco, out)
+    assert contents(out) == contents(prepared[0])
+
+
+def changed(change):
+    content = json.loads(json.dumps(TRAIN))
+    change(content)
+    return content
+
+
+def set_in(path, value):
+    """A change of the instances: the entry at `path` (key, index, key) becomes `value`."""
+
+    def change(content):
+        *way, last = path
+        for key in way:
+            content = content[key]
+        content[last] = value
+
+    return changed(change)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", r"no COCO instances file, it is damaged or no JSON \(.*give annotations/instances"),
+        ([], "no COCO instances file, no list images"),
+        ({"images": [], "annotations": []}, "no list categories"),
+        (set_in(["images", 1], 3), r"images\[1\] has no id"),
+        (set_in(["images", 1, "height"], "48"), r"images\[1\] has no height"),
+        (set_in(["images", 1, "width"], 0), "image 2 has no pixels"),
+        (set_in(["images", 1, "id"], 9), "images has the id 9 twice"),
+        (set_in(["images", 1, "file_name"], "../x.jpg"), r"\.\./x\.jpg lies outside"),
+        (set_in(["images", 1, "file_name"], "COCO_9.png"), "would share one mask"),
+        (set_in(["categories", 0, "name"], None), r"categories\[0\] has no name"),
+        (set_in(["categories"], [{"id": i, "name": "x"} for i in range(255)]), "255 categories"),
+        (set_in(["annotations"], []), "has no annotations"),
+        (
+            set_in(["annotations", 0], {"id": 1, "image_id": 9, "caption": "a dog"}),
+            "1 has no categ",
+        ),
+        (set_in(["annotations", 0, "image_id"], 3), "annotation 1 names the image 3"),
+        (set_in(["annotations", 0, "category_id"], 2), "annotation 1 names the category 2"),
+        (set_in(["annotations", 0, "category_id"], [2]), "annotation 1 names the category"),
+    ],
+)
+def test_a_wrong_instances_file_is_named_before_anything_is_drawn(coco, tmp_path, content, message):
+    path = write_json(coco, "train", content)
+    with pytest.raises(UserError, match=message) as error:
+        prepare(coco, tmp_path / "out")
+    assert str(path) in str(error.value)
+    assert not contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize("segmentation", [5, [[1, 2, 3, 4, 5]], {"size": [1, 1], "counts": [1]}])
+def test_a_wrong_segmentation_names_file_image_and_annotation(coco, tmp_path, segmentation):
+    write_json(coco, "train", set_in(["annotations", 0, "segmentation"], segmentation))
+    with pytest.raises(UserError, match=r"instances_train2014\.json: COCO_9\.jpg: annotation 1: "):
+        prepare(coco, tmp_path / "out")
+
+
+def test_categories_have_to_agree(coco, tmp_path):
+    content = json.loads(json.dumps(VAL))
+    content["categories"].append({"id": 3, "name": "car"})
+    write_json(coco, "val", content)
+    with pytest.raises(UserError, match=r"train2014\.json and .*val2014\.json have different"):
+        prepare(coco, tmp_path / "out")
+
+
+def test_instances(originals):
+    found = read_instances(originals / "annotations" / "instances_train2014.json")
+    assert found.categories == ["person", "dog", "toothbrush"] and found.total == 4
+    assert [image.file_name for image in found.images] == [ODD, "COCO_5.jpg", "COCO_9.jpg"]
+    labels = [label for _, label, _ in json.loads(found.images[0].annotations)]
+    assert labels == [3, 255, 255]
+
+
+def test_the_command(originals, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["--coco", str(originals), "--out", "out", "--workers", "1"])
+    out, root = capsys.readouterr().out, prepared[0]
+    for part in ("train", "val"):
+        expected = (root / "lists" / f"{part}.txt").read_bytes()
+        assert (tmp_path / "lists" / "coco" / f"{part}.txt").read_bytes() == expected
+    config = "config/coco/coco_split0_resnet50.yaml"
+    assert f"next: python -m util.verify --config {config} --opts data_root out\n" in out
+    assert out.endswith("then: sh train_base.sh split0 coco 1 data_root out\n")
+
+
+def test_the_command_ends_with_one_line_for_an_error(originals, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["--coco", str(originals), "--out", str(tmp_path / "file")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: cannot write in ") and "--out" in error

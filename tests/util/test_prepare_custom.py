@@ -1,0 +1,539 @@
+"""Preparation of the user's own images and masks, up to training on them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import util.config
+import util.custom_config
+import util.custom_masks
+import util.prepare
+from tests.util.prepare_files import contents, run_killed
+from util.config import load_config
+from util.custom_config import divide
+from util.custom_masks import merged_mask
+from util.custom_pairs import Pair
+from util.custom_split import split
+from util.dataset import read_mask
+from util.errors import UserError
+from util.lists import read_entries
+from util.prepare import INTERRUPTED
+from util.prepare_custom import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = (48, 60)
+NETS = ("resnet101", "resnet18", "resnet50", "vgg")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder the tool runs in, with the shipped configuration, as if it were the repository."""
+    for name in ("config/base", "config/datasets"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(util.custom_config, "ROOT", tmp_path)
+    monkeypatch.setattr(util.config, "DATASETS", str(tmp_path / "config/datasets"))
+    monkeypatch.setattr(util.prepare, "__file__", str(tmp_path / "util/prepare.py"))
+    return tmp_path
+
+
+def disk(radius, size=SIZE):
+    """A disk of ones in the middle, uint8."""
+    mask = np.zeros(size, np.uint8)
+    return cv2.circle(mask, (size[1] // 2, size[0] // 2), radius, 1, -1)
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(path.suffix, array)[1]
+    path.write_bytes(data.tobytes())
+
+
+def write_image(path, size=SIZE, seed=0):
+    write(path, np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8))
+
+
+def write_data(root, count=12, classes=3, binary=False):
+    """Images pics/nI.jpg, each with one object of class I mod `classes`."""
+    for index in range(count):
+        write_image(root / f"pics/n{index:02d}.jpg", seed=index)
+        class_id, mask = 1 + index % classes, disk(15)
+        name = f"class{class_id}/n{index:02d}.png" if binary else f"n{index:02d}.png"
+        write(root / "masks" / name, mask * (255 if binary else class_id))
+
+
+def run(*options, name="mine", out="root"):
+    """The tool on pics and masks of the current folder, with one worker."""
+    words = ["--name", name, "--images", "pics", "--masks", "masks", "--out", out]
+    main([*words, "--workers", "1", "--min_pixels", "100", *options])
+
+
+def config(split=0, net="resnet50", name="mine"):
+    return load_config(f"config/{name}/{name}_split{split}_{net}.yaml")
+
+
+def entries(part):
+    return read_entries("root", f"lists/mine/{part}.txt")
+
+
+def test_index_masks_become_a_dataset_that_loads(folder, capsys):
+    write_data(folder)
+    before = contents(folder / "pics") | contents(folder / "masks")
+    run()
+    assert contents(folder / "pics") | contents(folder / "masks") == before
+    train, val = entries("train"), entries("val")
+    assert len(val) == 2
+    assert sorted(train + val) == [
+        (f"images/n{index:02d}.jpg", f"index_masks/n{index:02d}.png") for index in range(12)
+    ]
+    for image, mask in train + val:
+        stem = Path(image).stem
+        assert os.path.samefile(f"root/{image}", f"pics/{stem}.jpg")
+        assert np.array_equal(read_mask(f"root/{mask}"), read_mask(f"masks/{stem}.png"))
+    for split_ in range(2):
+        for net in NETS:
+            cfg = config(split_, net)
+            assert (cfg.data_set, cfg.split, cfg.net_name) == ("mine", split_, net)
+            assert (cfg.num_classes, cfg.folds, cfg.min_pixels) == (3, [[1, 2], [3]], 100)
+            assert (cfg.data_root, cfg.train_list) == ("root", "lists/mine/train.txt")
+            assert (cfg.epochs, cfg.train_h) == (200, 473)
+    printed = capsys.readouterr().out
+    assert "images: 12 linked" in printed and "masks: 12, 12 of them written now" in printed
+    assert "|   3 | class 3 |" in printed
+    assert "fold 1 holds class 3 out: " in printed
+    assert "sh train_base.sh split0 mine 1" in printed
+
+
+def test_palette_masks_keep_their_indices(folder):
+    write_data(folder)
+    image = Image.fromarray(disk(15) * 2, mode="P")
+    image.putpalette([0, 0, 0, 200, 0, 0, 0, 90, 7])
+    image.save("masks/n00.png")
+    run()
+    assert set(np.unique(read_mask("root/index_masks/n00.png"))) == {0, 2}
+
+
+def test_folders_of_binary_masks_are_the_classes(folder):
+    write_data(folder, binary=True)
+    write_image(folder / "pics/empty.jpg")
+    write(folder / "masks/class2/empty.png", np.zeros(SIZE, np.uint8))
+    for mode in ("1", "RGB", "RGBA"):
+        mask = Image.fromarray(disk(15) * 255).convert(mode)
+        write_image(folder / f"pics/{mode}.jpg")
+        mask.save(f"masks/class2/{mode}.png")
+    run()
+    assert config().class_names == ["class1", "class2", "class3"]
+    for index in range(12):
+        expected = disk(15) * (1 + index % 3)
+        assert np.array_equal(read_mask(f"root/index_masks/n{index:02d}.png"), expected)
+    for mode in ("1", "RGB", "RGBA"):
+        assert np.array_equal(read_mask(f"root/index_masks/{mode}.png"), disk(15) * 2)
+    assert not read_mask("root/index_masks/empty.png").any()
+
+
+def test_class_names_order_the_folders(folder):
+    write_data(folder, binary=True)
+    run()
+    run("--class_names", "class3,class1,class2")
+    assert config().class_names == ["class3", "class1", "class2"]
+    assert read_mask("root/index_masks/n02.png").max() == 1
+    assert read_mask("root/index_masks/n00.png").max() == 2
+
+
+def test_the_smaller_of_two_overlapping_masks_is_on_top(tmp_path):
+    files = []
+    for class_id, radius in ((1, 5), (2, 15), (3, 10)):
+        write(tmp_path / f"{class_id}.png", disk(radius))
+        files.append((class_id, "", (tmp_path / f"{class_id}.png").read_bytes()))
+    merged = merged_mask(files)
+    assert merged[24, 30] == 1 and merged[24, 38] == 3 and merged[24, 43] == 2 and merged[0, 0] == 0
+
+
+def test_names_with_blanks_and_accents_pair_up_however_they_are_encoded(folder):
+    write_data(folder)
+    composed, parted = (unicodedata.normalize(form, "été à  8 h") for form in ("NFC", "NFD"))
+    write_image(folder / f"pics/{parted}.JPG")
+    write(folder / f"masks/{composed}.png", disk(15))
+    (folder / "val.txt").write_text(f"\n{composed}\nn03.jpg\r\n", encoding="utf-8")
+    run("--val", "val.txt", "--class_names", "Säge, größer als 1, 3")
+    assert entries("val") == [
+        (f"images/{parted}.JPG", f"index_masks/{parted}.png"),
+        ("images/n03.jpg", "index_masks/n03.png"),
+    ]
+    assert len(entries("train")) == 11
+    assert config().class_names == ["Säge", "größer als 1", "3"]
+
+
+def test_class_names_from_a_file_one_of_which_has_no_image_yet(folder, capsys):
+    write_data(folder)
+    (folder / "names.txt").write_text("bolt\nnut, hexagonal\n\nscrew\nnail\n")
+    run("--class_names", "names.txt", "--copy")
+    assert config().class_names == ["bolt", "nut, hexagonal", "screw", "nail"]
+    assert (config().folds, config().num_folds) == ("contiguous", 2)
+    assert not os.path.samefile("root/images/n00.jpg", "pics/n00.jpg")
+    printed = capsys.readouterr().out
+    assert "warning: no image of train has so much of nail\n" in printed
+    assert "but shot 1 needs at least 2" in printed
+
+
+def test_images_for_one_shot_but_not_for_five_are_a_warning(folder, capsys):
+    write_data(folder, count=15)
+    (folder / "val.txt").write_text("".join(f"n{index:02d}\n" for index in range(6)))
+    run("--val", "val.txt", "--folds", "seen")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert [line.split(" in lists")[0] for line in warnings] == [
+        *(f"warning: fold 0: class {class_id} has 3 usable images" for class_id in (1, 2, 3)),
+        *(f"warning: fold 0: class {class_id} has 2 usable images" for class_id in (1, 2, 3)),
+    ]
+    assert all("shot 5 needs at least 6" in line for line in warnings)
+
+
+def test_other_files_are_passed_over(folder):
+    write_data(folder)
+    for name in ("pics/notes.json", "pics/.hidden.jpg", "masks/Thumbs.db", "masks/._n00.png"):
+        (folder / name).write_text("other")
+    run()
+    assert len(entries("train") + entries("val")) == 12
+
+
+def test_the_random_split_is_that_of_the_seed_and_moves_few_images_when_more_come():
+    pairs = [Pair(f"pics/{index}.jpg", "") for index in range(200)]
+    parts = split(pairs, None, 0.25, 3)
+    assert parts == split(pairs, None, 0.25, 3) != split(pairs, None, 0.25, 4)
+    assert len(parts["val"]) == 50
+    assert [pair for pair in pairs if pair in parts["train"]] == parts["train"]
+    more = pairs + [Pair(f"pics/new {index}.jpg", "") for index in range(20)]
+    moved = set(parts["val"]) ^ (set(split(more, None, 0.25, 3)["val"]) & set(pairs))
+    assert len(moved) <= 10
+
+
+@pytest.mark.parametrize(
+    ("classes", "wanted", "expected"),
+    [
+        (1, None, {"folds": "seen"}),
+        (2, None, {"folds": "contiguous", "num_folds": 2}),
+        (7, None, {"folds": [[1, 2, 3, 4], [5, 6, 7]]}),
+        (8, None, {"folds": "contiguous", "num_folds": 4}),
+        (9, None, {"folds": [[1, 2, 3], [4, 5], [6, 7], [8, 9]]}),
+        (3, 3, {"folds": "contiguous", "num_folds": 3}),
+        (5, "seen", {"folds": "seen"}),
+    ],
+)
+def test_classes_divide_into_folds(classes, wanted, expected):
+    assert divide(classes, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("classes", "wanted", "message"),
+    [(3, 4, "for 3 classes it has to be 2..3 or seen"), (1, 2, "for 1 class it has to be seen")],
+)
+def test_impossible_numbers_of_folds_are_named(classes, wanted, message):
+    with pytest.raises(UserError, match=f"--folds {wanted}: {message}"):
+        divide(classes, wanted)
+
+
+def fails(capsys, *options, code=2, **settings):
+    """Run with an error; returns its line."""
+    with pytest.raises(SystemExit) as caught:
+        run(*options, **settings)
+    assert caught.value.code == code
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith(("error: ", "interrupted"))]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "nowhere is not a folder: give the folder of the images"),
+        (["--masks", "nowhere"], "nowhere is not a folder: give the folder of the masks"),
+        (["--images", "masks"], "--images masks lies in --masks masks"),
+        (["--out", "masks/new"], "--out masks/new lies in --masks masks"),
+        (["--out", "pics/n00.jpg"], "cannot write in pics/n00.jpg: "),
+        (["--name", "a b"], "--name a b: names a folder: letters"),
+        (["--name", "pascal"], "config/datasets/pascal.yaml is there and not from this command"),
+        (["--name", "base"], "config/base is there and not from this command"),
+        (["--val", "nowhere.txt"], "nowhere.txt cannot be read: No such file"),
+        (["--val", "val.txt"], "val.txt line 2: there is no image n77.jpg"),
+        (["--val", "none.txt"], "--val none.txt leaves no image for val"),
+        (["--val", "all.txt"], "--val all.txt leaves no image for train"),
+        (["--val", "val.txt", "--val_share", "0.3"], "not allowed with argument"),
+        (["--val_share", "1"], "argument --val_share: 1 does not lie between 0 and 1"),
+        (["--val_share", "some"], "some does not lie between 0 and 1"),
+        (["--min_pixels", "-1"], "-1 is no number of pixels"),
+        (["--folds", "5"], "--folds 5: for 3 classes it has to be 2..3 or seen"),
+        (["--folds", "half"], "half is neither a number nor seen"),
+        (["--class_names", "a,,b"], "--class_names a,,b: a name is empty"),
+        (["--class_names", "a,b,a"], "the name a is there twice"),
+        (["--class_names", "names.txt"], "--class_names names.txt: there is no such file"),
+        (["--class_names", ",".join(map(str, range(255)))], "255 classes; up to 254 can be"),
+        (["--class_names", "latin.txt"], "is no text in UTF-8: rename it"),
+        (["--class_names", "a,b"], "masks/n02.png holds the value 3; classes are 1..2"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_configure_nothing(folder, capsys, options, message):
+    write_data(folder)
+    (folder / "val.txt").write_text("n00.jpg\nn77.jpg\n")
+    (folder / "none.txt").write_text("\n")
+    (folder / "all.txt").write_text("".join(f"n{index:02d}\n" for index in range(12)))
+    (folder / "latin.txt").write_bytes(b"S\xe4ge\n")
+    assert message in fails(capsys, *options)
+    assert not (folder / "config/mine").exists()
+
+
+def without_masks(folder):
+    shutil.rmtree(folder / "masks")
+    (folder / "masks").mkdir()
+
+
+def rename(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def remove_many(folder):
+    for index in range(4):
+        (folder / f"masks/n{index:02d}.png").unlink()
+    (folder / "pics/n07.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename("pics", "pics2"), "pics is not a folder"),
+        (lambda folder: write(folder / "pics/n00.png", disk(3)), "n00.jpg and pics/n00.png differ"),
+        (lambda folder: (folder / "masks/extra").mkdir(), "masks holds PNGs and folders (extra)"),
+        (without_masks, "masks holds no mask: neither index masks"),
+        (lambda folder: shutil.rmtree(folder / "pics") or (folder / "pics").mkdir(), "no image ("),
+        (
+            remove_many,
+            "4 images have no mask in masks: n00, n01, n02, …; 1 masks have no image in pics: n07.",
+        ),
+        (rename("pics/n00.jpg", "pics/n\t.jpg"), "1 images have no mask in masks: n\t"),
+        (rename("masks/n00.png", "masks/N00.png"), "no mask in masks: n00; 1 masks have no"),
+    ],
+)
+def test_what_does_not_pair_up_is_named(folder, capsys, change, message):
+    write_data(folder)
+    change(folder)
+    assert message in fails(capsys)
+    assert not (folder / "root/index_masks").exists()
+
+
+def test_a_name_that_no_list_holds_is_named_before_the_work(folder, capsys):
+    write_data(folder)
+    (folder / "pics/n00.jpg").rename(folder / "pics/n\t0.jpg")
+    (folder / "masks/n00.png").rename(folder / "masks/n\t0.png")
+    assert "a list cannot hold a name with a tab" in fails(capsys)
+    assert not (folder / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("class1,class2", "masks/class3 is not in --class_names"),
+        ("class1,class2,class3,nut", "class nut of --class_names has no folder in masks"),
+    ],
+)
+def test_folders_and_names_of_classes_have_to_agree(folder, capsys, names, message):
+    write_data(folder, binary=True)
+    assert message in fails(capsys, "--class_names", names)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+INDEX, BINARY = "masks/n04.png", "masks/class2/n04.png"
+
+
+@pytest.mark.parametrize(
+    ("path", "spoil", "message"),
+    [
+        ("pics/n04.jpg", truncate, "image pics/n04.jpg is damaged or truncated"),
+        (INDEX, truncate, "mask masks/n04.png is damaged or truncated"),
+        (
+            INDEX,
+            lambda path: write(path, disk(9, (48, 61))),
+            "n04.jpg is 60×48 pixels but its mask",
+        ),
+        (INDEX, lambda path: write(path, disk(9).astype(np.uint16)), "more than 8 bits (I;16)"),
+        (INDEX, lambda path: write_image(path), "n04.png holds colours or more"),
+        (BINARY, lambda path: write_image(path), "class2/n04.png holds 2880 values besides 0"),
+        (BINARY, lambda path: write(path, disk(9) + disk(3)), "n04.png holds 2 values besides 0"),
+        (BINARY, lambda path: path.write_text("text"), "class2/n04.png is damaged or truncated"),
+        (
+            "masks/class3/n04.png",
+            lambda path: write(path, disk(9, (48, 61))),
+            "class2/n04.png is 60×48 pixels but masks/class3/n04.png is 61×48",
+        ),
+    ],
+)
+def test_a_wrong_file_is_named(folder, capsys, path, spoil, message):
+    write_data(folder, binary=path.startswith("masks/class"))
+    spoil(folder / path)
+    assert message in fails(capsys)
+    assert not (folder / "config/mine").exists()
+    assert not (folder / "root/index_masks/n04.png").exists()
+
+
+def test_all_wrong_files_are_found_at_once(folder, capsys):
+    write_data(folder)
+    whole = (folder / "masks/n08.png").read_bytes()
+    for name in ("pics/n04.jpg", "masks/n08.png"):
+        truncate(folder / name)
+    error = fails(capsys)
+    assert "n04.jpg is damaged" in error and "(2 problems; all: root/problems.txt)" in error
+    problems = (folder / "root/problems.txt").read_text().splitlines()
+    assert ["n04.jpg" in problems[0], "n08.png" in problems[1], len(problems)] == [True, True, 2]
+    write_image(folder / "pics/n04.jpg")
+    (folder / "masks/n08.png").write_bytes(whole)
+    run()
+    assert not (folder / "root/problems.txt").exists()
+
+
+def test_binary_masks_where_index_masks_are_expected_are_told_apart(folder, capsys):
+    write_data(folder)
+    for path in (folder / "masks").iterdir():
+        write(path, disk(15) * 255)
+    assert "no mask holds a class" in fails(capsys)
+
+
+def test_gray_levels_are_no_class_ids_but_named_classes_may_lack_images(folder, capsys):
+    write_data(folder)
+    for index in range(2, 12, 3):
+        write(folder / f"masks/n{index:02d}.png", disk(15) * 5)
+    error = fails(capsys)
+    assert "masks/n02.png holds the value 5, but none holds 3: values are class ids" in error
+    run("--class_names", "a,b/c,d,e,f")
+    assert config().num_classes == 5 and config().class_names[1] == "b/c"
+
+
+def test_the_users_own_file_in_the_way_stays(folder, capsys):
+    write_data(folder)
+    write_image(folder / "root/images/n03.jpg", seed=99)
+    before = (folder / "root/images/n03.jpg").read_bytes()
+    assert "root/images/n03.jpg exists and differs" in fails(capsys)
+    assert (folder / "root/images/n03.jpg").read_bytes() == before
+
+
+def test_images_may_lie_in_the_data_root_already(folder, capsys):
+    write_data(folder)
+    shutil.move("pics", "root/images")
+    run("--images", "root/images")
+    assert "images: 12 in place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("renames", [0, 7, 23, 25, 28, 29, 33])
+def test_a_killed_run_goes_on_to_the_same_end(folder, renames):
+    def made():
+        names = ("root", "lists/mine", "config/mine", "config/datasets")
+        everything = [contents(folder / name) for name in names]
+        return [{k: v for k, v in files.items() if ".tmp" not in k} for files in everything]
+
+    write_data(folder, binary=True)
+    run()
+    whole = made()
+    for name in ("root", "lists", "config/mine"):
+        shutil.rmtree(name)
+    os.remove("config/datasets/mine.yaml")
+    assert run_killed(run, renames)
+    assert made() != whole
+    run()
+    assert made() == whole
+    assert not list(Path("root").rglob("*.tmp"))
+
+
+def test_an_interrupted_run_says_that_it_goes_on(folder, capsys, monkeypatch):
+    write_data(folder)
+    calls = []
+
+    def interrupted(*arguments, place=util.custom_masks.prepare_pair):
+        calls.append(arguments)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return place(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(util.custom_masks, "prepare_pair", interrupted)
+        assert "goes on from here" in fails(capsys, code=INTERRUPTED)
+    assert len(list(Path("root/index_masks").iterdir())) == 5
+    assert not Path("lists/mine/train.txt").exists() and not Path("config/mine").exists()
+    run()
+    assert "masks: 12, 7 of them written now" in capsys.readouterr().out
+
+
+def test_running_again_takes_in_new_data_and_keeps_what_the_user_edited(folder, capsys):
+    write_data(folder)
+    run()
+    mask = Path("root/index_masks/n00.png")
+    before = mask.stat().st_mtime_ns
+    with open("config/mine/mine.yaml", "a") as handle:
+        handle.write("  epochs: 7\n")
+    capsys.readouterr()
+    run()
+    assert "masks: 12, 0 of them written now" in capsys.readouterr().out
+    write_data(folder, count=16, classes=4)
+    run()
+    assert (config().num_classes, config().folds, config().num_folds) == (4, "contiguous", 2)
+    assert config().epochs == 7
+    assert mask.stat().st_mtime_ns == before
+    assert len(entries("train") + entries("val")) == 16
+
+
+def test_the_description_holds_paths_outside_the_repository_as_they_are(folder, tmp_path_factory):
+    write_data(folder)
+    elsewhere = tmp_path_factory.mktemp("data root")
+    run(out=str(elsewhere))
+    description = yaml.safe_load(Path("config/datasets/mine.yaml").read_text())
+    assert description["Data"]["data_root"] == str(elsewhere)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the repository that the scripts of this one class can write into."""
+    root = tmp_path / "copy of it"
+    for name in ("config", "model", "util"):
+        shutil.copytree(ROOT / name, root / name)
+    for name in ("train_base.py", "train.py", "test.py", "train.sh", "test.sh"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def test_one_class_from_folders_to_the_test(repository, tmp_path):
+    def call(*words):
+        environment = os.environ | {"PYTHON": sys.executable, "NET": "resnet18"}
+        done = subprocess.run(
+            words, cwd=repository, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    write_data(tmp_path, count=16, classes=1, binary=True)
+    folders = ["--images", tmp_path / "pics", "--masks", tmp_path / "masks", "--out", "data/cells"]
+    printed = call(
+        *(sys.executable, "-m", "util.prepare_custom", "--name", "cells", *folders),
+        *("--min_pixels", "100", "--val_share", "0.25"),
+    )
+    assert "fold 0 holds no class out: 12 images to train, 4 to test" in printed
+    sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
+    short = ["base_epochs=1", "epochs=1", "val_num=2", "workers=0"]
+    trained = call("sh", "train.sh", "split0", "cells", "1", *sizes, *short)
+    assert "distillation" in trained
+    tested = call(
+        *("sh", "test.sh", "split0", "cells", "1", "val_size=33", "workers=0"),
+        *("test_runs=1", "test_num=4", "vis_num=1"),
+    )
+    assert "class1" in tested
+    (report,) = (repository / "exp/cells/HDMNet/split0/resnet18/result").glob("test-1shot-*.json")
+    assert set(json.loads(report.read_text())["runs"][0]["class_iou"]) == {"1"}

@@ -1,0 +1,302 @@
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.util.pascal_files import (
+    HEIGHT,
+    ODD,
+    SBD,
+    TRAIN,
+    VAL,
+    VOC,
+    WIDTH,
+    area,
+    stems,
+    write_lines,
+    write_mat,
+    write_palette_png,
+    write_voc_and_sbd,
+)
+from tests.util.prepare_files import contents, run_killed, write_jpeg
+from util.errors import UserError
+from util.folds import fold_classes
+from util.lists import load_lists
+from util.prepare_pascal import main, prepare_pascal
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("my data é")
+    write_voc_and_sbd(folder)
+    return folder
+
+
+@pytest.fixture
+def data(originals, tmp_path):
+    """A copy of the stand-ins that a test may spoil."""
+    return shutil.copytree(originals, tmp_path / "data")
+
+
+def prepare(data, out, **settings):
+    settings.setdefault("workers", 1)
+    return prepare_pascal(data, data, out, out / "lists", **settings)
+
+
+@pytest.fixture(scope="module")
+def prepared(originals, tmp_path_factory):
+    """The data root of an uninterrupted run, and the lines it ended with."""
+    out = tmp_path_factory.mktemp("out") / "VOC ready"
+    return out, prepare(originals, out)
+
+
+def test_layout(prepared):
+    root, _ = prepared
+    assert stems(root, "train") == TRAIN and stems(root, "val") == VAL
+    names = {f"JPEGImages/{stem}.jpg" for stem in TRAIN + VAL}
+    names |= {f"SegmentationClassAug/{stem}.png" for stem in TRAIN + VAL}
+    assert set(contents(root)) == names | {"lists/train.txt", "lists/val.txt"}
+    text = (root / "lists" / "train.txt").read_text("utf-8")
+    assert text.startswith("JPEGImages/2007_1.jpg SegmentationClassAug/2007_1.png\n")
+    assert f"JPEGImages/{ODD}.jpg\tSegmentationClassAug/{ODD}.png\n" in text
+
+
+def test_masks_are_class_ids_and_those_of_voc_go_first(prepared):
+    root, _ = prepared
+    for stem in TRAIN + VAL:
+        mask = cv2.imread(str(root / "SegmentationClassAug" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask, VOC.get(stem, SBD.get(stem)))
+
+
+def test_images_are_links_to_those_of_voc_else_of_sbd(prepared, originals):
+    root, _ = prepared
+    voc = originals / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    sbd = originals / "benchmark_RELEASE" / "dataset" / "img"
+    for stem in TRAIN + VAL:
+        source = (sbd if stem == "2008_3" else voc) / f"{stem}.jpg"
+        assert (root / "JPEGImages" / source.name).samefile(source)
+
+
+def test_the_lists_are_those_of_a_fold(prepared, tmp_path):
+    root, _ = prepared
+    fold = fold_classes(20, "contiguous", 0)
+    train, val = (
+        load_lists(str(root), str(root / "lists" / f"{part}.txt"), fold, part, str(tmp_path))
+        for part in ("train", "val")
+    )
+    kept = ["2008_2", "2008_3", "2007_2", ODD]
+    assert [image for image, _ in train.entries] == [f"JPEGImages/{stem}.jpg" for stem in kept]
+    assert train.present == [(9,), (12,), (15,), (20,)]
+    assert {c: files for c, files in train.class_files.items() if files} == {
+        9: [0],
+        12: [1],
+        15: [2],
+        20: [3],
+    }
+    assert val.entries == [("JPEGImages/2007_4.jpg", "SegmentationClassAug/2007_4.png")]
+    assert val.class_files == {1: [0], 2: [], 3: [], 4: [], 5: []}
+
+
+def test_counts_are_said_with_those_expected(prepared):
+    root, lines = prepared
+    assert lines[:2] == ["images: 7 linked", "masks: 7, 7 of them written now"]
+    text = "\n".join(lines[2:])
+    assert "SBD (computed, since train_noval.txt is not there): 3 (warning: 5,623 expected" in text
+    assert "VOC train: 3 (warning: 1,464 expected" in text
+    assert "VOC train, not in SBD's part: 2 (warning: 330 expected" in text
+    assert f"{root}/lists/train.txt: 5 (warning: 5,953 expected" in text
+    assert f"{root}/lists/val.txt: 2 (warning: 1,449 expected" in text
+
+
+def test_train_noval_is_taken_where_it_is_but_never_an_image_of_val(data, tmp_path):
+    sbd = data / "benchmark_RELEASE" / "dataset"
+    write_lines(sbd / "train_noval.txt", ["2008_3", "2007_4", "2008_9", "2007_1"])
+    (data / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main" / "val.txt").unlink()
+    lines = prepare(data, tmp_path / "out")
+    assert stems(tmp_path / "out", "train") == ["2007_1", "2008_3", "2008_9", "2007_2", ODD]
+    assert any(line.startswith("SBD (train_noval.txt): 3 ") for line in lines)
+
+
+def test_folders_may_be_given_at_any_depth(originals, prepared, tmp_path):
+    root, _ = prepared
+    for voc, sbd in (
+        ("VOCdevkit", "benchmark_RELEASE"),
+        ("VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"),
+    ):
+        out = tmp_path / voc
+        sbd_folder = originals / "benchmark_RELEASE" / "dataset" if "/" in sbd else originals
+        prepare_pascal(originals / voc, sbd_folder, out, out / "lists", workers=1)
+        assert contents(out)["lists/train.txt"] == contents(root)["lists/train.txt"]
+
+
+def test_processes_and_copies_give_the_same(originals, prepared, tmp_path):
+    root, _ = prepared
+    lines = prepare(originals, tmp_path / "out", copy=True, workers=2)
+    assert lines[0] == "images: 7 copied"
+    assert contents(tmp_path / "out") == contents(root)
+    for path in (tmp_path / "out" / "JPEGImages").iterdir():
+        assert not path.is_symlink() and path.stat().st_nlink == 1
+
+
+def test_the_folder_of_voc_can_be_the_data_root(data, prepared):
+    voc = data / "VOCdevkit" / "VOC2012"
+    before = contents(voc)
+    lines = prepare_pascal(voc, data, voc, voc / "lists", workers=1)
+    assert lines[0] == "images: 6 in place, 1 linked"
+    after = contents(voc)
+    assert after.items() >= before.items()
+    assert after.items() >= contents(prepared[0]).items()
+    lines = prepare_pascal(voc, data, voc, voc / "lists", workers=1)
+    assert lines[1] == "masks: 7, 0 of them written now"
+
+
+def test_a_killed_run_leaves_nothing_half_and_the_next_goes_on(originals, prepared, tmp_path):
+    whole = contents(prepared[0])
+    out = tmp_path / "out"
+    renames = 0
+    while run_killed(lambda: prepare(originals, out), renames):
+        there = contents(out)
+        final = {name: data for name, data in there.items() if not name.endswith(".tmp")}
+        assert final.items() <= whole.items()
+        if renames % 2:  # every second run starts from nothing, the others go on
+            shutil.rmtree(out)
+        renames += 1
+    assert renames > 7
+    assert contents(out) == whole
+
+
+def test_a_changed_source_is_made_anew_alone(data, tmp_path):
+    out = tmp_path / "out"
+    prepare(data, out)
+    sbd, voc = data / "benchmark_RELEASE" / "dataset", data / "VOCdevkit" / "VOC2012"
+    write_mat(sbd / "cls" / "2008_2.mat", area(11))
+    write_palette_png(voc / "SegmentationClass" / "2007_5.png", area(2))
+    lines = prepare(data, out)
+    assert lines[1] == "masks: 7, 2 of them written now"
+    again = tmp_path / "again"
+    prepare(data, again)
+    assert contents(out) == contents(again)
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+V, S = "VOCdevkit/VOC2012/", "benchmark_RELEASE/dataset/"
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        ("VOCdevkit", r"no folder JPEGImages or .*VOCdevkit/VOC2012\) as --voc, or add --download"),
+        (V + "SegmentationClass", r"has no folder .*SegmentationClass.* as --voc"),
+        (V + "ImageSets/Segmentation/val.txt", r"Segmentation/val\.txt does not exist: .*--voc"),
+        (V + "ImageSets/Main/val.txt", r"Main/val\.txt does not exist: .*train_noval\.txt follows"),
+        (V + "JPEGImages/2007_2.jpg", r"JPEGImages/2007_2\.jpg does not exist: .*VOC 2012"),
+        (V + "SegmentationClass/2007_1.png", r"2007_1\.png does not exist"),
+        ("benchmark_RELEASE", r"no folder cls: .*benchmark\.tgz .* as --sbd, or add --download"),
+        (S + "train.txt", r"dataset/train\.txt does not exist: .*--sbd"),
+        (S + "cls/2008_2.mat", r"cls/2008_2\.mat does not exist"),
+        (S + "img/2008_3.jpg", r"2008_3\.jpg does not exist"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_written(data, tmp_path, missing, message):
+    remove(data / missing)
+    with pytest.raises(UserError, match=message):
+        prepare(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_none_is_named(data, tmp_path):
+    for voc, sbd, name in ((tmp_path / "no", data, "voc"), (data, tmp_path / "no", "sbd")):
+        with pytest.raises(UserError, match=rf"/no is not a folder: give .*--{name}"):
+            prepare_pascal(voc, sbd, tmp_path / "out", tmp_path / "lists")
+
+
+def test_an_empty_list_is_named(data, tmp_path):
+    write_lines(data / V / "ImageSets" / "Segmentation" / "train.txt", [""])
+    with pytest.raises(UserError, match=r"Segmentation/train\.txt is empty"):
+        prepare(data, tmp_path / "out")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+@pytest.mark.parametrize(
+    "name, spoil, message",
+    [
+        (V + "JPEGImages/2007_2.jpg", cut, "damaged or truncated"),
+        (V + "SegmentationClass/2007_2.png", cut, "damaged or truncated"),
+        (S + "cls/2008_2.mat", cut, "damaged or no MATLAB file"),
+        (S + "cls/2008_2.mat", lambda path: path.write_bytes(b"x"), "damaged or no MATLAB file"),
+        (
+            V + "JPEGImages/2007_2.jpg",
+            lambda path: write_jpeg(path, HEIGHT, WIDTH + 1),
+            "is 65×48 pixels but its mask 64×48",
+        ),
+        (
+            S + "cls/2008_2.mat",
+            lambda path: write_mat(path, area(1), field="Other"),
+            r"has no field GTcls\.Segmentation",
+        ),
+        (
+            S + "cls/2008_2.mat",
+            lambda path: write_mat(path, area(1), name="GTinst"),
+            r"has no field GTcls\.Segmentation",
+        ),
+        (S + "cls/2008_2.mat", lambda path: write_mat(path, area(21)), "holds the value 21"),
+        (
+            V + "SegmentationClass/2007_2.png",
+            lambda path: write_palette_png(path, area(254)),
+            r"holds the value 254; classes are 1\.\.20",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(data, tmp_path, name, spoil, message):
+    whole = tmp_path / "whole"
+    prepare(data, whole)
+    before = (data / name).read_bytes()
+    # the hard link of the whole run must not change with the source
+    (data / name).unlink()
+    (data / name).write_bytes(before)
+    spoil(data / name)
+    out = tmp_path / "out"
+    for workers in (1, 2):
+        with pytest.raises(UserError, match=message) as error:
+            prepare(data, out, workers=workers)
+        assert str(data / name) in str(error.value)
+    assert not list((out / "lists").iterdir())
+    (data / name).write_bytes(before)
+    prepare(data, out)
+    assert contents(out) == contents(whole)
+
+
+def test_the_command(originals, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["--voc", str(originals), "--sbd", str(originals), "--out", "out", "--workers", "1"])
+    out, root = capsys.readouterr().out, prepared[0]
+    for part in ("train", "val"):
+        expected = (root / "lists" / f"{part}.txt").read_bytes()
+        assert (tmp_path / "lists" / "pascal" / f"{part}.txt").read_bytes() == expected
+    assert "images: 7 linked" in out
+    config = "config/pascal/pascal_split0_resnet50.yaml"
+    # seen from here, lists/pascal is where the configuration has it
+    assert f"next: python -m util.verify --config {config} --opts data_root out\n" in out
+    assert out.endswith("then: sh train_base.sh split0 pascal 1 data_root out\n")
+
+
+def test_the_command_ends_with_one_line_for_an_error(originals, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    given = ["--voc", str(originals), "--sbd", str(originals)]
+    for options in (
+        ["--out", str(tmp_path / "file")],
+        ["--out", str(tmp_path / "out"), "--lists", str(tmp_path / "file")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*given, *options])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("error: cannot write in ") and options[-2] in error

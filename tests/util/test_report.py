@@ -1,0 +1,195 @@
+import json
+import os
+
+import pytest
+
+from util.errors import UserError
+from util.metrics import SCORES
+from util.report import build_report, find_results, main
+
+SETTINGS = {
+    "weight": "w.pth",
+    "dataset": "pascal",
+    "split": 0,
+    "shot": 1,
+    "backbone": "resnet50",
+    "size": 473,
+    "episodes": 1000,
+    "seeds": [510, 365],
+    "workers": 8,
+    "baselines": False,
+}
+
+
+def write(root, exp="split0", miou=0.5, name="best", trained_shot=None, **changed):
+    """A result as the test writes it; mIoU_m is half of mIoU, FBIoU a tenth more."""
+    settings = {**SETTINGS, **changed}
+    mean = {**dict.fromkeys(SCORES, 0.0), "mIoU": miou, "mIoU_m": miou / 2, "FBIoU": miou + 0.1}
+    content = {
+        "settings": settings,
+        "trained_shot": trained_shot or settings["shot"],
+        "runs": [],
+        "mean": mean,
+    }
+    folder = root / settings["dataset"] / "HDMNet" / exp / settings["backbone"] / "result"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"test-{settings['shot']}shot-{name}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_folds(root, shot=1, folds=range(4), first=0.5, exp="", **changed):
+    suffix = f"_{shot}shot" if shot != 1 else ""
+    for split in folds:
+        miou = first + split / 100
+        write(root, f"{exp}split{split}{suffix}", miou, split=split, shot=shot, **changed)
+
+
+def rows(text):
+    """[cells] of all rows of the markdown tables, headers and rules included."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def table(*paths, **options):
+    return rows(build_report(find_results(paths), **options))
+
+
+def row(found, name, backbone="resnet50"):
+    (cells,) = [cells[2:] for cells in found if cells[:2] == [name, backbone]]
+    return cells
+
+
+NONE = ["-"] * 6
+
+
+def test_folds_and_shots_join_to_one_row_beside_the_paper(tmp_path):
+    write_folds(tmp_path)
+    write_folds(tmp_path, shot=5, first=0.6)
+    found = table(tmp_path)
+    columns = ["fold0", "fold1", "fold2", "fold3", "mean", "FB-IoU"]
+    shots = [f"1-shot {columns[0]}", *columns[1:], f"5-shot {columns[0]}", *columns[1:]]
+    assert found[0] == ["experiment", "backbone", *shots]
+    one = ["50.0", "51.0", "52.0", "53.0", "51.5", "61.5"]
+    five = ["60.0", "61.0", "62.0", "63.0", "61.5", "71.5"]
+    assert row(found, "HDMNet") == one + five
+    published = row(found, "HDMNet (published)")
+    assert published[:6] == ["71.0", "75.4", "68.9", "62.1", "69.4", "-"]
+    assert published[6:] == ["71.3", "76.2", "71.3", "68.5", "71.8", "-"]
+    assert len(found) == 4
+
+
+def test_no_mean_over_some_of_the_folds(tmp_path):
+    write_folds(tmp_path, folds=(0, 1, 3))
+    assert row(table(tmp_path), "HDMNet") == ["50.0", "51.0", "-", "53.0", "-", "-", *NONE]
+    assert "The mean is over folds 0 to 3" in build_report(find_results([tmp_path]))
+
+
+def test_other_scores_stand_without_the_paper(tmp_path):
+    write_folds(tmp_path)
+    found = table(tmp_path, metric="mIoU_m")
+    assert row(found, "HDMNet") == ["25.0", "25.5", "26.0", "26.5", "25.8", "0.0", *NONE]
+    assert len(found) == 3
+
+
+def test_experiments_backbones_and_datasets_have_rows_of_their_own(tmp_path):
+    write_folds(tmp_path)
+    write_folds(tmp_path, exp="wide_", first=0.7)
+    write_folds(tmp_path, backbone="vgg16", first=0.3)
+    write_folds(tmp_path, dataset="demo", backbone="resnet18", first=0.2)
+    found = table(tmp_path)
+    assert row(found, "wide")[4] == "71.5" and row(found, "HDMNet")[4] == "51.5"
+    assert row(found, "HDMNet", "vgg16")[4] == "31.5"
+    assert row(found, "HDMNet", "resnet18")[4] == "21.5"
+    assert [cells[0] for cells in found].count("HDMNet (published)") == 2
+    assert [cells[0] for cells in found].count("experiment") == 2
+
+
+def test_contiguous_folds_are_told_apart(tmp_path):
+    for split in range(4):
+        write(tmp_path, f"split{split}_contiguous", split=split, dataset="coco")
+    assert row(table(tmp_path), "contiguous")[4] == "50.0"
+
+
+def test_tests_of_other_settings_never_share_a_row(tmp_path):
+    write_folds(tmp_path)
+    write_folds(tmp_path, folds=(0, 1), ann_type="bbox", name="boxes", first=0.1)
+    write(tmp_path, "split2", split=2, seeds=[510], ann_type="bbox", name="boxes", miou=0.2)
+    found = table(tmp_path)
+    assert row(found, "HDMNet, runs 2")[4] == "51.5"
+    assert row(found, "HDMNet, ann_type bbox, runs 2")[:5] == ["10.0", "11.0", "-", "-", "-"]
+    assert row(found, "HDMNet, ann_type bbox, runs 1")[:5] == ["-", "-", "20.0", "-", "-"]
+
+
+def test_several_folders_are_named(tmp_path, monkeypatch):
+    write_folds(tmp_path / "ours")
+    write_folds(tmp_path / "theirs", first=0.2)
+    monkeypatch.chdir(tmp_path)
+    found = table("ours", tmp_path / "theirs")
+    assert row(found, "ours")[4] == "51.5" and row(found, "theirs")[4] == "21.5"
+
+
+def test_of_two_tests_the_newer_stands_and_it_says_so(tmp_path):
+    old = write(tmp_path, miou=0.9, name="b")
+    new = write(tmp_path, miou=0.4, name="a")
+    os.utime(old, (1000, 1000))
+    results = find_results([old, new, old])
+    text = build_report(results)
+    assert row(rows(text), "HDMNet")[0] == "40.0"
+    assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
+
+
+def test_weights_of_another_shot_are_noted(tmp_path):
+    path = write(tmp_path, "split0_5shot", shot=5, trained_shot=1)
+    assert f"{path}: 5-shot with weights of 1-shot." in build_report(find_results([path]))
+
+
+def test_another_number_of_folds(tmp_path):
+    write_folds(tmp_path, folds=range(3), dataset="mine")
+    assert row(table(tmp_path, folds=3), "HDMNet")[:5] == ["50.0", "51.0", "52.0", "51.0", "61.0"]
+    with pytest.raises(UserError, match="fold 2 of 2; give --folds"):
+        table(tmp_path, folds=2)
+
+
+def test_shots_beside_one_and_five_get_columns(tmp_path):
+    write_folds(tmp_path, shot=2)
+    found = table(tmp_path)
+    assert [name for name in found[0] if "shot" in name] == [f"{k}-shot fold0" for k in (1, 2, 5)]
+    assert row(found, "HDMNet")[6:12] == ["50.0", "51.0", "52.0", "53.0", "51.5", "61.5"]
+
+
+def test_the_command_writes_latex(tmp_path, capsys):
+    write_folds(tmp_path, exp="wide_")
+    out = tmp_path / "table.tex"
+    main([str(tmp_path), "--format", "latex", "--out", str(out)])
+    text = out.read_text()
+    assert "wide & resnet50 & 50.0 & 51.0 & 52.0 & 53.0 & 51.5 & 61.5 & - & " in text
+    assert all(line.startswith("%") for line in text.splitlines()[-1:])
+    main([str(tmp_path)])
+    assert "### pascal, mIoU in %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a result of test.sh: "),
+        ("[]", "is not a result of test.sh: "),
+        ('{"mean": {}}', "settings is missing"),
+        (json.dumps({"settings": SETTINGS, "trained_shot": 1, "mean": {}}), "mIoU is missing"),
+    ],
+)
+def test_other_files_are_one_line(tmp_path, content, message):
+    path = tmp_path / "test-1shot-best.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        find_results([tmp_path])
+    assert str(caught.value).startswith(str(path)) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_report_is_one_line(tmp_path, capsys):
+    with pytest.raises(UserError, match="none cannot be read"):
+        find_results([tmp_path / "none"])
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path)])
+    assert caught.value.code == 2 and "no test-*.json below it" in capsys.readouterr().err

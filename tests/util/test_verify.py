@@ -1,0 +1,625 @@
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from model import build_hdmnet, build_pspnet
+from model.backbone import build_backbone
+from tests.util.weight_data import imagenet, light_state
+from util import verify_data, verify_resources, weight_places
+from util.config import load_config
+from util.errors import DataError
+from util.get_mulway_base_data import main as write_base_labels
+from util.loaders import build_base_data, build_episodes, build_train_loader
+from util.verify import main, verify
+from util.verify_report import ERROR, OK, WARNING, Row, table
+
+ROOT = Path(__file__).parents[2]
+CLASSES, IMAGES = 4, 3  # images of each class in each part
+PARTS = ("train", "val")
+
+
+class Experiment:
+    """A whole experiment in a folder with a blank and letters beyond ASCII: all rows are ok."""
+
+    def __init__(self, folder):
+        self.root = folder / "Bilder für uns"
+        self.root.mkdir(parents=True)
+        for part in PARTS:
+            entries = [
+                self.pair(f"{part} ü {class_id} {number}", class_id)
+                for class_id in range(1, CLASSES + 1)
+                for number in range(IMAGES)
+            ]
+            self.write_list(part, entries)
+        self.base = folder / "base learner.pth"
+        self.save(self.base, light_state(lambda: build_pspnet("resnet18", CLASSES - 1)))
+        self.settings = {
+            "Data": {
+                "data_root": str(self.root),
+                "train_list": str(self.root / "train.txt"),
+                "val_list": str(self.root / "val.txt"),
+                "list_dir": str(folder / "lists"),
+                "num_classes": CLASSES,
+                "class_names": ["nut", "bolt", "gear", "cam"],
+                "folds": [[1], [2], [3], [4]],
+                "min_pixels": 100,
+            },
+            "Train": {
+                "data_set": "parts",
+                "base_weight": str(self.base),
+                "exp_dir": str(folder / "runs"),
+                "workers": 2,
+            },
+            "Method": {"layers": 18},
+            "Base": {"backbone_weight": "none"},
+        }
+        self.config = folder / "my config.yaml"
+        self.config.write_text(yaml.safe_dump(self.settings))
+
+    def pair(self, stem, class_id):
+        names = (f"{stem}.jpg", f"{stem} mask.png")
+        rng = np.random.RandomState(class_id)
+        image = rng.randint(0, 256, (40, 56, 3)).astype(np.uint8)
+        mask = np.zeros((40, 56), np.uint8)
+        mask[5:20, 10:30] = class_id
+        for name, pixels in zip(names, (image, mask), strict=True):
+            (self.root / name).write_bytes(cv2.imencode(name[-4:], pixels)[1].tobytes())
+        return names
+
+    def write_list(self, part, entries):
+        lines = ["\t".join(entry) for entry in entries]
+        (self.root / f"{part}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+    def entries(self, part="train"):
+        text = (self.root / f"{part}.txt").read_text(encoding="utf-8")
+        return [tuple(line.split("\t")) for line in text.splitlines()]
+
+    def image(self, number, part="train"):
+        return self.root / self.entries(part)[number][0]
+
+    def mask(self, number, part="train"):
+        return self.root / self.entries(part)[number][1]
+
+    def change_mask(self, number, change):
+        mask = cv2.imdecode(np.fromfile(self.mask(number), np.uint8), cv2.IMREAD_UNCHANGED)
+        self.mask(number).write_bytes(cv2.imencode(".png", change(mask))[1].tobytes())
+
+    @staticmethod
+    def save(path, state, **details):
+        torch.save({"state_dict": state, **details}, path)
+
+    def arguments(self, *opts):
+        return ["--config", str(self.config), "--opts", *opts]
+
+    def rows(self, *opts, full=True, workers=1):
+        cfg = load_config(self.config, opts)
+        return {row.subject: row for row in verify(cfg, "SETTINGS", full, workers)}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return Experiment(tmp_path / "ein Versuch")
+
+
+def exit_code(argv):
+    try:
+        main([str(word) for word in argv])
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def bad(rows):
+    return {subject: row.status for subject, row in rows.items() if row.status != OK}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_all_is_ok_where_all_is_there(experiment, full, capsys):
+    rows = experiment.rows(full=full)
+    assert bad(rows) == {}
+    assert rows["settings"].found == "fold 0 of parts, resnet18, 1-shot"
+    assert rows["train images"].found == "12 of 12 read with their masks"
+    assert rows["fold 0 train"].found.startswith("9 images, 3 to 3 of each of 3 classes")
+    assert rows["fold 3 val"].found.startswith("3 images, 3 to 3 of each of 1 classes")
+    assert exit_code(experiment.arguments() + ["--full"] * full) == 0
+    assert capsys.readouterr().out.endswith("\nno errors, no warnings\n")
+
+
+def truncate_image(e):
+    data = e.image(0).read_bytes()
+    e.image(0).write_bytes(data[: len(data) // 2])
+
+
+def empty_image(e):
+    e.image(0).write_bytes(b"")
+
+
+def truncate_mask(e):
+    data = e.mask(0).read_bytes()
+    e.mask(0).write_bytes(data[: len(data) // 2])
+
+
+def colour_mask(e):
+    e.change_mask(0, lambda mask: np.dstack([mask] * 3))
+
+
+def illegal_value(e):
+    e.change_mask(0, lambda mask: np.where(mask > 0, 9, mask).astype(np.uint8))
+
+
+def other_size(e):
+    e.change_mask(0, lambda mask: mask[:-1])
+
+
+def missing_mask(e):
+    e.mask(0).unlink()
+
+
+def missing_image(e):
+    e.image(0).unlink()
+
+
+def no_root(e):
+    e.root.rename(e.root.parent / "moved")
+
+
+def no_list(e):
+    (e.root / "val.txt").unlink()
+
+
+def empty_list(e):
+    (e.root / "val.txt").write_text("\n\n")
+
+
+def list_without_pairs(e):
+    (e.root / "val.txt").write_text("one.jpg\ntwo.jpg\n")
+
+
+def other_list(e):
+    e.write_list("val", [(f"2007_{i}.jpg", f"2007_{i}.png") for i in range(5)])
+
+
+def too_few_images(e):
+    e.write_list("train", [x for x in e.entries() if not re.search(r"ü 3 [12]", x[0])])
+
+
+def no_image_left(e):
+    e.write_list("val", [x for x in e.entries("val") if "ü 1" not in x[0]])
+
+
+def no_base_learner(e):
+    e.base.unlink()
+
+
+def torn_base_learner(e):
+    e.base.write_bytes(e.base.read_bytes()[:1000])
+
+
+def unsafe_base_learner(e):
+    e.save(e.base, {}, args=SimpleNamespace(lr=1))
+
+
+def other_backbone(e):
+    e.save(e.base, light_state(lambda: build_pspnet("resnet34", CLASSES - 1)))
+
+
+def other_fold(e):
+    state = light_state(lambda: build_pspnet("resnet18", CLASSES - 1))
+    e.save(e.base, state, base_classes=[1, 2, 3])
+
+
+def run_folder_is_a_file(e):
+    (e.root.parent / "runs").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "subject", "text", "mend"),
+    [
+        (truncate_image, "train images", r"ü 1 0\.jpg is damaged or truncated", "replace"),
+        (empty_image, "train images", r"ü 1 0\.jpg is damaged", "replace"),
+        (truncate_mask, "train images", r"ü 1 0 mask\.png cannot be read", "replace"),
+        (colour_mask, "train images", "is a colour or palette image", "replace"),
+        (illegal_value, "train masks", r"1 of 12.*ü 1 0 mask\.png holds the value 9", "classes"),
+        (other_size, "train images", r"is 56×40 pixels but .* is 56×39", "replace"),
+        (missing_mask, "train files", r"1 of 24 do not exist.*1 0 mask\.png", "prepare_custom"),
+        (missing_image, "train files", r"1 of 24 do not exist.*1 0\.jpg", "prepare_custom"),
+        (no_list, "val_list", r"there is no file .*val\.txt", "prepare_custom"),
+        (empty_list, "val_list", r"val\.txt is empty", "prepare_custom"),
+        (list_without_pairs, "val_list", r'2 lines.*line 1 is not "IMAGE MASK"', "prepare_custom"),
+        (other_list, "val files", "10 of 10 do not exist", "prepare_custom"),
+        (too_few_images, "fold 0 train", r"class 3 \(gear\) has 1 usable", "lower shot"),
+        (no_image_left, "fold 0 val", r"no image of .*val\.txt can be used", "more images"),
+        (no_base_learner, "base learner", "there is no such file", "sh train_base.sh split0 parts"),
+        (torn_base_learner, "base learner", "not readable as weights", "train_base.sh"),
+        (unsafe_base_learner, "base learner", r"SimpleNamespace.*import --unsafe", "import FILE"),
+        (other_backbone, "base learner", "does not fit the configured model", "import FILE"),
+        (other_fold, "base learner", r"trained on base classes \[1, 2, 3\]", "import FILE"),
+        (run_folder_is_a_file, "exp_dir", "cannot be written", "set exp_dir"),
+    ],
+)
+def test_a_broken_stand_in_is_an_error(experiment, spoil, subject, text, mend, capsys):
+    spoil(experiment)
+    rows = experiment.rows("batch_size", "2")
+    errors = [name for name, status in bad(rows).items() if status == ERROR]
+    assert errors == [subject]
+    assert re.search(text, " ".join((rows[subject].found, *rows[subject].details)))
+    assert mend in rows[subject].mend
+    assert exit_code([*experiment.arguments("batch_size", "2"), "--full"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(text, " ".join(out.split())) and "1 error, " in out
+
+
+def test_a_missing_root_and_a_missing_list_are_both_told(experiment):
+    (experiment.root / "val.txt").rename(experiment.root.parent / "val.txt")
+    no_root(experiment)
+    lists = ("val_list", experiment.root.parent / "val.txt")
+    assert bad(experiment.rows(*map(str, lists))) == {"data_root": ERROR, "train_list": ERROR}
+    assert bad(experiment.rows("data_root", "none", "train_list", "none", "val_list", "none")) == {
+        "data_root": ERROR,
+        "train_list": ERROR,
+        "val_list": ERROR,
+    }
+
+
+def test_all_problems_are_told_at_once(experiment, capsys):
+    truncate_image(experiment)
+    experiment.image(1).write_bytes(b"")
+    experiment.change_mask(3, lambda mask: np.where(mask > 0, 9, mask).astype(np.uint8))
+    experiment.mask(6).unlink()
+    no_list(experiment)
+    no_base_learner(experiment)
+    rows = experiment.rows("shot", "3", "weight", "absent.pth")
+    errors = {name for name, status in bad(rows).items() if status == ERROR}
+    assert errors == {
+        "train images",
+        "train masks",
+        "train files",
+        "fold 0 train",
+        "val_list",
+        "base learner",
+        "weight",
+    }
+    assert len(rows["train images"].details) == 2
+    # Of class 2 and 3 two images are left, of class 4 three; shot 3 needs four.
+    assert len(rows["fold 0 train"].details) == 3
+    assert exit_code([*experiment.arguments("shot", "3"), "--full", "--show", "1"]) == 1
+    assert "- and 1 more (--show 0 names all)" in capsys.readouterr().out
+
+
+def test_what_only_other_folds_lack_is_a_warning(experiment):
+    experiment.write_list("val", [x for x in experiment.entries("val") if "ü 4" not in x[0]])
+    assert bad(experiment.rows()) == {"fold 3 val": WARNING}
+    assert bad(experiment.rows("split", "3"))["fold 3 val"] == ERROR
+
+
+def test_a_base_class_without_images_is_a_warning(experiment):
+    experiment.write_list("train", [x for x in experiment.entries() if "ü 4" not in x[0]])
+    row = experiment.rows("batch_size", "2")["fold 0 train"]
+    assert row.status == WARNING
+    assert row.details == ("class 4 (cam) is in none",)
+
+
+def test_fewer_images_than_a_batch_are_an_error(experiment):
+    assert bad(experiment.rows("batch_size", "9")) == {}
+    rows = experiment.rows("batch_size", "10")
+    assert rows["fold 0 train"].status == ERROR
+    assert "fewer than one batch of 10" in rows["fold 0 train"].details[0]
+
+
+def test_validation_on_base_classes_has_a_row_of_its_own(experiment):
+    rows = experiment.rows("select_on", "base")
+    assert rows["fold 0 val (base classes)"].found.startswith("9 images")
+    experiment.write_list("val", [x for x in experiment.entries("val") if "ü 2 0" not in x[0]])
+    assert "fold 0 val (base classes)" not in experiment.rows()
+    rows = experiment.rows("select_on", "base", "shot", "2")
+    assert rows["fold 0 val (base classes)"].status == ERROR
+
+
+def test_the_default_reads_a_fixed_sample(experiment, monkeypatch):
+    monkeypatch.setattr(verify_data, "SAMPLE", 4)
+    read = []
+    monkeypatch.setattr(verify_data, "_pair_problems", lambda root, entry: read.append(entry) or [])
+    rows = experiment.rows(full=False)
+    assert rows["train images"].found == "4 of 12 read with their masks; --full reads all"
+    first, read[:] = list(read), []
+    experiment.rows(full=False)
+    assert read == first and len(set(read)) == 8
+    read.clear()
+    experiment.rows(full=True)
+    assert len(set(read)) == 24
+
+
+def test_a_damaged_mask_outside_the_sample_is_found_by_the_counting(experiment, monkeypatch):
+    monkeypatch.setattr(verify_data, "SAMPLE", 0)
+    truncate_mask(experiment)
+    row = experiment.rows(full=False)["train masks"]
+    assert (row.status, row.mend) == (ERROR, "--full names all such masks")
+    assert "ü 1 0 mask.png cannot be read" in row.found
+
+
+def test_only_counts_of_a_whole_list_are_kept_for_training(experiment):
+    experiment.mask(0).unlink()
+    text = (experiment.root / "val.txt").read_text(encoding="utf-8")
+    (experiment.root / "val.txt").write_text(f"{text}\nno pair", encoding="utf-8")
+    experiment.rows()
+    lists = experiment.root.parent / "lists"
+    assert not lists.exists()
+    (experiment.root / "val.txt").write_text(text, encoding="utf-8")
+    experiment.rows()
+    assert {path.name[:3] for path in lists.glob("*.json")} == {"val"}
+
+
+def test_several_workers_find_the_same(experiment):
+    truncate_image(experiment)
+    several, one = (experiment.rows(workers=workers) for workers in (2, 1))
+    assert several["train images"] == one["train images"]
+    assert bad(several) == bad(one) == {"train images": ERROR}
+
+
+def test_stored_base_labels_have_to_be_there(experiment):
+    folder = experiment.root.parent / "base labels"
+    opts = ("base_data_root", str(folder))
+    rows = experiment.rows(*opts)
+    assert bad(rows) == {"train base labels": ERROR, "val base labels": ERROR}
+    assert rows["train base labels"].mend == "python -m util.get_mulway_base_data SETTINGS"
+    write_base_labels(experiment.arguments(*opts))
+    assert bad(experiment.rows(*opts)) == {}
+    (folder / "train" / "0" / experiment.mask(2).name).unlink()
+    row = experiment.rows(*opts)["train base labels"]
+    assert (row.status, len(row.details)) == (ERROR, 1)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "count"), [("pascal", "5,953"), ("coco", "82,081"), ("demo", None)]
+)
+def test_another_number_of_lines_than_published_is_a_warning(experiment, data_set, count):
+    row = experiment.rows("data_set", data_set)["train_list"]
+    assert row.status == (WARNING if count else OK)
+    assert count is None or row.found.endswith(f"12 lines; the published list has {count}")
+
+
+@pytest.mark.parametrize(
+    ("data_set", "command"),
+    [
+        ("pascal", "python -m util.prepare_pascal --voc DIR --sbd DIR --out"),
+        ("coco", "python -m util.prepare_coco --coco DIR --out"),
+        ("demo", "python -m util.demo_data --out"),
+        ("parts", "python -m util.prepare_custom --name parts --images DIR --masks DIR --out"),
+    ],
+)
+def test_the_command_that_makes_the_data_is_named(experiment, data_set, command):
+    no_root(experiment)
+    mend = experiment.rows("data_set", data_set)["data_root"].mend
+    assert mend.startswith(f"{command} {shlex.quote(str(experiment.root))}")
+
+
+def test_without_a_base_learner_the_start_of_stage_1_is_checked(experiment, tmp_path):
+    opts = ["base_weight", "none", "backbone_weight"]
+    rows = experiment.rows(*opts, "none")
+    assert bad(rows) == {"base learner": WARNING}
+    assert "sh train_base.sh split0 parts 1" in rows["base learner"].mend
+    assert rows["ImageNet weights"].found == "none: stage 1 starts from random weights"
+
+    path = tmp_path / "resnet18 v2.pth"
+    row = experiment.rows(*opts, str(path))["ImageNet weights"]
+    assert (row.status, row.mend) == (ERROR, "python -m util.weights import FILE")
+    assert "there is no such file" in row.found
+
+    torch.save(imagenet("resnet18"), path)
+    assert experiment.rows(*opts, str(path))["ImageNet weights"].status == OK
+
+    torch.save(imagenet("resnet18") | {"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    assert "7×7" in experiment.rows(*opts, str(path))["ImageNet weights"].found
+
+    torch.save(imagenet("resnet34"), path)
+    assert "does not fit" in experiment.rows(*opts, str(path))["ImageNet weights"].found
+
+
+def test_unset_imagenet_weights_are_an_error(experiment):
+    settings = experiment.settings | {"Base": {}}
+    experiment.config.write_text(yaml.safe_dump(settings))
+    row = experiment.rows("base_weight", "none")["ImageNet weights"]
+    assert (row.status, row.found) == (ERROR, "backbone_weight is not set")
+
+
+def test_vgg_weights_that_torchvision_does_not_serve_are_a_warning(
+    experiment, tmp_path, monkeypatch
+):
+    path = tmp_path / "vgg16_bn.pth"
+    layers = {}
+    for key, value in light_state(lambda: build_backbone("vgg16")).items():
+        _, stage, layer, name = key.split(".")
+        layers[f"features.{(0, 7, 14, 24, 34)[int(stage)] + int(layer)}.{name}"] = value
+    torch.save(layers, path)
+    opts = ("vgg", "True", "base_weight", "none", "backbone_weight", str(path))
+    row = experiment.rows(*opts)["ImageNet weights"]
+    assert row.status == WARNING
+    assert re.search(r"its sha256 begins [0-9a-f]{8}, not 6c64b313$", row.found)
+    assert row.mend.endswith("python -m util.weights fetch")
+
+    digest = weight_places.file_sha256(path)
+    monkeypatch.setattr(
+        weight_places, "torchvision_source", lambda net: weight_places.Source("", digest[:8])
+    )
+    assert experiment.rows(*opts)["ImageNet weights"].status == OK
+
+
+def test_a_base_learner_whose_training_is_not_complete_is_a_warning(experiment):
+    opts = ("base_weight", "none")
+    snapshot = Path(load_config(experiment.config, opts).base_dir) / "snapshot"
+    snapshot.mkdir(parents=True)
+    state = light_state(lambda: build_pspnet("resnet18", CLASSES - 1))
+    experiment.save(snapshot / "best_epoch_1_0.2000.pth", state)
+    experiment.save(snapshot / "last.pth", state, run={"epoch": 1}, optimizer={})
+    row = experiment.rows(*opts)["base learner"]
+    assert row.status == WARNING and row.found.endswith("its training is not complete")
+    assert bad(experiment.rows(*opts, "base_epochs", "1")) == {}
+
+
+def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
+    path = tmp_path / "hdmnet.pth"
+    opts = ("pre_weight", str(path), "weight", str(path))
+    assert bad(experiment.rows(*opts)) == {"pre_weight": ERROR, "weight": ERROR}
+    experiment.save(path, light_state(lambda: build_hdmnet("resnet18", CLASSES - 1)), shot=1)
+    rows = experiment.rows(*opts)
+    assert bad(rows) == {}
+    assert "base learner" not in rows
+    # Training cannot change the shot, testing can.
+    assert bad(experiment.rows(*opts, "shot", "2")) == {"pre_weight": ERROR}
+
+
+def test_a_full_disk_is_an_error(experiment, monkeypatch):
+    usage = shutil.disk_usage
+    cfg = load_config(experiment.config)
+    needed = verify_resources.checkpoint_bytes(cfg, stage_1=False)
+
+    def leave(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage("/")._replace(free=free))
+
+    leave(needed)
+    assert experiment.rows()["disk"].status == OK
+    leave(needed - 1)
+    row = experiment.rows()["disk"]
+    assert row.status == ERROR and "(estimate)" in row.found
+    # What an earlier run wrote need not be written again.
+    snapshot = Path(cfg.run_dir) / "snapshot"
+    snapshot.mkdir(parents=True)
+    (snapshot / "last.pth").write_bytes(b"0")
+    assert experiment.rows()["disk"].status == OK
+    # A base learner of its own, to be trained first, takes more.
+    assert experiment.rows("base_weight", "none")["disk"].status == ERROR
+    leave(0)
+    assert exit_code(experiment.arguments()) == 1
+
+
+def test_the_estimate_of_checkpoints_is_what_is_written(experiment, tmp_path):
+    from util.schedule import hdmnet_optimizer
+
+    net = build_hdmnet("resnet18", CLASSES - 1)
+    optimizer = hdmnet_optimizer(net, 1e-4)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.save(net.state_dict(), tmp_path / "best.pth")
+    state = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, tmp_path / "last.pth")
+    best, last = (os.path.getsize(tmp_path / name) for name in ("best.pth", "last.pth"))
+    estimate = verify_resources.checkpoint_bytes(load_config(experiment.config), stage_1=False)
+    assert estimate == pytest.approx(best + 3 * last, rel=0.01)
+
+
+def test_too_little_memory_is_a_warning(experiment, monkeypatch):
+    monkeypatch.setattr(verify_resources, "_free_memory", lambda: 100 << 20)
+    row = experiment.rows()["memory"]
+    assert row.status == WARNING
+    assert "100 MiB free" in row.found and "estimate" in row.found
+    monkeypatch.setattr(verify_resources, "_free_memory", lambda: None)
+    assert experiment.rows()["memory"].status == OK
+
+
+def test_more_loaders_take_more_memory(experiment, monkeypatch):
+    monkeypatch.setattr(verify_resources, "_free_memory", lambda: 2 << 30)
+    assert experiment.rows("workers", "2")["memory"].status == OK
+    assert experiment.rows("workers", "40")["memory"].status == WARNING
+
+
+def test_little_shared_memory_is_a_warning(experiment, monkeypatch):
+    usage = shutil.disk_usage
+
+    def little(path):
+        return usage(path)._replace(free=1 << 20) if str(path) == "/dev/shm" else usage(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", little)
+    monkeypatch.setattr(
+        os.path, "isdir", lambda path, isdir=os.path.isdir: path == "/dev/shm" or isdir(path)
+    )
+    row = experiment.rows()["shared memory"]
+    assert row.status == WARNING and "--shm-size" in row.mend
+    assert "shared memory" not in experiment.rows("workers", "0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: --config"),
+        (["--config", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["--config", "CONFIG", "--opts", "shot", "0"], "--opts: shot = 0"),
+        (["--config", "CONFIG", "--workers", "0"], "--workers = 0: must be 1 or more"),
+        (["--config", "CONFIG", "--show", "-1"], "--show = -1: must be 0 or more"),
+        (["--config", "CONFIG", "--fulll"], "unrecognized arguments: --fulll"),
+    ],
+)
+def test_unusable_arguments_are_one_line_and_code_2(argv, message, experiment, capsys):
+    argv = [str(experiment.config) if word == "CONFIG" else word for word in argv]
+    assert exit_code(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_table_lines_up_and_counts():
+    rows = [
+        Row(OK, "one", "fine"),
+        Row(ERROR, "another", "wrong", ("a", "b", "c"), "do it"),
+        Row(WARNING, "x", "odd"),
+    ]
+    assert table(rows, 2).splitlines() == [
+        "ok       one      fine",
+        "error    another  wrong",
+        "                  - a",
+        "                  - b",
+        "                  - and 1 more (--show 0 names all)",
+        "                  mend: do it",
+        "warning  x        odd",
+        "1 error, 1 warning",
+    ]
+    assert "- c" in table(rows, 0)
+
+
+def test_data_errors_of_the_loaders_name_the_check(experiment, monkeypatch):
+    missing_mask(experiment)
+    cfg = load_config(experiment.config)
+    for build in (build_train_loader, build_base_data):
+        with pytest.raises(DataError, match="files that do not exist"):
+            build(cfg)
+    no_list(experiment)
+    with pytest.raises(DataError, match=r"val\.txt"):
+        build_episodes(cfg, "val", testing=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_errors_within_a_pass_name_the_check(workers, experiment):
+    train, _ = build_base_data(load_config(experiment.config, ["workers", str(workers)]))
+    for entry in experiment.entries():
+        (experiment.root / entry[0]).write_bytes(b"")
+    with pytest.raises(DataError, match=r"^image .*\.jpg cannot be read as an image"):
+        next(iter(train))
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_scripts_name_the_command_and_it_finds_the_problem(experiment):
+    missing_mask(experiment)
+    script = run("train_base.py", *experiment.arguments("workers", "0"), "--viz")
+    assert script.returncode == 2
+    line = script.stderr.strip().splitlines()[-1]
+    command = re.search(r"; `(python -m util\.verify .*)` checks everything$", line)[1]
+    assert command.split()[-2:] == ["workers", "0"]
+    check = run(*shlex.split(command)[1:])
+    assert check.returncode == 1, check.stderr
+    assert "ü 1 0 mask.png" in check.stdout

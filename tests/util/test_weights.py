@@ -1,0 +1,475 @@
+import hashlib
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchvision.models import vgg16_bn
+
+from model import build_hdmnet, build_pspnet
+from tests.golden import SHAPES
+from tests.util.weight_data import imagenet, light, light_state, published
+from util import weight_places, weights
+from util.checkpoint import read_checkpoint
+from util.weight_places import Source, torchvision_source
+from util.weights import main
+
+FILE = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(FILE).hexdigest()
+VGG = Path("initmodel/vgg16_bn.pth")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder with a blank and a letter beyond ASCII, where the commands work."""
+    place = tmp_path / "ein Ordner für Gewichte"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def run(capsys, *argv, code=0):
+    """Run the command; returns what it printed."""
+    found = 0
+    try:
+        main([str(word) for word in argv])
+    except SystemExit as error:
+        found = error.code
+    said = capsys.readouterr()
+    assert found == code, said
+    if code:
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    return said.err if code else said.out
+
+
+class Server:
+    """Serves FILE on this machine; `breaks` names after how many bytes the next answer ends."""
+
+    def __init__(self):
+        self.breaks, self.ranges, self.status, self.content = None, True, None, FILE
+        self.asked = []
+        serving = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                serving.answer(self)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/vgg16_bn-{SHA256[:8]}.pth"
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if self.status or start >= len(self.content):
+            request.send_error(self.status or 416)
+            return
+        body = self.content[start:]
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.breaks])
+        self.breaks = None
+
+
+@pytest.fixture
+def server(monkeypatch):
+    serving = Server()
+    for module in (weights, weight_places):
+        monkeypatch.setattr(
+            module,
+            "torchvision_source",
+            lambda net: Source(serving.url, SHA256[:8]) if net == "vgg" else None,
+        )
+    yield serving
+    serving.server.shutdown()
+    serving.server.server_close()
+
+
+def left():
+    """Files in initmodel/."""
+    return sorted(path.name for path in Path("initmodel").glob("*"))
+
+
+def test_the_source_is_the_one_of_torchvision():
+    source = torchvision_source("vgg")
+    assert source.sha256 == "6c64b313"
+    assert source.url.endswith("/vgg16_bn-6c64b313.pth")
+    assert torchvision_source("resnet50") is None
+
+
+def test_fetch_downloads_once(server, capsys):
+    assert run(capsys, "fetch") == f"{VGG}: downloaded\n"
+    assert VGG.read_bytes() == FILE
+    assert left() == ["vgg16_bn.pth"]
+    assert run(capsys, "fetch") == f"{VGG}: there already\n"
+    assert server.asked == [None]
+
+
+def test_fetch_goes_on_after_a_break(server, capsys):
+    server.breaks = 1000
+    error = run(capsys, "fetch", code=2)
+    assert "broke off after 1,000 of 10,240 bytes; the same command goes on" in error
+    assert left() == ["vgg16_bn.pth.part"]
+    run(capsys, "fetch")
+    assert server.asked == [None, "bytes=1000-"]
+    assert VGG.read_bytes() == FILE
+    assert left() == ["vgg16_bn.pth"]
+
+
+def test_fetch_starts_anew_where_the_server_knows_no_ranges(server, capsys):
+    server.breaks, server.ranges = 1000, False
+    run(capsys, "fetch", code=2)
+    run(capsys, "fetch")
+    assert VGG.read_bytes() == FILE
+
+
+def test_fetch_finishes_what_is_all_there(server, capsys):
+    VGG.parent.mkdir()
+    Path(f"{VGG}.part").write_bytes(FILE)
+    run(capsys, "fetch")
+    assert server.asked == [f"bytes={len(FILE)}-"]
+    assert VGG.read_bytes() == FILE and left() == ["vgg16_bn.pth"]
+
+
+@pytest.mark.parametrize("begun", [b"", b"other", FILE + b"more"])
+def test_fetch_removes_what_is_not_the_file(begun, server, capsys):
+    VGG.parent.mkdir()
+    Path(f"{VGG}.part").write_bytes(begun)
+    if not begun:
+        server.content = b"<html>please sign in</html>"
+    error = run(capsys, "fetch", code=2)
+    assert re.search(rf"its sha256 begins [0-9a-f]{{8}}, not {SHA256[:8]}; it was removed", error)
+    assert left() == []
+    server.content = FILE
+    run(capsys, "fetch")
+    assert VGG.read_bytes() == FILE
+
+
+def test_fetch_keeps_a_file_that_is_there(server, capsys):
+    VGG.parent.mkdir()
+    VGG.write_bytes(b"mine")
+    error = run(capsys, "fetch", code=2)
+    assert "not torchvision's file" in error and "move it away" in error
+    assert VGG.read_bytes() == b"mine" and server.asked == []
+
+
+def test_fetch_says_what_the_server_says(server, capsys):
+    server.status = 404
+    assert "the server says 404 Not Found" in run(capsys, "fetch", code=2)
+
+
+def test_fetch_offline_says_what_to_bring(server, capsys):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server.url = f"http://127.0.0.1:{port}/vgg.pth"
+    error = run(capsys, "fetch", code=2)
+    assert "cannot reach 127.0.0.1: " in error
+    assert f"bring {server.url} here as {VGG}" in error
+    server.url = "http://no.such.host.invalid/vgg.pth"
+    assert "cannot reach no.such.host.invalid: " in run(capsys, "fetch", code=2)
+
+
+def save(path, state, **details):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": state, **details}, path)
+    return path
+
+
+def pspnet(net="resnet18", classes=15):
+    return light_state(lambda: build_pspnet(net, classes))
+
+
+def listed(capsys, *opts):
+    """The cells of the table by file, and the lines below it."""
+    lines = run(capsys, "list", *opts).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    return {row[1]: row for row in cells[2:]}, [line for line in lines if "|" not in line]
+
+
+def test_list_names_all_that_can_be_had(capsys):
+    rows, problems = listed(capsys)
+    assert problems == []
+    bases = [f"initmodel/PSPNet/{data}/split{i}/{net}/best.pth"
+             for data in ("pascal", "coco") for i in range(4) for net in ("resnet50", "vgg")]  # fmt: skip
+    images = ["initmodel/resnet50_v2.pth", "initmodel/resnet101_v2.pth", str(VGG)]
+    assert set(rows) == {*bases, *images}
+    assert {row[2] for row in rows.values()} == {"missing"}
+    assert rows[str(VGG)][3] == "torchvision: python -m util.weights fetch"
+    assert rows[bases[1]][3].endswith(
+        "python -m util.weights import FILE --dataset pascal --split 0"
+    )
+    assert run(capsys) == run(capsys, "list")
+
+
+def test_list_tells_good_files_from_bad_ones(capsys):
+    learner = "initmodel/PSPNet/{}/split{}/{}/best.pth"
+    save(learner.format("pascal", 0, "resnet50"), published("pspnet_pascal_resnet50"))
+    save(learner.format("pascal", 1, "resnet50"), published("pspnet_coco_resnet50"))
+    save(learner.format("demo", 2, "resnet18"), pspnet())
+    save("exp/pascal/HDMNet/split3_5shot/resnet50/snapshot/published.pth",
+         published("hdmnet_pascal_resnet50_5shot"))  # fmt: skip
+    save("exp/coco/PSPNet/split0/vgg/snapshot/best_epoch_3_0.4100.pth", pspnet("vgg16", 60))
+    save(VGG, vgg16_bn_state())
+    rows, problems = listed(capsys)
+    states = {path: row[2] for path, row in rows.items() if row[2] != "missing"}
+    assert states == {
+        learner.format("pascal", 0, "resnet50"): "ok",
+        learner.format("pascal", 1, "resnet50"): "wrong",
+        learner.format("demo", 2, "resnet18"): "ok",
+        "exp/pascal/HDMNet/split3_5shot/resnet50/snapshot/published.pth": "ok",
+        "exp/coco/PSPNet/split0/vgg/snapshot/best_epoch_3_0.4100.pth": "ok",
+        str(VGG): states[str(VGG)],
+    }
+    assert re.match(r"ok\? not torchvision's file: its sha256 begins .*6c64b313", states[str(VGG)])
+    (problem,) = problems
+    assert problem.startswith("wrong: checkpoint " + learner.format("pascal", 1, "resnet50"))
+    rows, _ = listed(capsys, "--opts", "exp_dir", "elsewhere")
+    assert not any(path.startswith("exp") for path in rows)
+
+
+def vgg16_bn_state():
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in vgg16_bn().state_dict().items()}
+    return light(shapes)
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [
+        (lambda: imagenet("resnet50"), "initmodel/resnet50_v2.pth"),
+        (lambda: imagenet("resnet101"), "initmodel/resnet101_v2.pth"),
+        (vgg16_bn_state, str(VGG)),
+    ],
+)
+def test_imagenet_files_go_to_their_place(state, place, capsys):
+    torch.save(state(), "ImageNet Gewichte ü.pth")
+    said = run(capsys, "import", "ImageNet Gewichte ü.pth")
+    assert said.startswith(f"{place}: ImageNet weights, ") and said.endswith(": copied\n")
+    assert Path(place).read_bytes() == Path("ImageNet Gewichte ü.pth").read_bytes()
+    assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name]
+
+
+@pytest.mark.parametrize("variant", [name for name in SHAPES if name.startswith("pspnet")])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_base_learners_go_to_their_place(variant, prefix, capsys):
+    _, dataset, backbone = variant.split("_")
+    net = "vgg" if backbone == "vgg16" else backbone
+    save("best.pth", published(variant, prefix))
+    said = run(capsys, "import", "best.pth", "--dataset", dataset, "--split", "2")
+    place = Path(f"initmodel/PSPNet/{dataset}/split2/{net}/best.pth")
+    assert said == f"{place}: base learner, {net}, fold 2 of {dataset}: copied\n"
+    assert place.read_bytes() == Path("best.pth").read_bytes()
+    assert run(capsys, "import", "best.pth", "--dataset", dataset, "--split", "2").endswith(
+        ": there already\n"
+    )
+
+
+def test_the_path_of_a_file_may_tell_dataset_and_fold(capsys):
+    for split in (0, 3):
+        name = f"from BAM/pascal/split{split}/resnet50/best.pth"
+        save(name, published("pspnet_pascal_resnet50"))
+    run(capsys, "import", *sorted(Path("from BAM").rglob("*.pth")))
+    for split in (0, 3):
+        assert Path(f"initmodel/PSPNet/pascal/split{split}/resnet50/best.pth").is_file()
+
+
+def test_the_options_win_over_the_path(capsys):
+    save("pascal/split0/best.pth", published("pspnet_pascal_vgg16"))
+    run(capsys, "import", "pascal/split0/best.pth", "--dataset", "demo", "--split", "1")
+    assert Path("initmodel/PSPNet/demo/split1/vgg/best.pth").is_file()
+
+
+def test_what_a_file_cannot_tell_is_asked_for(capsys):
+    save("best.pth", published("pspnet_pascal_vgg16"))
+    error = run(capsys, "import", "best.pth", code=2)
+    assert "15 base classes; add --dataset, one of demo, pascal" in error
+    error = run(capsys, "import", "best.pth", "--dataset", "pascal", code=2)
+    assert "tells the fold; add --split N" in error
+    # Of the datasets known only COCO has 60 base classes.
+    save("best.pth", published("pspnet_coco_resnet50"))
+    run(capsys, "import", "best.pth", "--split", "1")
+    assert Path("initmodel/PSPNet/coco/split1/resnet50/best.pth").is_file()
+
+
+def test_our_files_tell_their_fold(capsys):
+    held_out = range(6, 11)
+    classes = [class_id for class_id in range(1, 21) if class_id not in held_out]
+    save("best.pth", pspnet(), base_classes=classes)
+    run(capsys, "import", "best.pth", "--dataset", "demo")
+    assert Path("initmodel/PSPNet/demo/split1/resnet18/best.pth").is_file()
+    error = run(capsys, "import", "best.pth", "--dataset", "demo", "--split", "2", code=2)
+    assert "was trained on base classes" in error
+
+
+@pytest.mark.parametrize(
+    ("variant", "place", "command"),
+    [
+        ("hdmnet_pascal_resnet50_1shot", "pascal/HDMNet/split2/resnet50",
+         "NET=resnet50 sh test.sh split2 pascal 1 weight published.pth"),
+        ("hdmnet_pascal_resnet50_5shot", "pascal/HDMNet/split2_5shot/resnet50",
+         "NET=resnet50 sh test.sh split2 pascal 1 shot 5 kshot_trans_dim 2 weight published.pth"),
+        ("hdmnet_pascal_resnet50_2shot_dim0", "pascal/HDMNet/split2_2shot/resnet50",
+         "NET=resnet50 sh test.sh split2 pascal 1 shot 2 kshot_trans_dim 0 weight published.pth"),
+        ("hdmnet_pascal_vgg16_1shot", "pascal/HDMNet/split2/vgg",
+         "NET=vgg sh test.sh split2 pascal 1 weight published.pth"),
+        ("hdmnet_coco_resnet50_1shot", "coco/HDMNet/split2/resnet50",
+         "NET=resnet50 sh test.sh split2 coco 1 weight published.pth"),
+    ],
+)  # fmt: skip
+def test_published_hdmnet_goes_where_the_test_finds_it(variant, place, command, capsys):
+    save("train_epoch_148.pth", published(variant, "module."), epoch=148)
+    options = ("--dataset", variant.split("_")[1], "--split", 2, "--opts", "exp_dir", "my runs")
+    said = run(capsys, "import", "train_epoch_148.pth", *options)
+    place = Path("my runs", place, "snapshot/published.pth")
+    assert said.startswith(f"{place}: HDMNet, ") and f"test it by `{command}`" in said
+    assert read_checkpoint(place)["epoch"] == 148
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "holds neither"),
+        ({"weight": torch.ones(1)}, "its first entry is weight"),
+        ({"layer0.0.weight": torch.ones(1), "decoder.x": torch.ones(1)}, "belongs to no known"),
+    ],
+)
+def test_foreign_files_are_refused(state, message, capsys):
+    save("some.pth", state)
+    assert message in run(capsys, "import", "some.pth", code=2)
+    assert not Path("initmodel").exists()
+
+
+def test_files_that_fit_no_network_are_refused(capsys):
+    state = imagenet("resnet50")
+    save("a.pth", {key: value for key, value in state.items() if key != "layer3.5.conv1.weight"})
+    error = run(capsys, "import", "a.pth", code=2)
+    assert "stages.3.5.conv1.weight is missing (1 of" in error
+    save("b.pth", state | {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    assert "stem of torchvision's ResNets" in run(capsys, "import", "b.pth", code=2)
+    save("c.pth", published("pspnet_coco_resnet50"))
+    error = run(capsys, "import", "c.pth", "--dataset", "pascal", "--split", "0", code=2)
+    assert "classifier.2.weight has shape (61, 512, 1, 1), the model has (16, 512, 1, 1)" in error
+    state = published("hdmnet_pascal_resnet50_1shot")
+    del state["base_learnear.2.bias"]
+    save("f.pth", state)
+    assert "HDMNet without its base.classifier.2.bias" in run(capsys, "import", "f.pth", code=2)
+    save("d.pth", imagenet("resnet34"))
+    assert "no settings for the backbone resnet34" in run(capsys, "import", "d.pth", code=2)
+    save("e.pth", imagenet("resnet18"))
+    assert "name it by backbone_weight e.pth" in run(capsys, "import", "e.pth", code=2)
+    assert not Path("initmodel").exists()
+
+
+def test_other_weights_in_the_place_are_kept(capsys):
+    state = imagenet("resnet50")
+    place = save("initmodel/resnet50_v2.pth", state)
+    before = place.read_bytes()
+    save("other.pth", state | {"bn1.bias": torch.ones(64)})
+    assert "holds other weights; move it away" in run(capsys, "import", "other.pth", code=2)
+    assert place.read_bytes() == before
+    assert run(capsys, "import", place).endswith(": in its place already\n")
+
+
+def test_a_copy_that_fails_leaves_nothing(capsys, monkeypatch):
+    save("resnet50.pth", imagenet("resnet50"))
+
+    def full(source, target):
+        target.write(source.read(100))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    assert "No space left on device" in run(capsys, "import", "resnet50.pth", code=2)
+    assert left() == []
+
+
+def test_files_with_more_than_tensors_need_the_flag(capsys):
+    file = save("a b.pth", published("pspnet_pascal_vgg16"), args=SimpleNamespace(lr=0.1))
+    options = ("--dataset", "pascal", "--split", "0")
+    error = run(capsys, "import", file, *options, code=2)
+    assert "holds more than tensors (types.SimpleNamespace)" in error
+    assert "`python -m util.weights import --unsafe 'a b.pth'`" in error
+    assert not Path("initmodel").exists()
+
+    assert run(capsys, "import", "--unsafe", file, *options).endswith(": its tensors written\n")
+    place = Path("initmodel/PSPNet/pascal/split0/vgg/best.pth")
+    content = torch.load(place, weights_only=True)
+    assert set(content) == {"state_dict"}
+    expected = pspnet("vgg16")
+    assert {k: v.shape for k, v in content["state_dict"].items()} == {
+        k: v.shape for k, v in expected.items()
+    }
+    assert run(capsys, "import", "--unsafe", file, *options).endswith(": there already\n")
+
+
+def test_an_unsafe_file_in_its_place_is_converted_there(capsys):
+    place = save(
+        "initmodel/PSPNet/pascal/split1/vgg/best.pth",
+        published("pspnet_pascal_vgg16"),
+        args=SimpleNamespace(lr=0.1),
+    )
+    run(capsys, "import", place, code=2)
+    run(capsys, "import", "--unsafe", place)
+    assert set(torch.load(place, weights_only=True)) == {"state_dict"}
+    assert [path.name for path in place.parent.iterdir()] == ["best.pth"]
+
+
+def test_the_flag_copies_plain_files_as_they_are(capsys):
+    save("resnet50.pth", imagenet("resnet50"), epoch=3)
+    assert run(capsys, "import", "--unsafe", "resnet50.pth").endswith(": copied\n")
+
+
+@pytest.mark.parametrize("module", [False, True])
+@pytest.mark.parametrize(
+    ("build", "variant"),
+    [
+        (lambda: build_pspnet("vgg16", 15), "pspnet_pascal_vgg16"),
+        (lambda: build_hdmnet("resnet50", 15, 5), "hdmnet_pascal_resnet50_5shot"),
+    ],
+)
+def test_export_writes_the_published_names(build, variant, module, capsys):
+    ours = light_state(build)
+    save("best.pth", ours, shot=5)
+    out = Path("to publish/best ü.pth")
+    run(capsys, "export", "best.pth", "--out", out, *["--module"] * module)
+    content = torch.load(out, weights_only=True)
+    assert set(content) == {"state_dict"}
+    prefix = "module." if module else ""
+    assert {key: list(value.shape) for key, value in content["state_dict"].items()} == {
+        prefix + key: shape for key, shape in SHAPES[variant].items()
+    }
+    back = read_checkpoint(out)["state_dict"]
+    assert all(torch.equal(back[key], value) for key, value in ours.items())
+
+
+def test_export_refuses_what_has_no_other_names(capsys):
+    save("resnet50.pth", imagenet("resnet50"))
+    assert "have the published names" in run(
+        capsys, "export", "resnet50.pth", "--out", "x.pth", code=2
+    )
+    assert "there is no such file" in run(capsys, "export", "no.pth", "--out", "x.pth", code=2)
+    assert not Path("x.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["bring"], "invalid choice: 'bring'"),
+        (["import"], "required: FILE"),
+        (["export", "a.pth"], "required: --out"),
+        (["import", "a.pth", "--split", "x"], "invalid int value: 'x'"),
+        (["import", "a.pth"], "there is no such file"),
+    ],
+)
+def test_wrong_command_lines_are_one_line(argv, message, capsys):
+    assert message in run(capsys, *argv, code=2)

@@ -1,0 +1,246 @@
+"""The paper's table from the results of many tests, beside the paper's own numbers.
+
+`python -m util.report exp` finds every test-*.json below the folder and prints a table per dataset:
+a row per experiment and backbone, per number of supports the folds, their mean and FB-IoU. The mean
+is there only where all folds are. Tests of other settings (size, episodes, runs, ...) never share a
+row; of two tests for one cell the newer stands.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from util.errors import UserError, exits_on_user_error
+from util.metrics import SCORES
+from util.published_results import PUBLISHED
+from util.tables import latex_table, markdown_table, write_or_print
+
+SHOTS = (1, 5)
+MISSING = "-"
+PUBLISHED_NAME = "HDMNet (published)"
+_LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
+_FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
+# Settings of one fold, one shot or of no influence on the scores.
+_NOT_PROTOCOL = ("weight", "dataset", "split", "shot", "backbone", "seeds", "baselines")
+
+
+class Experiment(NamedTuple):
+    """What tests share that belong in one row.
+
+    root: folder that the runs lie in; name: EXP of the run's folder without fold and shot; protocol:
+    the settings, sorted pairs.
+    """
+
+    dataset: str
+    backbone: str
+    root: str
+    name: str
+    protocol: tuple[tuple[str, str], ...]
+
+
+class Result(NamedTuple):
+    """One test: `mean` holds {score: share of 1} over its runs."""
+
+    path: Path
+    experiment: Experiment
+    shot: int
+    split: int
+    trained_shot: int
+    mean: dict[str, float]
+
+
+class Row(NamedTuple):
+    """Cells of a row: {(shot, split): percent}, {shot: mean percent}, {shot: FB-IoU percent}."""
+
+    name: str
+    backbone: str
+    folds: dict[tuple[int, int], float]
+    means: dict[int, float]
+    both: dict[int, float]
+
+
+def find_results(paths):
+    """The Result of every test-*.json among the files and below the folders `paths`.
+
+    Raises UserError for a path that does not exist, a folder without any and a file that is not what
+    the test writes.
+    """
+    files = []
+    for path in map(Path, paths):
+        found = sorted(path.rglob("test-*.json")) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path}: no test-*.json below it; test.sh writes them")
+        files += found
+    return [_read(path) for path in dict.fromkeys(files)]
+
+
+def _read(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = content["settings"]
+        experiment = _experiment(path, settings)
+        mean = {score: float(content["mean"][score]) for score in SCORES}
+        shot, split = int(settings["shot"]), int(settings["split"])
+        return Result(path, experiment, shot, split, int(content["trained_shot"]), mean)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not a result of test.sh: {reason}") from None
+
+
+def _experiment(path, settings):
+    folder = path.absolute().parent
+    root, name = folder, ""
+    exp = folder.parent.parent
+    if (exp.parent.name, folder.name) == _LAYOUT:
+        root = exp.parents[2]
+        name = "_".join(filter(None, _FOLD_OR_SHOT.sub("", exp.name).split("_")))
+    protocol = {key: str(value) for key, value in settings.items() if key not in _NOT_PROTOCOL}
+    protocol["runs"] = str(len(settings["seeds"]))
+    return Experiment(
+        dataset=settings["dataset"],
+        backbone=settings["backbone"],
+        root=os.path.relpath(root),
+        name=name,
+        protocol=tuple(sorted(protocol.items())),
+    )
+
+
+def experiment_names(experiments):
+    """{experiment: its name in the table}: what tells it apart from the others, nothing else."""
+    several_roots = len({experiment.root for experiment in experiments}) > 1
+    alike = defaultdict(list)
+    for experiment in experiments:
+        alike[experiment[:-1]].append(dict(experiment.protocol))
+    names = {}
+    for experiment in experiments:
+        words = [experiment.root] if several_roots else []
+        words += [experiment.name] if experiment.name else []
+        others = alike[experiment[:-1]]
+        settings = [
+            f"{key} {value}"
+            for key, value in experiment.protocol
+            if any(other.get(key) != value for other in others)
+        ]
+        names[experiment] = ", ".join([" ".join(words) or "HDMNet", *settings])
+    return names
+
+
+def build_report(results, metric="mIoU", folds=4, style="markdown"):
+    """The tables of all datasets as text.
+
+    metric: one of SCORES. folds: number of folds a mean needs. style: "markdown" or "latex". Raises
+    UserError for a result of a fold beyond.
+    """
+    for result in results:
+        if result.split >= folds:
+            raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
+    newest, notes = _newest(results)
+    shots = sorted({*SHOTS, *(result.shot for result in newest)})
+    names = experiment_names(sorted({result.experiment for result in newest}))
+    parts = []
+    for dataset in sorted({experiment.dataset for experiment in names}):
+        rows = [
+            _row(name, [r for r in newest if r.experiment == experiment], metric, folds)
+            for experiment, name in names.items()
+            if experiment.dataset == dataset
+        ]
+        if metric == "mIoU" and folds == 4:
+            rows += _published(dataset, {row.backbone for row in rows})
+        rows.sort(key=lambda row: row.backbone)
+        header, cells = _cells(rows, shots, folds)
+        title = f"{dataset}, {metric} in %"
+        if style == "latex":
+            parts.append(f"% {title}\n{latex_table(header, cells, left=(0, 1))}")
+        else:
+            parts.append(f"### {title}\n\n{markdown_table(header, cells, left=(0, 1))}")
+    mark = "% " if style == "latex" else ""
+    notes = [f"The mean is over folds 0 to {folds - 1}, where all are there.", *notes]
+    return "\n".join([*parts, *(f"{mark}{note}" for note in notes)]) + "\n"
+
+
+def _newest(results):
+    """The newest result of each cell, and notes on what a reader has to know of them."""
+    cells, notes = {}, []
+    for result in sorted(results, key=lambda result: result.path.stat().st_mtime):
+        cell = (result.experiment, result.shot, result.split)
+        if cell in cells:
+            notes.append(f"Not shown: {cells[cell].path}, older than {result.path}.")
+        cells[cell] = result
+    for result in cells.values():
+        if result.trained_shot != result.shot:
+            notes.append(
+                f"{result.path}: {result.shot}-shot with weights of {result.trained_shot}-shot."
+            )
+    return list(cells.values()), notes
+
+
+def _row(name, results, metric, folds):
+    both = "FBIoU_m" if metric.endswith("_m") else "FBIoU"
+    cells = {(result.shot, result.split): 100 * result.mean[metric] for result in results}
+    means, both_means = {}, {}
+    for shot in {result.shot for result in results}:
+        of_shot = [result for result in results if result.shot == shot]
+        if len(of_shot) == folds:
+            means[shot] = 100 * sum(result.mean[metric] for result in of_shot) / folds
+            both_means[shot] = 100 * sum(result.mean[both] for result in of_shot) / folds
+    return Row(name, results[0].experiment.backbone, cells, means, both_means)
+
+
+def _published(dataset, backbones):
+    rows = []
+    for backbone in sorted(backbones):
+        published = {
+            shot: PUBLISHED[dataset, backbone, shot]
+            for shot in SHOTS
+            if (dataset, backbone, shot) in PUBLISHED
+        }
+        if published:
+            folds = {
+                (shot, split): value
+                for shot, result in published.items()
+                for split, value in enumerate(result.folds)
+            }
+            means = {shot: result.mean for shot, result in published.items()}
+            rows.append(Row(PUBLISHED_NAME, backbone, folds, means, {}))
+    return rows
+
+
+def _cells(rows, shots, folds):
+    columns = [f"fold{split}" for split in range(folds)] + ["mean", "FB-IoU"]
+    header = ["experiment", "backbone"]
+    for shot in shots:
+        header += [f"{shot}-shot {columns[0]}", *columns[1:]]
+    cells = []
+    for row in rows:
+        values = []
+        for shot in shots:
+            values += [row.folds.get((shot, split)) for split in range(folds)]
+            values += [row.means.get(shot), row.both.get(shot)]
+        shown = [MISSING if value is None else f"{value:.1f}" for value in values]
+        cells.append([row.name, row.backbone, *shown])
+    return header, cells
+
+
+@exits_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="The paper's table from the results of tests.")
+    parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="where test-*.json are")
+    parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
+    parser.add_argument("--metric", choices=SCORES, default="mIoU", help="(%(default)s)")
+    parser.add_argument("--folds", type=int, default=4, help="number of folds (%(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="write there, not to the console")
+    options = parser.parse_args(arguments)
+    results = find_results(options.paths)
+    write_or_print(
+        options.out, build_report(results, options.metric, options.folds, options.format)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Weights an experiment can use: python -m util.weights [list | fetch | import FILE | export FILE]
+
+list    (or nothing) every file, where it goes, whether it is there and fits, where it comes from
+fetch   download the ImageNet weights that torchvision serves: those of VGG16-BN
+import  put published files where the commands look for them
+export  write a checkpoint of ours with the names of the published code
+"""
+
+import argparse
+
+from util.checkpoint import read_checkpoint, save_checkpoint, to_published
+from util.config import OPTS, Parser
+from util.download import download
+from util.errors import UserError
+from util.prepare import resumable
+from util.tables import markdown_table
+from util.weight_import import import_file
+from util.weight_kinds import IMAGENET, recognise
+from util.weight_places import (
+    check_place,
+    experiment,
+    foreign_sha256,
+    known_places,
+    place_of,
+    torchvision_source,
+)
+
+
+def print_list(args: argparse.Namespace) -> None:
+    """The table of all weights, and what is wrong with those that are not ok."""
+    rows, problems = [], []
+    for place in known_places(args.opts):
+        try:
+            state = check_place(place)
+        except UserError as error:
+            state = "wrong"
+            problems.append(str(error))
+        rows.append([place.name, str(place.path), state, place.origin])
+    print(markdown_table(["weights", "file", "state", "from"], rows, left=(0, 1, 2, 3)), end="")
+    for problem in problems:
+        print(f"wrong: {problem}")
+
+
+def fetch(args: argparse.Namespace) -> None:
+    """Download torchvision's file for VGG16-BN, unless it is there."""
+    net = "vgg"
+    path = place_of(IMAGENET, experiment(net, "pascal", 0))
+    if not path.exists():
+        source = torchvision_source(net)
+        download(source.url, path, source.sha256)
+        print(f"{path}: downloaded")
+    elif problem := foreign_sha256(net, path):
+        raise UserError(f"{path} is there and is {problem}; move it away to download that")
+    else:
+        print(f"{path}: there already")
+
+
+def import_files(args: argparse.Namespace) -> None:
+    """Put every file in its place; the first that cannot be used ends it."""
+    for file in args.files:
+        print(import_file(file, args.dataset, args.split, args.opts, args.unsafe))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a checkpoint as the published code reads it."""
+    content = read_checkpoint(args.file)
+    contents = recognise(content, args.file)
+    if contents.kind == IMAGENET:
+        raise UserError(f"{args.file} holds ImageNet weights, which have the published names")
+    prefix = "module." if args.module else ""
+    state = {prefix + key: value for key, value in to_published(content["state_dict"]).items()}
+    save_checkpoint(args.out, {"state_dict": state})
+    print(f"{args.out}: {contents.kind}, {contents.net}, with the published names")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m util.weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=print_list, opts=[])
+    commands = parser.add_subparsers(metavar="COMMAND")
+    settings = {
+        "nargs": "*",
+        "action": "extend",
+        "default": [],
+        "metavar": "KEY VALUE",
+        "help": "settings of the experiment, as everywhere: exp_dir FOLDER, use_split_coco False",
+    }
+
+    listing = commands.add_parser("list", help="what is where")
+    listing.add_argument(OPTS, **settings)
+    listing.set_defaults(run=print_list)
+
+    commands.add_parser("fetch", help="download VGG16-BN").set_defaults(run=fetch)
+
+    importing = commands.add_parser("import", help="put published files in their places")
+    importing.add_argument("files", nargs="+", metavar="FILE")
+    importing.add_argument("--dataset", help="its dataset, where the file and its path do not tell")
+    importing.add_argument("--split", type=int, help="its fold, where they do not tell")
+    importing.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="read files that hold more than tensors too; this runs code of the file",
+    )
+    importing.add_argument(OPTS, **settings)
+    importing.set_defaults(run=import_files)
+
+    exporting = commands.add_parser("export", help="write the published names")
+    exporting.add_argument("file", metavar="FILE")
+    exporting.add_argument("--out", required=True, metavar="FILE")
+    exporting.add_argument(
+        "--module", action="store_true", help='put "module." before every name, as DDP does'
+    )
+    exporting.set_defaults(run=export)
+    return parser
+
+
+@resumable
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv` (the process's own if None)."""
+    args = _parser().parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
