@@ -1,181 +1,153 @@
 """Test HDMNet on episodes of the held-out classes of a fold, by the published protocol."""
 
+import argparse
+import datetime
 import json
-import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from torch import nn
 
-from model import build_hdmnet
-from util.checkpoint import check_classes, load_weights, read_checkpoint
-from util.config import load_config, parse_args
-from util.dataset import read_pair
+from util.config import config_parser, load_config
 from util.distributed import Processes, start_processes
-from util.draws import draw_test_episodes
+from util.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
+from util.episode_list import list_digest, list_text, read_or_write_list
 from util.errors import exits_on_user_error
-from util.evaluator import Evaluation, evaluate_episodes
+from util.evaluator import evaluate_episodes
 from util.files import write_atomically
-from util.folds import class_label_table
+from util.journal import Journal
 from util.loaders import build_episodes
 from util.log import get_logger
-from util.metrics import results_table, summarise
 from util.precision import Precision
+from util.predictor import build_predictor
+from util.slices import slice_tables, worst_episodes, write_csv
 from util.snapshots import find_test_weight
-from util.visualize import draw_episode
+from util.test_pictures import draw_pictures, episode_records
+from util.test_report import (
+    build_report,
+    published_miou,
+    report_text,
+    settings_of,
+    variant_name,
+)
+from util.tested_model import load_tested
 
-PROTOCOL_SEED = 123
-IF_MISSING = ("--if-missing", "print the table of an earlier test with the same settings if any")
+FLAGS = (
+    ("--if-missing", "print the table of an earlier test with the same settings if any"),
+    ("--per_episode", "also write every episode to a CSV file, tables by size, and the worst ones"),
+)
 BASELINE_EPISODES = 200
-
-
-def run_seeds(runs: int) -> list[int]:
-    """Seeds of the runs of the published protocol: 510, 365, 382, …"""
-    return np.random.RandomState(PROTOCOL_SEED).randint(0, 1000, runs).tolist()
+# One waits for the others at the end, however much slower they are; a dead one ends all of them.
+PATIENCE = datetime.timedelta(days=7)
 
 
 @exits_on_user_error
 def main() -> None:
-    args = parse_args(__doc__, flags=(IF_MISSING,))
-    cfg = load_config(args.config, args.opts)
-    with start_processes() as processes, Precision(cfg.amp, processes.device).autocast():
-        test(cfg, processes, args.if_missing)
-
-
-def build_model(cfg, base_classes: tuple[int, ...], path: Path) -> tuple[nn.Module, int]:
-    """The model of a checkpoint of ours or of the published code, and the shot of its training."""
-    content = read_checkpoint(path)
-    check_classes(content, base_classes, str(path))
-    state = content["state_dict"]
-    trained_shot = content.get("shot", cfg.shot)
-    net = build_hdmnet(
-        base_classes=len(base_classes), trained_shot=trained_shot, **cfg.model_arguments
+    parser = config_parser(__doc__, flags=FLAGS)
+    parser.add_argument(
+        "--episodes", metavar="FILE", help="test these drawn episodes; written if there is no file"
     )
-    if trained_shot != cfg.shot:
-        state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}
-    load_weights(net, state, str(path))
-    return net, trained_shot
+    parser.add_argument(
+        "--visualize", metavar="N", type=int, help="pictures of the first N episodes (vis_num)"
+    )
+    args = parser.parse_args()
+    opts = args.opts + ([] if args.visualize is None else [f"vis_num={args.visualize}"])
+    cfg = load_config(args.config, opts)
+    with (
+        start_processes(PATIENCE) as processes,
+        Precision(cfg.amp, processes.device).autocast(),
+    ):
+        test(cfg, processes, args)
 
 
-def test(cfg, processes: Processes, if_missing: bool = False) -> None:
-    """Run the protocol, print its table, and write both to result/test-*."""
+def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
+    """Run the protocol, going on where it was interrupted, and write what it gives to result/."""
     path = find_test_weight(cfg)
-    settings = {
-        "weight": str(path),
-        "dataset": cfg.data_set,
-        "split": cfg.split,
-        "shot": cfg.shot,
-        "backbone": cfg.backbone,
-        "size": cfg.val_size,
-        "episodes": cfg.test_num,
-        "seeds": run_seeds(cfg.test_runs),
-        "workers": cfg.workers,
-        "amp": cfg.amp,
-        "baselines": cfg.baselines,
-    }
     folder = Path(cfg.run_dir) / "result"
-    output = folder / f"test-{cfg.shot}shot-{path.stem}.json"
     logger = get_logger(folder, processes.is_main)
-    if if_missing and output.is_file():
-        report = json.loads(output.read_text())
-        if report["settings"] == settings:
-            logger.info(f"tested before, see {output}\n{report_table(report, cfg.class_names)}")
-            return
-
     episodes = build_episodes(cfg, "val", testing=True)
-    net, trained_shot = build_model(cfg, episodes.base_classes, path)
+    runs = [
+        DrawnRun(
+            seed, draw_test_episodes(episodes.lists, cfg.shot, cfg.test_num, seed, cfg.workers)
+        )
+        for seed in run_seeds(cfg.test_runs)
+    ]
+    if args.episodes:
+        runs = read_or_write_list(args.episodes, episodes, cfg.data_set, cfg.split, runs)
+        logger.info(f"{len(runs)} × {len(runs[0].draws)} episodes of {args.episodes}")
+    settings = settings_of(cfg, str(path), runs)
+    identity = {
+        "settings": settings,
+        "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
+        "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
+    }
+    suffix = f"{cfg.shot}shot{variant_name(cfg)}"
+    output = folder / f"test-{suffix}-{path.stem}.json"
+    table, csv = output.with_suffix(".md"), output.with_suffix(".csv")
+    if args.if_missing and _is_there(output, identity) and (csv.exists() or not args.per_episode):
+        report = json.loads(output.read_text())
+        logger.info(f"tested before, see {output}\n{report_text(report, cfg.class_names)}")
+        return
+
+    net, trained_shot = load_tested(cfg, episodes.base_classes, path, logger)
     net.to(processes.device)
     logger.info(processes.describe())
     logger.info(
         f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
-        + (f" trained with {trained_shot}-shot" if trained_shot != cfg.shot else "")
     )
-    threshold = _prior_threshold(cfg, net, processes) if cfg.baselines else None
-    report = {"settings": settings, "trained_shot": trained_shot, "runs": []}
-    for number, seed in enumerate(settings["seeds"]):
-        start = time.monotonic()
-        draws = draw_test_episodes(episodes.lists, cfg.shot, cfg.test_num, seed, cfg.workers)
-        evaluation = evaluate_episodes(
-            net,
-            episodes,
-            draws,
-            processes,
-            cfg.ori_resize,
-            cfg.workers,
-            cfg.baselines,
-            keep=0 if number else cfg.vis_num,
-            progress=f"run {number + 1}/{cfg.test_runs}",
-        )
-        run = {"seed": seed, **evaluation.metrics.results()}
-        if threshold is not None:
-            run["baselines"] = evaluation.prior.baselines(threshold)
-        report["runs"].append(run)
-        rate = cfg.test_num / (time.monotonic() - start)
-        logger.info(f"seed {seed}: mIoU {run['mIoU']:.4f}, {rate:.1f} episodes/s")
-        if processes.is_main and number == 0:
-            _draw_pictures(cfg, episodes, evaluation, folder)
-    report |= summarise(report["runs"])
-    if threshold is not None:
-        report["prior_threshold"] = threshold.describe()
-    if processes.is_main:
-        write_atomically(output, json.dumps(report, indent=1) + "\n")
-    logger.info(f"\n{report_table(report, cfg.class_names)}")
-    logger.info(f"results in {output}, pictures in {folder}")
+    threshold, journals = None, [Journal(folder, identity)]
+    if cfg.baselines:
+        journals.append(Journal(folder, [identity, "baselines"]))
+        threshold = _prior_threshold(cfg, net, processes, journals[1])
+    merge = (cfg.merge, cfg.merge_tau) if cfg.generalised else None
+    options = {"ann_type": cfg.ann_type}
+    predictor = build_predictor(
+        cfg, net, episodes, processes.device, merge=merge, prior=cfg.baselines, **options
+    )
+    drawn = [run.draws for run in runs]
+    evaluation = evaluate_episodes(predictor, drawn, processes, threshold, journals[0], "testing")
+    if not processes.is_main:
+        return
+    published = published_miou(cfg)
+    report = identity | build_report(
+        settings, trained_shot, evaluation, threshold, published, processes.world_size
+    )
+    text, worst = report_text(report, cfg.class_names), []
+    if args.per_episode:
+        records = episode_records(predictor, runs, evaluation.records, cfg.class_names)
+        write_csv(csv, records)
+        text += "\n" + slice_tables(records)
+        worst = [records.index(record) for record in worst_episodes(records)]
+    artist = build_predictor(
+        cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
+    )
+    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, folder, suffix)
+    write_atomically(table, text)
+    write_atomically(output, json.dumps(report, indent=1) + "\n")
+    for journal in journals:
+        journal.remove()
+    logger.info(f"\n{text}")
+    logger.info(f"results in {output} and beside it")
 
 
-def report_table(report: dict, class_names: list[str] | None) -> str:
-    """The table of a report, in percent, with the mean of the baselines where they were tested."""
-    lines = [results_table(report["runs"], class_names)]
-    if "prior_threshold" in report:
-        rows = {"HDMNet": report["mean"]["mIoU"]}
-        names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
-        for key, name in names.items():
-            rows[name] = float(np.mean([run["baselines"][key] for run in report["runs"]]))
-        width = max(map(len, rows))
-        lines += ["", f"{'method':{width}}     mIoU", "-" * (width + 9)]
-        lines += [f"{name:{width}} {100 * value:8.2f}" for name, value in rows.items()]
-    return "\n".join(lines)
+def _is_there(output: Path, identity: dict[str, Any]) -> bool:
+    """Whether there is a report of this very test."""
+    if not output.is_file():
+        return False
+    report = json.loads(output.read_text())
+    return all(report.get(key) == value for key, value in identity.items())
 
 
-def _prior_threshold(cfg, net: nn.Module, processes: Processes):
+def _prior_threshold(cfg, net: nn.Module, processes: Processes, journal: Journal):
     """The threshold of the similarity prior that is best on episodes of the base classes."""
     base = build_episodes(cfg, "train", testing=True)
     draws = draw_test_episodes(base.lists, cfg.shot, len(base), PROTOCOL_SEED, cfg.workers)
     step = max(1, len(draws) // BASELINE_EPISODES)
+    predictor = build_predictor(cfg, net, base, processes.device, ann_type=cfg.ann_type, prior=True)
     evaluation = evaluate_episodes(
-        net,
-        base,
-        draws[::step],
-        processes,
-        cfg.ori_resize,
-        cfg.workers,
-        baselines=True,
-        progress="baseline on base classes",
+        predictor, [draws[::step]], processes, journal=journal, progress="baseline on base classes"
     )
-    return evaluation.prior.best()
-
-
-def _draw_pictures(cfg, episodes, evaluation: Evaluation, folder: Path) -> None:
-    """One PNG per kept episode, at the original sizes."""
-    for number, (draw, prediction) in enumerate(evaluation.predictions):
-        to_class = class_label_table(draw.class_id)
-        pairs = [
-            read_pair(cfg.data_root, episodes.lists.entries[index])
-            for index in (draw.index, *draw.supports)
-        ]
-        (query, mask), *supports = [
-            (image.astype(np.uint8), to_class[mask]) for image, mask in pairs
-        ]
-        name = cfg.class_names[draw.class_id - 1] if cfg.class_names else f"class {draw.class_id}"
-        draw_episode(
-            folder / f"episode-{cfg.shot}shot-{number}.png",
-            query,
-            [image for image, _ in supports],
-            [mask for _, mask in supports],
-            mask,
-            prediction.numpy(),
-            name,
-        )
+    return evaluation.runs[0].prior.best()
 
 
 if __name__ == "__main__":

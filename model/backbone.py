@@ -23,17 +23,22 @@ class Backbone(nn.Module):
     Args:
         stages: the stages, each a module.
         channels: output channels of stages 2, 3 and 4.
+        stride: of the grid of stages 3 and 4.
     """
 
-    def __init__(self, stages: list[nn.Module], channels: tuple[int, int, int]):
+    def __init__(self, stages: list[nn.Module], channels: tuple[int, int, int], stride: int):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.channels = channels
+        self.stride = stride
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Grid (h, w) of stages 3 and 4 for images of `size` = (H, W)."""
+        return tuple(-(-length // self.stride) for length in size)
 
     def forward(self, image: Tensor) -> Features:
         """Features of images (B, 3, H, W)."""
-        x = self.stages[1](self.stages[0](image))
-        f2 = self.stages[2](x)
+        f2 = self.stages[2](self.stages[1](self.stages[0](image)))
         f3 = self.stages[3](f2)
         return Features(f2, f3, self.stages[4](f3))
 
@@ -58,7 +63,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        return self.relu(self.bn2(self.conv2(out)).add_(self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
@@ -81,7 +86,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        return self.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+        return self.relu(self.bn3(self.conv3(out)).add_(self.downsample(x)))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -124,7 +129,7 @@ def _resnet(name: str) -> Backbone:
             blocks.append(block(inputs, width, stride if index == 0 else 1, dilation))
             inputs = width * block.expansion
         stages.append(nn.Sequential(*blocks))
-    return Backbone(stages, tuple(width * block.expansion for width in (128, 256, 512)))
+    return Backbone(stages, tuple(width * block.expansion for width in (128, 256, 512)), 8)
 
 
 def _vgg16() -> Backbone:
@@ -144,7 +149,7 @@ def _vgg16() -> Backbone:
         if index < 4:
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
         stages.append(nn.Sequential(*layers))
-    return Backbone(stages, (256, 512, 512))
+    return Backbone(stages, (256, 512, 512), 16)
 
 
 def build_backbone(name: str) -> Backbone:

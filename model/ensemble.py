@@ -7,22 +7,22 @@ from torch import Tensor, nn
 def channel_gram(feature: Tensor) -> Tensor:
     """Cosines between the channels of feature maps (..., C, h, w): (..., C, C)."""
     rows = feature.flatten(-2)
-    norms = rows.norm(dim=-1)
-    return rows @ rows.transpose(-1, -2) / (norms[..., :, None] * norms[..., None, :] + 1e-7)
+    products = rows @ rows.transpose(-1, -2)
+    norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
+    return products / (norms[..., :, None] * norms[..., None, :] + 1e-7)
 
 
-@torch.no_grad()
 def style_distance(query: Tensor, support: Tensor) -> Tensor:
     """Distance of the query's style to each support's.
 
     Args:
-        query: low-level features (B, C, h, w).
-        support: low-level features of the masked supports (B, K, C, h, w).
+        query: cosines between the channels (B, C, C), see `channel_gram`.
+        support: those of the masked supports (B, K, C, C).
 
     Returns:
         (B, K): Frobenius norm of the difference of the Gram matrices, divided by that of all ones.
     """
-    difference = channel_gram(query).unsqueeze(1) - channel_gram(support)
+    difference = query.unsqueeze(1) - support
     return difference.flatten(2).norm(dim=2) / query.shape[1]
 
 

@@ -5,13 +5,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from model.backbone import Features
 from model.decoder import Decoder
-from model.ensemble import Ensemble, style_distance
-from model.hierarchy import Hierarchy
+from model.ensemble import Ensemble, channel_gram, style_distance
+from model.features import QueryFeatures, SupportFeatures, map_tensors, stack_queries
+from model.frozen import FrozenBase
+from model.hierarchy import Hierarchy, to_map, to_tokens
+from model.masked import MaskedPositions, MaskGrids
 from model.matching import MatchingLayer
 from model.mm import resize
-from model.prior import masked_prototype, similarity_prior
+from model.precision import full_precision, widened
+from model.prior import masked_prototype, similarity_prior, unit_rows
 from model.pspnet import PSPNet, build_pspnet
 
 
@@ -34,13 +40,17 @@ class HDMNetOutput(NamedTuple):
     prior: Tensor
 
 
-class FrozenFeatures(NamedTuple):
-    """Features of the frozen base learner: `middle` = [f3, f2], `low` for the style distance."""
+class _SupportPart(NamedTuple):
+    """What is kept of supports that passed the backbone.
 
-    middle: Tensor
-    low: Tensor
-    f4: Tensor
+    reduced: (N, 256, h, w).
+    gram, f5, f4: (N, ...), see `SupportFeatures`.
+    """
+
+    reduced: Tensor
+    gram: Tensor
     f5: Tensor
+    f4: Tensor
 
 
 class HDMNet(nn.Module):
@@ -57,6 +67,9 @@ class HDMNet(nn.Module):
             weights of the supports belong to the shot of training; here all weigh alike.
         fix_bn: keep the batch norms of matching and decoder in eval mode while training, as the
             published model does; they then are a learned scale and shift per channel.
+        backbone_dtype: type that the frozen backbone is computed in; None for that of the rest.
+        checkpoint_activations: in training, compute hierarchy and matching again in the backward pass
+            instead of keeping what they computed.
     """
 
     reduced, channels = 256, 64
@@ -70,14 +83,18 @@ class HDMNet(nn.Module):
         kshot_order: str = "sorted",
         fix_bn: bool = True,
         trained_shot: int | None = None,
+        backbone_dtype: torch.dtype | None = None,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         if low_fea not in ("layer2", "layer3", "layer4"):
             raise ValueError(f"low_fea {low_fea!r} is none of layer2, layer3, layer4")
         self.low_fea = low_fea
         self.fix_bn = fix_bn
+        self.checkpoint_activations = checkpoint_activations
         self.match_scale = (trained_shot or shot) / shot
         self.base = base.requires_grad_(False)
+        self.frozen = FrozenBase(base, backbone_dtype)
         middle = sum(base.backbone.channels[:2])
         self.reduce_query = _reduction(middle, self.reduced, nn.Dropout2d(0.5))
         self.reduce_support = _reduction(middle, self.reduced, nn.Dropout2d(0.5))
@@ -100,16 +117,6 @@ class HDMNet(nn.Module):
                     module.eval()
         return self
 
-    @torch.no_grad()
-    def frozen_features(self, images: Tensor) -> FrozenFeatures:
-        """Features of images (B, 3, H, W), all on the grid of f3."""
-        features, f5 = self.base.features(images)
-        f2, f3, f4 = features
-        if f2.shape[-2:] != f3.shape[-2:]:
-            f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
-        low = {"layer2": f2, "layer3": f3, "layer4": f4}[self.low_fea]
-        return FrozenFeatures(*(f.float() for f in (torch.cat([f3, f2], dim=1), low, f4, f5)))
-
     def forward(
         self,
         query: Tensor,
@@ -123,101 +130,230 @@ class HDMNet(nn.Module):
             query: normalised images (B, 3, H, W).
             support: normalised images (B, K, 3, H, W).
             support_mask: (B, K, H, W): 1 class, 0 other, 255 ignore.
-            class_index: (B,), training only: rank of the episode's class among the base classes.
+            class_index: (B,), rank of each episode's class among the base classes. None where the
+                class is none of them: in tests, unless no class is held out.
 
         Raises:
             ValueError: the shapes do not fit together.
         """
-        self._check(query, support, support_mask)
-        batch, shot = support.shape[:2]
-        mask = (support_mask == 1).to(query.dtype)  # (B, K, H, W)
-        images = torch.cat([query, (support * mask[:, :, None]).flatten(0, 1)])
-        frozen = self.frozen_features(images)
-        query_frozen = FrozenFeatures(*(f[:batch] for f in frozen))
-        support_frozen = FrozenFeatures(*(f[batch:].unflatten(0, (batch, shot)) for f in frozen))
+        _check_support(support, support_mask)
+        if query.shape != support.shape[:1] + support.shape[2:]:
+            raise ValueError(
+                "expected query (B, 3, H, W) of the size of support (B, K, 3, H, W), "
+                f"got {tuple(query.shape)} and {tuple(support.shape)}"
+            )
+        self._check_shot(support.shape[1])
+        return self.segment(
+            *self._encode(query, support, support_mask), query.shape[-2:], class_index
+        )
 
-        with torch.no_grad(), _float32(query.device):
-            base = self.base.classifier(query_frozen.f5)
-            distances = style_distance(query_frozen.low, support_frozen.low)
-            prior = torch.cat(
+    def encode_query(self, images: Tensor) -> QueryFeatures:
+        """What segmenting images needs of them alone.
+
+        Args:
+            images: normalised (B, 3, H, W).
+        """
+        nothing = images.new_zeros(0, 1, *images.shape[1:])
+        return self._encode(images, nothing, nothing[:, :, 0])[0]
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
+        """What segmenting by supports needs of them alone; any number of supports will do.
+
+        Args:
+            images: normalised (B, K, 3, H, W).
+            masks: (B, K, H, W): 1 class, 0 other, 255 ignore.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        _check_support(images, masks)
+        return self._encode(images[:0, 0], images, masks)[1]
+
+    def segment(
+        self,
+        query: QueryFeatures,
+        support: SupportFeatures,
+        size: tuple[int, int],
+        class_index: Tensor | None = None,
+    ) -> HDMNetOutput:
+        """Segment queries by supports whose features are known.
+
+        Args:
+            query: features of B images.
+            support: features of K supports for each.
+            size: (H, W) of the logits.
+            class_index: as of `forward`.
+
+        Raises:
+            ValueError: the model is built for another number of supports.
+        """
+        shot = support.prototype.shape[1]
+        self._check_shot(shot)
+        grid = query.base.shape[-2:]
+        with torch.no_grad(), full_precision(query.base.device):
+            distances = style_distance(query.gram, support.gram)
+            prior = torch.stack(
                 [
-                    similarity_prior(query_frozen.f5, support_frozen.f5, mask),
-                    similarity_prior(query_frozen.f4, support_frozen.f4, mask),
+                    similarity_prior(query.f5, support.f5),
+                    similarity_prior(query.f4, support.f4),
                 ],
                 dim=1,
-            )  # (B, 2, h, w)
+            ).unflatten(2, grid)  # (B, 2, h, w)
 
-        query_map, support_map = self._merged(query_frozen, support_frozen, mask, prior)
-        query_maps = self.hierarchy(query_map)
-        support_maps = self.hierarchy(support_map)  # (B·K, C, h_i, w_i)
-        meta, correlations = self._match(query_maps, support_maps, mask, prior)
+        _, of_prototype, of_prior = self._merge_weights(self.merge_query)
+        merged = query.merged + F.conv2d(support.prototype.mean(1)[..., None, None], of_prototype)
+        query_maps = self._kept_or_not(
+            self.hierarchy, F.relu(merged + F.conv2d(prior * 10, of_prior))
+        )
+        meta, correlations = self._match(query_maps, support, prior)
         adjustment = self.ensemble.adjustment(distances)
-        with _float32(query.device):
-            meta = meta.float()
-            final = self.ensemble(meta, base, adjustment, class_index)
+        with full_precision(query.base.device):
+            final = self.ensemble(widened(meta), query.base, adjustment, class_index)
+        logits = (
+            resize(logits, size=size, mode="bilinear", align_corners=True)
+            for logits in (final, widened(meta), query.base)
+        )
+        return HDMNetOutput(*logits, correlations, adjustment, prior)
 
-        size = query.shape[-2:]
-        return HDMNetOutput(
-            *(
-                resize(logits, size=size, mode="bilinear", align_corners=True)
-                for logits in (final, meta, base)
-            ),
-            correlations,
-            adjustment,
-            prior,
+    def _encode(
+        self, query: Tensor, support: Tensor, masks: Tensor
+    ) -> tuple[QueryFeatures | None, SupportFeatures | None]:
+        """Features of queries and supports, of which there may be none; they share one backbone pass."""
+        mask = (masks == 1).to(query.dtype)  # (B, K, H, W)
+        masked = (support * mask[:, :, None]).flatten(0, 1)
+        grids = None
+        if len(masked):
+            size = self.base.backbone.grid(mask.shape[-2:])
+            grids = MaskGrids(mask.flatten(0, 1), self.hierarchy.grids(size))
+        # Supports first: of the positions, what is kept of them is a part.
+        left = len(masked)
+        queries, supports = [], []
+        for features in self.frozen.features(torch.cat([masked, query])):
+            count = len(features.f4)
+            if left:
+                start = len(masked) - left
+                positions = grids.positions()[0].only(slice(start, start + count))
+                supports.append(self._support_part(_first(features, left), positions))
+            if count > left:
+                queries.append(self._query_part(_after(features, left)))
+            left = max(0, left - count)
+            del features
+        return (
+            stack_queries(queries) if queries else None,
+            self._support_features(supports, mask, grids.positions()) if supports else None,
         )
 
-    def _merged(
-        self, query: FrozenFeatures, support: FrozenFeatures, mask: Tensor, prior: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Query and supports, each beside its prototype: (B, 64, h, w) and (B·K, 64, h, w)."""
-        query_feature = self.reduce_query(query.middle)
-        support_feature = self.reduce_support(support.middle.flatten(0, 1))
-        prototype = masked_prototype(support_feature, mask.flatten(0, 1)[:, None])
-        mean_prototype = prototype.unflatten(0, mask.shape[:2]).mean(1)
-        query_map = torch.cat(
-            [query_feature, mean_prototype.expand_as(query_feature), prior * 10], dim=1
+    def _query_part(self, features: Features) -> QueryFeatures:
+        """Of queries that passed the backbone."""
+        own, _, _ = self._merge_weights(self.merge_query)
+        merged = F.conv2d(_reduced(self.reduce_query, features), own)
+        with torch.no_grad():
+            f5 = self.frozen.head(features.f4)
+            return QueryFeatures(
+                merged,
+                self.frozen.logits(to_map(f5, merged.shape[-2:])),
+                self._gram(features),
+                unit_rows(f5),
+                unit_rows(to_tokens(features.f4)),
+            )
+
+    def _support_part(self, features: Features, positions: MaskedPositions) -> _SupportPart:
+        """Of masked supports that passed the backbone."""
+        reduced = _reduced(self.reduce_support, features)
+        with torch.no_grad():
+            f5 = self.frozen.head_at(features.f4, positions.index)
+            f5, f4 = (
+                unit_rows(rows).mul_(positions.inside[..., None])
+                for rows in (f5, positions.gather(to_tokens(features.f4)))
+            )
+        return _SupportPart(reduced, self._gram(features), f5, f4)
+
+    @torch.no_grad()
+    def _gram(self, features: Features) -> Tensor:
+        names = {"layer2": "f2", "layer3": "f3", "layer4": "f4"}
+        low = widened(getattr(features, names[self.low_fea]))
+        with full_precision(low.device):
+            return channel_gram(low)
+
+    def _support_features(
+        self, parts: list[_SupportPart], mask: Tensor, positions: list[MaskedPositions]
+    ) -> SupportFeatures:
+        """Of all supports together; mask (B, K, H, W)."""
+        reduced, gram, f5, f4 = (_joined(tensors) for tensors in zip(*parts, strict=True))
+        own, of_prototype, _ = self._merge_weights(self.merge_support)
+        prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (N, 256, 1, 1)
+        merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))
+        stages = tuple(
+            layer.encode_support(*arguments)
+            for layer, *arguments in zip(
+                self.matching, self._kept_or_not(self.hierarchy, merged), positions, strict=True
+            )
         )
-        support_map = torch.cat([support_feature, prototype.expand_as(support_feature)], dim=1)
-        return self.merge_query(query_map), self.merge_support(support_map)
+        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, stages)
+        return map_tensors(features, lambda tensor: tensor.unflatten(0, mask.shape[:2]))
+
+    def _merge_weights(self, merge: nn.Sequential) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of a merging convolution for the feature, the prototype, and what follows.
+
+        Convolutions are linear: each part is applied where what it reads is known, and no input is
+        spread over the grid to be concatenated.
+        """
+        weight = merge[0].weight
+        rest = weight.shape[1] - 2 * self.reduced
+        return weight.split([self.reduced, self.reduced, rest], dim=1)
 
     def _match(
-        self, query_maps: list[Tensor], support_maps: list[Tensor], mask: Tensor, prior: Tensor
+        self, query_maps: list[Tensor], support: SupportFeatures, prior: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Meta logits (B, 2, h, w) and correlation maps, coarsest first."""
         matched, correlations = [], []
-        for layer, query, support in zip(self.matching, query_maps, support_maps, strict=True):
-            size = query.shape[-2:]
-            fused, correlation = layer(
-                query,
-                support.unflatten(0, mask.shape[:2]),
-                F.interpolate(mask, size=size, mode="nearest"),
-                resize(prior, size=size, mode="bilinear", align_corners=True),
-                self.match_scale,
-            )
+        for layer, query, tokens in zip(self.matching, query_maps, support.stages, strict=True):
+            resized = resize(prior, size=query.shape[-2:], mode="bilinear", align_corners=True)
+            fused, correlation = self._kept_or_not(layer, query, tokens, resized, self.match_scale)
             matched.append(fused)
             correlations.append(correlation)
         return self.decoder(matched), correlations[::-1]
 
-    def _check(self, query: Tensor, support: Tensor, support_mask: Tensor) -> None:
-        batch, shot, _, height, width = support.shape if support.dim() == 5 else (0,) * 5
-        if query.shape != (batch, 3, height, width) or support_mask.shape != (
-            batch,
-            shot,
-            height,
-            width,
-        ):
-            raise ValueError(
-                "expected query (B, 3, H, W), support (B, K, 3, H, W), support_mask (B, K, H, W), "
-                f"got {tuple(query.shape)}, {tuple(support.shape)}, {tuple(support_mask.shape)}"
-            )
+    def _kept_or_not(self, module: nn.Module, *inputs):
+        """What a module makes of its inputs; see `checkpoint_activations`."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
+
+    def _check_shot(self, shot: int) -> None:
         if shot != self.ensemble.shot:
             raise ValueError(f"the model is built for {self.ensemble.shot} supports, got {shot}")
 
 
-def _float32(device: torch.device) -> torch.autocast:
-    """Where mixed precision is left: products of unnormalised features overflow float16."""
-    return torch.autocast(device.type, enabled=False)
+def _check_support(support: Tensor, mask: Tensor) -> None:
+    if support.dim() != 5 or mask.shape != support.shape[:2] + support.shape[3:]:
+        raise ValueError(
+            "expected support (B, K, 3, H, W) and its masks (B, K, H, W), "
+            f"got {tuple(support.shape)} and {tuple(mask.shape)}"
+        )
+
+
+def _reduced(reduce: nn.Sequential, features: Features) -> Tensor:
+    """What a reduction makes of [f3, f2]; its convolution is linear, so the two stay apart."""
+    weights = reduce[0].weight.split([features.f3.shape[1], features.f2.shape[1]], dim=1)
+    mixed = torch.is_autocast_enabled(weights[0].device.type)
+    f3, f2 = (
+        F.conv2d(feature if mixed else feature.to(weight.dtype), weight)
+        for feature, weight in zip((features.f3, features.f2), weights, strict=True)
+    )
+    return reduce[1:](f3 + f2)
+
+
+def _first(features: Features, count: int) -> Features:
+    return Features(*(feature[:count] for feature in features))
+
+
+def _after(features: Features, count: int) -> Features:
+    return Features(*(feature[count:] for feature in features))
+
+
+def _joined(tensors: tuple[Tensor, ...]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _reduction(inputs: int, outputs: int, *after: nn.Module) -> nn.Sequential:
@@ -233,6 +369,8 @@ def build_hdmnet(
     kshot_order: str = "sorted",
     fix_bn: bool = True,
     trained_shot: int | None = None,
+    backbone_dtype: torch.dtype | None = None,
+    checkpoint_activations: bool = False,
 ) -> HDMNet:
     """HDMNet with random weights; arguments as of `HDMNet` and `build_pspnet`."""
     return HDMNet(
@@ -243,4 +381,6 @@ def build_hdmnet(
         kshot_order,
         fix_bn,
         trained_shot,
+        backbone_dtype,
+        checkpoint_activations,
     )

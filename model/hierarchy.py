@@ -109,6 +109,11 @@ class Hierarchy(nn.Module):
             for heads, reduction, kernel, stride in ((2, 4, 1, 1), (4, 2, 3, 2), (8, 1, 3, 2))
         )
 
+    def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Grid of each stage for features of `size` = (h, w)."""
+        height, width = size
+        return [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(self.stages))]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) → one map per stage, finest first."""
         maps = []

@@ -1,4 +1,10 @@
-"""Matching of the query with the masked supports, and its correlation map (paper, section 3.3)."""
+"""Matching of the query with the masked supports, and its correlation map (paper, section 3.3).
+
+Only support positions inside the masks take part; see `model.masked`. A row of zeros among the keys
+and values matches nothing: its column of the attention falls on a value of zero.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +18,27 @@ from model.hierarchy import (
     to_map,
     to_tokens,
 )
+from model.masked import MaskedPositions
 from model.mm import ConvModule
+from model.precision import full_precision, widened
+from model.query_softmax import query_softmax_attention
+
+
+class SupportTokens(NamedTuple):
+    """What one stage matches the query against, in float32 at least.
+
+    The first dimensions are (B, K), or where all supports are in a row, (N,).
+
+    keys: (B, K, m, C), of unit length per head; rows of zeros pad.
+    values: (B, K, m, C), rows of zeros pad.
+    key_sum: (B, K, C), sum of the keys.
+    count: (B, K), number of positions inside the mask.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_sum: Tensor
+    count: Tensor
 
 
 class MatchingAttention(nn.Module):
@@ -33,32 +59,37 @@ class MatchingAttention(nn.Module):
         self.value = nn.Linear(channels, channels, bias=False)
         self.project = nn.Linear(channels, channels, bias=False)
 
-    def forward(self, query: Tensor, support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_support(self, support: Tensor, positions: MaskedPositions) -> SupportTokens:
+        """Keys and values of support tokens (N, m, C) gathered at N masks' positions."""
+        inside = positions.inside[..., None]
+        keys, values = widened(self.key(support)), widened(self.value(support))
+        keys = F.normalize(keys.unflatten(-1, (self.heads, -1)), dim=-1).flatten(-2) * inside
+        return SupportTokens(keys, values * inside, keys.sum(1), positions.count)
+
+    def forward(self, query: Tensor, support: SupportTokens) -> tuple[Tensor, Tensor]:
         """Match.
 
         Args:
             query: tokens (B, n, C).
-            support: tokens of all supports together (B, m, C).
-            mask: (B, m), 1 where the support shows the class, else 0.
+            support: of `encode_support`, K supports for each query.
 
         Returns:
             What the query gathers from the supports, (B, n, C), and the correlation map (B, n): the
             mean of cosine/temperature over the masked-in support positions and the heads. With an
             empty mask both are zero.
         """
-        q = F.normalize(split_heads(self.query(query), self.heads), dim=-1)  # (B, heads, n, d)
-        k = F.normalize(split_heads(self.key(support), self.heads), dim=-1)  # (B, heads, m, d)
-        v = split_heads(self.value(support), self.heads)
-        mask = mask[:, None, :, None]  # (B, 1, m, 1)
+        query = self.query(query)
+        with full_precision(query.device):
+            q = F.normalize(split_heads(widened(query), self.heads), dim=-1)  # (B, heads, n, d)
+            q = q / self.temperature
+            k = split_heads(support.keys.flatten(1, 2), self.heads)  # (B, heads, K·m, d)
+            v = split_heads(support.values.flatten(1, 2), self.heads)
+            gathered = merge_heads(query_softmax_attention(q, k, v))
 
-        attention = (q @ k.transpose(-1, -2) / self.temperature).softmax(dim=-2)
-        # Masking the values is masking the columns: nothing is renormalised over the supports.
-        gathered = self.project(merge_heads(attention @ (v * mask)))
-
-        # The mean of cosines is the cosine with the mean key: linear in the number of positions.
-        mean_key = (k * mask).sum(-2, keepdim=True) / (mask.sum(-2, keepdim=True) + 1e-9)
-        correlation = (q * mean_key).sum(-1).mean(1) / self.temperature
-        return gathered, correlation
+            # The mean of cosines is the cosine with the mean key: linear in the number of positions.
+            mean_key = support.key_sum.sum(1) / (support.count.sum(1)[:, None] + 1e-9)  # (B, C)
+            correlation = (merge_heads(q) @ mean_key[:, :, None]).squeeze(-1) / self.heads
+        return self.project(gathered), correlation
 
 
 class MatchingLayer(nn.Module):
@@ -73,15 +104,19 @@ class MatchingLayer(nn.Module):
         self.ffn = MixFFN(channels, dropout=dropout)
         self.fuse = ConvModule(channels + 2, channels, 3, padding=1, norm_cfg={"type": "BN"})
 
+    def encode_support(self, support: Tensor, positions: MaskedPositions) -> SupportTokens:
+        """Tokens of support maps (N, C, h, w) at the positions inside N masks."""
+        gathered = positions.gather(to_tokens(support))
+        return self.attention.encode_support(self.norm1(gathered), positions)
+
     def forward(
-        self, query: Tensor, support: Tensor, mask: Tensor, prior: Tensor, scale: float = 1.0
+        self, query: Tensor, support: SupportTokens, prior: Tensor, scale: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Match one stage.
 
         Args:
             query: (B, C, h, w).
-            support: (B, K, C, h, w).
-            mask: (B, K, h, w), 1 where the support shows the class, else 0.
+            support: K supports for each query.
             prior: (B, 2, h, w).
             scale: factor of what is gathered from the supports.
 
@@ -90,10 +125,7 @@ class MatchingLayer(nn.Module):
         """
         size = query.shape[-2:]
         query = to_tokens(query)
-        support = to_tokens(support.transpose(1, 2).flatten(2, 3))  # (B, K·h·w, C)
-        gathered, correlation = self.attention(
-            self.norm1(query), self.norm1(support), mask.flatten(1)
-        )
+        gathered, correlation = self.attention(self.norm1(query), support)
         query = query + self.dropout(gathered * scale)
         query = to_map(query + self.ffn(self.norm2(query), size), size)
         return self.fuse(torch.cat([query, prior], dim=1)), correlation.unflatten(1, size)

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.mm import resize
+from model.precision import widened
+
+# Elements of one tile of cosines: few enough to stay in a cache, many enough to fill a GPU.
+CPU_TILE = 2**20
+GPU_TILE = 2**26
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
@@ -18,27 +23,30 @@ def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
         (B, C, 1, 1).
     """
     mask = resize(mask, size=feature.shape[-2:], mode="bilinear", align_corners=True)
-    total = (feature * mask).sum((2, 3), keepdim=True)
-    return total / (mask.sum((2, 3), keepdim=True) + 0.0005)
+    total = feature.flatten(2) @ mask.flatten(2).transpose(1, 2)  # (B, C, 1)
+    return (total / (mask.flatten(2).sum(2, keepdim=True) + 0.0005))[..., None]
 
 
-def similarity_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+def unit_rows(tokens: Tensor) -> Tensor:
+    """Tokens (..., C) at unit length, in float32 at least; zeros stay zeros."""
+    return F.normalize(widened(tokens), dim=-1)
+
+
+def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
     """How much each query position resembles its best match inside the supports' masks.
 
     Args:
-        query: features (B, C, h, w).
-        support: features (B, K, C, h, w).
-        mask: (B, K, H, W) in {0, 1}.
+        query: features of unit length (B, n, C).
+        support: those of the support positions inside the masks, (B, K, m, C). A row of zeros stands
+            for the positions outside.
 
     Returns:
-        (B, 1, h, w): the maximum over support positions of the cosine, masked-out positions counting
+        (B, n): the maximum over support positions of the cosine, positions outside the mask counting
         as 0, mean over the supports.
     """
-    size = query.shape[-2:]
-    mask = F.interpolate(mask, size=size, mode="nearest").flatten(2).unsqueeze(2)  # (B, K, 1, hw)
-    query = query.flatten(2)  # (B, C, hw)
-    support = support.flatten(3) * mask  # (B, K, C, hw)
-    norms = query.norm(dim=1)[:, None, :, None] * support.norm(dim=2)[:, :, None, :]
-    dots = torch.einsum("bcq,bkcs->bkqs", query, support)
-    best = (dots / (norms + 1e-7)).amax(dim=-1)  # (B, K, hw)
-    return best.mean(dim=1, keepdim=True).unflatten(2, size)
+    rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * support.shape[2]))
+    best = [
+        sum((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
+        for part in query.split(rows, dim=1)
+    ]
+    return torch.cat(best, dim=1) / support.shape[1]

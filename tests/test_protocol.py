@@ -1,6 +1,7 @@
 """test.py gives the scores that the published test code gives."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -45,7 +46,6 @@ TRAIN:
   split: {golden["split"]}
   shot: {golden["shot"]}
   workers: {golden["workers"]}
-  exp_dir: {tmp_path}/exp
 Method:
   vgg: {golden["vgg"]}
 Test_Finetune:
@@ -55,9 +55,20 @@ Test_Finetune:
   vis_num: 1
 """
     )
-    subprocess.run([sys.executable, "test.py", "--config", config], check=True)
-    (report,) = (tmp_path / "exp").rglob("test-*.json")
-    report = json.loads(report.read_text())
+    settings = (
+        [(3, "feature_cache_gb=2")] if golden["vgg"] else [(1, ""), (3, "feature_cache_gb=0")]
+    )
+    reports = []
+    for processes, setting in settings:
+        exp_dir = tmp_path / str(processes)
+        report = report_of(config, exp_dir, processes, *filter(None, [setting]))
+        assert report["work"]["processes"] == processes
+        assert (report["work"]["hits"] == 0) == setting.endswith("=0")
+        assert list(exp_dir.rglob("episode-*.png")) and not list(exp_dir.rglob("journal-*"))
+        reports.append(report)
+    for report in reports:
+        # The scores are ratios of counts: equal to the last digit where the counts are.
+        assert (report["runs"], report["drawn"]) == (reports[0]["runs"], reports[0]["drawn"])
     assert len(report["runs"]) == len(golden["rows"])
     for run, row in zip(report["runs"], golden["rows"], strict=True):
         for column, expected in zip(golden["columns"], row, strict=True):
@@ -66,4 +77,15 @@ Test_Finetune:
         values = [run[score] for run in report["runs"]]
         assert report["mean"][score] == pytest.approx(sum(values) / len(values))
         assert report["best"][score] == max(values)
-    assert list((tmp_path / "exp").rglob("episode-*.png"))
+
+
+def report_of(config, exp_dir, processes, *settings):
+    """The report of the ordinary command."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "util.launch", str(processes)]
+    command += ["test.py", "--config", config, "--opts", f"exp_dir={exp_dir}", *settings]
+    # As many threads in each process, for sums that are rounded alike.
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    (report,) = exp_dir.rglob("test-*.json")
+    return json.loads(report.read_text())

@@ -157,7 +157,15 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def model_arguments(self) -> dict:
         """What the settings say of the network, as `model.build_hdmnet` takes it."""
-        keys = ("backbone", "shot", "kshot_trans_dim", "low_fea", "kshot_order", "fix_bn")
+        keys = (
+            "backbone",
+            "shot",
+            "kshot_trans_dim",
+            "low_fea",
+            "kshot_order",
+            "fix_bn",
+            "checkpoint_activations",
+        )
         arguments = {key: getattr(self, key) for key in keys}
         return arguments | {"backbone_dtype": DTYPES.get(self.backbone_dtype)}
 

@@ -8,11 +8,13 @@ the tests from the loader: episodes can be loaded by any number of processes, in
 import random
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from util.episodes import EpisodeDataset, draw_episode
+from util.episodes import draw_episode
 from util.lists import ImageLists
+
+PROTOCOL_SEED = 123
 
 
 class Draw(NamedTuple):
@@ -21,6 +23,18 @@ class Draw(NamedTuple):
     index: int
     class_id: int
     supports: list[int]
+
+
+class DrawnRun(NamedTuple):
+    """The episodes of one run of the test, and the seed they come from."""
+
+    seed: int
+    draws: list[Draw]
+
+
+def run_seeds(runs: int) -> list[int]:
+    """Seeds of the runs of the published protocol: 510, 365, 382, …"""
+    return np.random.RandomState(PROTOCOL_SEED).randint(0, 1000, runs).tolist()
 
 
 def draw_test_episodes(
@@ -46,16 +60,3 @@ def draw_test_episodes(
             stream = streams[index % workers] if workers else main_stream
             draws.append(Draw(index, *draw_episode(stream, index, lists, shot)))
     return draws
-
-
-class DrawnEpisodes(Dataset):
-    """Loads drawn episodes; items as of `EpisodeDataset`, whose transform must not draw."""
-
-    def __init__(self, episodes: EpisodeDataset, draws: list[Draw]):
-        self.episodes, self.draws = episodes, draws
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __getitem__(self, position: int) -> dict:
-        return self.episodes.load(*self.draws[position], rng=None)

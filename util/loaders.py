@@ -43,8 +43,8 @@ def evaluation_loader(dataset, workers):
 def build_episodes(cfg, part, testing, progress=True, list_part=None):
     """The EpisodeDataset of `part`: "train" (base classes) or "val" (held-out classes).
 
-    list_part: whose images, if not those of `part`. testing: with the transform of the test and the labels at the original size, else with the
-    random transforms of training.
+    testing: with the transform of the test and the labels at the original size, else with the
+    random transforms of training. list_part: whose images, if not those of `part`.
     progress: show a bar if masks have to be scanned. Raises UserError if the data do not suffice.
     """
     data_root, list_file = data_paths(cfg, list_part or part)

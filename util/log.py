@@ -53,7 +53,7 @@ class Scalars:
         self._lines = self._writer = None
         if folder is None:
             return
-        self._lines = open(Path(folder) / "scalars.jsonl", "a+b")
+        self._lines = (Path(folder) / "scalars.jsonl").open("a+b")
         if self._lines.tell():
             self._lines.seek(-1, os.SEEK_END)
             if self._lines.read() != b"\n":  # killed while it wrote a line

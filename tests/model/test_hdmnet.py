@@ -145,8 +145,9 @@ def test_the_orders_of_the_support_weights_differ():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((1, 3, 65, 65), (1, 3, 65, 65), (1, 1, 65, 65)), "expected query"),
-        (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 97)), "expected query"),
+        (((1, 3, 65, 65), (1, 3, 65, 65), (1, 1, 65, 65)), "expected support"),
+        (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 97)), "expected support"),
+        (((2, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 65)), "expected query"),
         (((1, 3, 65, 65), (1, 1, 3, 65, 65), (1, 1, 65, 65)), "built for 2 supports, got 1"),
     ],
 )

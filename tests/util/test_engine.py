@@ -16,7 +16,6 @@ from util.engine import Trainer
 from util.errors import UserError
 from util.log import Scalars, get_logger
 from util.memory import peak_memory
-from util.precision import Precision
 from util.resume import RunState, find_saved
 from util.seed import seed_everything, untouched_random_streams
 from util.signals import STOPPED
@@ -267,15 +266,6 @@ def test_more_accumulation_than_batches_is_an_error(tmp_path):
 
 def test_memory_is_measured():
     assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
-
-
-def test_float16_is_for_cuda():
-    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
-        Precision("fp16", torch.device("cpu"))
-    with Precision("bf16", torch.device("cpu")).autocast():
-        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
-    with Precision("off", torch.device("cpu")).autocast():
-        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -81,7 +81,7 @@ import json, os, signal, sys, time
 how = sys.argv[1]
 if how == "fine":
     # one write, since two processes share the pipe
-    sys.stdout.write(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\n")
+    sys.stdout.write(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n")
 elif os.environ["RANK"] == "0":
     time.sleep(30)
 elif how == "says":
