@@ -13,13 +13,13 @@ from util.distributed import Processes, start_processes
 from util.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.episode_list import list_digest, list_text, read_or_write_list
 from util.errors import exits_on_user_error
-from util.evaluator import evaluate_episodes
+from util.evaluator import Evaluation, evaluate_episodes
 from util.files import write_atomically
 from util.journal import Journal
 from util.loaders import build_episodes
 from util.log import get_logger
 from util.precision import Precision
-from util.predictor import build_predictor
+from util.predictor import Predictor, build_predictor
 from util.slices import slice_tables, worst_episodes, write_csv
 from util.snapshots import find_test_weight
 from util.test_pictures import draw_pictures, episode_records
@@ -81,12 +81,12 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
     }
-    suffix = f"{cfg.shot}shot{variant_name(cfg)}"
-    output = folder / f"test-{suffix}-{path.stem}.json"
-    table, csv = output.with_suffix(".md"), output.with_suffix(".csv")
-    if args.if_missing and _is_there(output, identity) and (csv.exists() or not args.per_episode):
+    output = folder / f"test-{cfg.shot}shot{variant_name(cfg)}-{path.stem}.json"
+    missing = args.per_episode and not output.with_suffix(".csv").exists()
+    if args.if_missing and not missing and _is_there(output, identity):
         report = json.loads(output.read_text())
-        logger.info(f"tested before, see {output}\n{report_text(report, cfg.class_names)}")
+        text = report_text(report, cfg.class_names)
+        logger.info(f"tested before, see {output}\n{text.rstrip()}")
         return
 
     net, trained_shot = load_tested(cfg, episodes.base_classes, path, logger)
@@ -106,28 +106,41 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
     )
     drawn = [run.draws for run in runs]
     evaluation = evaluate_episodes(predictor, drawn, processes, threshold, journals[0], "testing")
-    if not processes.is_main:
-        return
-    published = published_miou(cfg)
-    report = identity | build_report(
-        settings, trained_shot, evaluation, threshold, published, processes.world_size
-    )
+    if processes.is_main:
+        report = identity | build_report(
+            settings, trained_shot, evaluation, threshold, published_miou(cfg), processes.world_size
+        )
+        artist = build_predictor(
+            cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
+        )
+        text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
+        for journal in journals:
+            journal.remove()
+        logger.info(f"\n{text.rstrip()}")
+        logger.info(f"results in {output} and beside it")
+
+
+def _write_results(
+    cfg,
+    per_episode: bool,
+    artist: Predictor,
+    runs: list[DrawnRun],
+    evaluation: Evaluation,
+    report: dict[str, Any],
+    output: Path,
+) -> str:
+    """Write the pictures, the tables and, last, the JSON file `output`; returns the tables."""
     text, worst = report_text(report, cfg.class_names), []
-    if args.per_episode:
-        records = episode_records(predictor, runs, evaluation.records, cfg.class_names)
-        write_csv(csv, records)
+    if per_episode:
+        records = episode_records(artist, runs, evaluation.records, cfg.class_names)
+        write_csv(output.with_suffix(".csv"), records)
         text += "\n" + slice_tables(records)
         worst = [records.index(record) for record in worst_episodes(records)]
-    artist = build_predictor(
-        cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
-    )
-    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, folder, suffix)
-    write_atomically(table, text)
+    suffix = f"{cfg.shot}shot{variant_name(cfg)}"
+    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
+    write_atomically(output.with_suffix(".md"), text)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
-    for journal in journals:
-        journal.remove()
-    logger.info(f"\n{text}")
-    logger.info(f"results in {output} and beside it")
+    return text
 
 
 def _is_there(output: Path, identity: dict[str, Any]) -> bool:

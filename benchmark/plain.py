@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.backbone import Features
 from model.hdmnet import HDMNet, HDMNetOutput
 from model.hierarchy import Hierarchy, TransformerLayer, merge_heads, split_heads, to_map, to_tokens
 from model.matching import MatchingLayer
@@ -77,22 +78,22 @@ def plain_forward(
     return HDMNetOutput(*logits, correlations[::-1], adjustment, prior)
 
 
-def plain_base_features(base: PSPNet, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """f2, f3, f4 and f5 of images (B, 3, H, W)."""
-    x = base.backbone.stages[1](base.backbone.stages[0](images))
-    f2 = base.backbone.stages[2](x)
-    f3 = base.backbone.stages[3](f2)
-    f4 = base.backbone.stages[4](f3)
-    return f2, f3, f4, base.head(base.pyramid(f4))
-
-
 def _frozen(net: HDMNet, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """[f3, f2], the low-level feature, f4 and f5."""
-    f2, f3, f4, f5 = plain_base_features(net.base, images)
+    f2, f3, f4 = _backbone(net.base, images)
+    f5 = _head(net.base, f4)
     if f2.shape[-2:] != f3.shape[-2:]:
         f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
     low = {"layer2": f2, "layer3": f3, "layer4": f4}[net.low_fea]
     return torch.cat([f3, f2], dim=1), low, f4, f5
+
+
+def _backbone(base: PSPNet, images: Tensor) -> Features:
+    return base.backbone(images)
+
+
+def _head(base: PSPNet, f4: Tensor) -> Tensor:
+    return base.head(base.pyramid(f4))
 
 
 def _gram(feature: Tensor) -> Tensor:

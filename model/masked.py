@@ -6,6 +6,7 @@ its value adds nothing. Shorter masks of a batch are padded by more such rows. A
 whole grid has no such row, and is never padded, being the longest there can be.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class MaskGrids:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
+    @cached_property
     def positions(self) -> list[MaskedPositions]:
         """The positions on each grid."""
         if self._arrived is not None:

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.mm import resize
-from model.precision import widened
+from model.precision import full_precision, widened
 
 # Elements of one tile of cosines: few enough to stay in a cache, many enough to fill a GPU.
-CPU_TILE = 2**20
+CPU_TILE = 2**21
 GPU_TILE = 2**26
 
 
@@ -23,8 +23,9 @@ def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
         (B, C, 1, 1).
     """
     mask = resize(mask, size=feature.shape[-2:], mode="bilinear", align_corners=True)
-    total = feature.flatten(2) @ mask.flatten(2).transpose(1, 2)  # (B, C, 1)
-    return (total / (mask.flatten(2).sum(2, keepdim=True) + 0.0005))[..., None]
+    with full_precision(feature.device):
+        total = widened(feature).flatten(2) @ mask.flatten(2).transpose(1, 2)  # (B, C, 1)
+        return (total / (mask.flatten(2).sum(2, keepdim=True) + 0.0005))[..., None]
 
 
 def unit_rows(tokens: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The shell scripts, through both stages and the test, on a miniature demo set."""
 
+import csv
 import json
 import os
 import signal
@@ -62,6 +63,20 @@ class Scripts:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
+    def kill_rank_when(self, happened, word, *command):
+        """Kill one of the processes, whose arguments hold the word, as soon as something happened."""
+        process = self._started(*command)
+        while not happened():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True).stdout
+        ranks = [line for line in table.splitlines() if word in line and " test.py " in line]
+        ranks = [line for line in ranks if "test.sh" not in line and "util.launch" not in line]
+        assert len(ranks) == 2, table
+        os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
+        _, stderr = process.communicate()
+        assert process.returncode and "was ended by SIGKILL" in stderr
+
     def report(self, shot=1):
         folder = "split0" if shot == 1 else f"split0_{shot}shot"
         (path,) = (self.exp / "demo" / "HDMNet" / folder / "resnet18" / "result").glob(
@@ -120,13 +135,50 @@ def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained):
     for run in one["runs"]:
         assert 0 < run["baselines"]["all_foreground"] < 1 and 0 < run["baselines"]["prior"] < 1
     again = scripts("test.sh", "1", "test_runs=2", "baselines=True", "--if-missing").stdout
-    assert "tested before" in again and again.splitlines()[-1] == printed.splitlines()[-2]
+    table = again.partition("tested before")[2].splitlines()[1:]
+    assert len(table) > 10 and printed.splitlines()[-len(table) - 1 : -1] == table
     scripts("test.sh", "2", "test_runs=2", "baselines=True")
     two = scripts.report()
     for score in SCORES:
         assert two["mean"][score] == pytest.approx(one["mean"][score], abs=1e-3)
     pictures = list((scripts.exp / "demo" / "HDMNet").rglob("episode-1shot-*.png"))
     assert len(pictures) == 3
+
+
+def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums are rounded alike in one and in two processes
+    weight = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
+    drawn = scripts.exp.parent / "drawn.json"
+    reports = {}
+    for name in ("whole", "cut"):
+        exp = scripts.exp.parent / f"tested {name}"
+        settings = (f"exp_dir={exp}", f"weight={weight}", "test_num=60", "test_runs=2", "workers=0")
+        options = (*settings, "--per_episode", "--episodes", str(drawn), "--visualize", "1")
+        result = exp / "demo/HDMNet/split0/resnet18/result"
+
+        def some_are_counted(result=result):
+            lines = [path.read_bytes().count(b"\n") for path in result.glob("journal-*-1.jsonl")]
+            return lines and lines[0] >= 3
+
+        if name == "cut":
+            scripts.kill_rank_when(some_are_counted, str(exp), "test.sh", "2", *options)
+            assert not list(result.glob("test-*"))
+        printed = scripts("test.sh", "1", *options).stdout
+        (path,) = result.glob("test-*.json")
+        reports[name] = json.loads(path.read_text())
+        assert not list(result.glob("journal-*")) and "2 × 60 episodes of" in printed
+        assert path.with_suffix(".md").read_text().splitlines()[-1] in printed
+        with open(path.with_suffix(".csv")) as handle:
+            rows = list(csv.DictReader(handle))
+        assert len(rows) == 120 and {row["seed"] for row in rows} == {"510", "365"}
+        pictures = [picture.name for picture in result.glob("*.png")]
+        assert pictures.count("episode-1shot-0.png") == pictures.count("contact-1shot.png") == 1
+        assert sum(name.startswith("worst-1shot-") for name in pictures) == 20
+    whole, cut = reports["whole"], reports["cut"]
+    assert cut["runs"] == whole["runs"] and cut["drawn"] == whole["drawn"]
+    assert 0 < cut["work"]["episodes"] <= 117 < whole["work"]["episodes"] == 120
+    result = scripts("test.sh", "1", *settings, "shot=2", "--episodes", str(drawn), code=2)
+    assert "drawn for shot 1, this test has 2" in result.stderr
 
 
 def test_two_shot_uses_the_one_shot_weights(scripts, trained):

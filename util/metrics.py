@@ -176,43 +176,6 @@ def summarise(runs):
     }
 
 
-def results_table(runs, class_names=None):
-    """A text table in percent: a row per run, then their summary; then IoU per class, mean and best.
-
-    `runs` are results of EpisodeMetrics, with "seed" as the rows' name where there is one. Of several
-    runs the summary has the mean, the half width of its 95% interval (±95%), the standard deviation
-    and the best; of one run the mean and the best. `class_names[i]` is the name of class i + 1;
-    without names the ids stand.
-    """
-    summary = summarise(runs)
-    names = [str(run.get("seed", number)) for number, run in enumerate(runs, 1)]
-    rows = [(name, [run[score] for score in SCORES]) for name, run in zip(names, runs, strict=True)]
-    spread = [("±95%", "ci95"), ("std", "std")] if len(runs) > 1 else []
-    for name, key in [("mean", "mean"), *spread, ("best", "best")]:
-        rows.append((name, [summary[key][score] for score in SCORES]))
-    scores = _table("seed" if "seed" in runs[0] else "run", SCORES, rows, rule_before=len(runs))
-    # JSON turns the ids into strings: results read back from a file are as good.
-    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
-    classes = []
-    for class_id in ious[0]:
-        values = [run[class_id] for run in ious]
-        name = str(class_id) if class_names is None else class_names[class_id - 1]
-        classes.append((name, [_mean(values), max(values)]))
-    return f"{scores}\n\n{_table('class', ('mean', 'best'), classes)}"
-
-
-def _table(corner, header, rows, rule_before=None):
-    first = max(len(name) for name in (corner, *(name for name, _ in rows)))
-    lines = [" ".join([corner.ljust(first), *(f"{name:>8}" for name in header)])]
-    rule = "-" * len(lines[0])
-    lines.append(rule)
-    for number, (name, values) in enumerate(rows):
-        if number == rule_before:
-            lines.append(rule)
-        lines.append(" ".join([name.ljust(first), *(f"{100 * value:8.2f}" for value in values)]))
-    return "\n".join(lines)
-
-
 def as_array(values):
     """A tensor of any device, an array or a list as an array."""
     if hasattr(values, "detach"):

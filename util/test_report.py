@@ -11,13 +11,16 @@ from util.published_results import PUBLISHED
 from util.tables import markdown_table
 from util.tested_model import shot_note
 
+SPREAD = ("mean", "std", "±95%")  # of `mean_interval`
 GENERALISED = ("mIoU_base", "mIoU_novel", "mIoU_both")
 # The folds of the published results, by dataset.
 _PUBLISHED_FOLDS = {"pascal": "contiguous", "coco": "interleaved"}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are of the final prediction, `_m` of the "
-    "meta learner, `mIoU_b` of the base learner. ±95% is the interval of the mean over the runs: what "
-    "other drawn episodes would change."
+    "meta learner, `mIoU_b` of the base learner."
+)
+_SPREAD_LEGEND = (
+    " ±95% is the interval of the mean over the runs: what other drawn episodes would change."
 )
 
 
@@ -127,12 +130,13 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
     for class_id in ious[0]:
         values = [run[class_id] for run in ious]
         name = class_names[class_id - 1] if class_names else str(class_id)
-        classes.append([name, *map(_percent, [*values, *mean_interval(values)])])
+        spread = mean_interval(values) if len(values) > 1 else ()
+        classes.append([name, *map(_percent, [*values, *spread])])
     parts = [
         _heading(report),
         markdown_table(["seed", *SCORES], rows),
-        _LEGEND + "\n",
-        markdown_table(["class, IoU", *seeds, "mean", "std", "±95%"], classes),
+        _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n",
+        markdown_table(["class, IoU", *seeds, *(SPREAD if len(seeds) > 1 else ())], classes),
     ]
     if "baselines" in runs[0]:
         parts.append(_baselines(report))
@@ -175,16 +179,17 @@ def _generalised(report: dict[str, Any], seeds: list[str]) -> str:
 
 
 def _with_spread(names: list[str], values: list[list[float]]) -> list[list[str]]:
-    """A row per run, then mean, deviation, interval and best of each column, in percent."""
-    columns = list(zip(*values, strict=True))
-    spread = zip(*(mean_interval(column) for column in columns), strict=True)
-    rows = [*values, *spread, [max(column) for column in columns]]
-    names = [*names, "mean", "std", "±95%", "best"]
-    return [[name, *map(_percent, row)] for name, row in zip(names, rows, strict=True)]
+    """A row per run and, of several, their spread and the best by column, in percent."""
+    if len(values) > 1:
+        columns = list(zip(*values, strict=True))
+        spread = zip(*(mean_interval(column) for column in columns), strict=True)
+        values = [*values, *spread, [max(column) for column in columns]]
+        names = [*names, *SPREAD, "best"]
+    return [[name, *map(_percent, row)] for name, row in zip(names, values, strict=True)]
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
 def _work(work: dict[str, Any]) -> str:

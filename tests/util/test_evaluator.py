@@ -60,7 +60,9 @@ def test_counts_are_those_of_one_episode_after_the_other(small, key):
             out = plain_output(net, episodes, draw)
             maps = [fitted(episodes, x, item).argmax(0) for x in (out.final, out.meta, out.base)]
             metrics.update(draw.class_id, *maps, item["label"], item["base_label"])
-            enlarged = F.interpolate(out.prior, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
+            enlarged = F.interpolate(
+                out.prior, size=(SIZE, SIZE), mode="bilinear", align_corners=True
+            )
             prior.update(draw.class_id, fitted(episodes, enlarged, item), item["label"].numpy())
             record = next(records)
             expected = confusion(maps[0], item["label"], 2).ravel()

@@ -10,7 +10,6 @@ from util.metrics import (
     SegmentationMetrics,
     confusion,
     mean_interval,
-    results_table,
     summarise,
 )
 
@@ -239,32 +238,3 @@ def test_intervals_hold_the_mean_of_the_population_as_often_as_they_say():
         mean, _, half_width = mean_interval(values)
         held += abs(mean - 5) <= half_width
     assert held / 4000 == pytest.approx(0.95, abs=0.012)
-
-
-def test_table_holds_every_run_and_survives_json():
-    runs = [{"seed": seed, **counted(episodes(seed, 9)).results()} for seed in (510, 365)]
-    names = [f"class_{number}" for number in range(1, 11)]
-    table = results_table(runs, names)
-    lines = table.splitlines()
-    assert lines[0].split() == ["seed", *SCORES]
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line and line[0] not in "-"}
-    for run in runs:
-        assert rows[str(run["seed"])] == [f"{100 * run[score]:.2f}" for score in SCORES]
-    summary = summarise(runs)
-    shown = {"mean": "mean", "±95%": "ci95", "std": "std", "best": "best"}
-    assert [name for name in rows if name in shown] == list(shown)
-    for name, key in shown.items():
-        assert rows[name] == [f"{100 * summary[key][score]:.2f}" for score in SCORES]
-    for class_id in NOVEL:
-        values = [run["class_iou"][class_id] for run in runs]
-        expected = [f"{100 * np.mean(values):.2f}", f"{100 * max(values):.2f}"]
-        assert rows[f"class_{class_id}"] == expected
-    blocks = table.split("\n\n")
-    assert all(len({len(line) for line in block.splitlines()}) == 1 for block in blocks)
-    assert results_table(json.loads(json.dumps(runs)), names) == table
-
-
-def test_table_without_seeds_or_names():
-    table = results_table([counted(episodes(0, 4)).results()])
-    assert "std" not in table and "±" not in table
-    assert table.startswith("run") and "\n1 " in table and "\n9 " in table

@@ -74,9 +74,10 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
 
 
 def test_one_run_has_no_spread():
-    table = rows(report_text(report_of(config(), RUNS[:1]), None))
-    assert table["std"] == table["±95%"] == ["-"] * 6
-    assert table["mean"] == table["best"] == table["510"]
+    text = report_text(report_of(config(), RUNS[:1]), None)
+    table = rows(text)
+    assert "510" in table and "std" not in text and "±" not in text and "best" not in table
+    assert len(table["3"]) == 1
 
 
 def test_baselines_and_generalised_scores_are_shown():

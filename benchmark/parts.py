@@ -1,0 +1,69 @@
+"""How long each part of the model takes, by timing its calls."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+
+from benchmark import plain
+from model import decoder, encoder, frozen, hdmnet, hierarchy, matching
+
+# Part: where its functions live. Those of the fast path, and those of the plain one.
+PLACES = {
+    "backbone": [(frozen.FrozenBase, "_features"), (plain, "_backbone")],
+    "base head": [
+        (frozen.FrozenBase, "head"),
+        (frozen.FrozenBase, "head_at"),
+        (plain, "_head"),
+    ],
+    "prior": [(hdmnet, "similarity_prior"), (plain, "_prior")],
+    "hierarchy": [(hierarchy.Hierarchy, "forward"), (plain, "_hierarchy")],
+    "matching": [
+        (matching.MatchingLayer, "encode_support"),
+        (matching.MatchingLayer, "forward"),
+        (plain, "_match"),
+    ],
+    "style": [(encoder.FeatureEncoder, "_gram"), (plain, "_style_distance")],
+    "decoder": [(decoder.Decoder, "forward")],
+    "backward": [(torch.Tensor, "backward")],
+}
+
+
+@contextmanager
+def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
+    """Inside, the seconds spent in each part add up in what is given."""
+    seconds = dict.fromkeys(PLACES, 0.0)
+    patches = [
+        mock.patch.object(owner, name, _timed(getattr(owner, name), part, seconds, device))
+        for part, places in PLACES.items()
+        for owner, name in places
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield seconds
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _timed(
+    function: Callable, part: str, seconds: dict[str, float], device: torch.device
+) -> Callable:
+    def timed(*args, **kwargs):
+        wait_for(device)
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        wait_for(device)
+        seconds[part] += time.perf_counter() - start
+        return result
+
+    return timed
