@@ -206,7 +206,7 @@ class Predictor:
     def _class_index(self, draws: Sequence[Draw]) -> Tensor | None:
         """Ranks of the classes where the base learner knows them: left out of its map, as in training."""
         known = self.episodes.base_classes
-        if True:
+        if draws[0].class_id not in known:
             return None
         ranks = [known.index(draw.class_id) for draw in draws]
         return torch.tensor(ranks, device=self.device)
