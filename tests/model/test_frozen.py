@@ -1,0 +1,101 @@
+"""The frozen base learner: folded, split and sliced, it computes what the base learner computes."""
+
+import pytest
+import torch
+
+from model import frozen
+from model.frozen import FrozenBase
+from model.hierarchy import to_tokens
+from tests.model.random_nets import random_net
+
+IMAGES = torch.randn(3, 3, 57, 81, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.fixture(params=["resnet18", "resnet50", "vgg16"])
+def base(request):
+    return random_net(request.param).base.double()
+
+
+def f4_of(net):
+    return torch.cat([features.f4 for features in net.features(IMAGES)])
+
+
+@torch.no_grad()
+def test_features_head_and_logits_are_those_of_the_base_learner(base):
+    expected, f5 = base.features(IMAGES)
+    fast = FrozenBase(base)
+    (features,) = fast.features(IMAGES)
+    torch.testing.assert_close(features.f4, expected.f4)
+    torch.testing.assert_close(features.f3, expected.f3)
+    assert features.f2.shape[-2:] == features.f3.shape[-2:]
+    tokens = to_tokens(f5)
+    torch.testing.assert_close(fast.head(features.f4), tokens)
+    torch.testing.assert_close(fast.logits(f5), base.classifier(f5))
+    positions = torch.stack([torch.randperm(tokens.shape[1])[:11] for _ in range(3)])
+    some = torch.stack([tokens[i, index] for i, index in enumerate(positions)])
+    torch.testing.assert_close(fast.head_at(features.f4, positions), some)
+
+
+@torch.no_grad()
+def test_slices_change_nothing(base, monkeypatch):
+    whole = f4_of(FrozenBase(base))
+    monkeypatch.setattr(frozen, "CPU_PIXELS", 2 * 57 * 81)
+    slices = list(FrozenBase(base).features(IMAGES))
+    assert [len(features.f4) for features in slices] == [2, 1]
+    torch.testing.assert_close(torch.cat([features.f4 for features in slices]), whole)
+
+
+@torch.no_grad()
+def test_changed_weights_are_folded_anew():
+    base = random_net("resnet18").base.double()
+    fast = FrozenBase(base)
+    before = f4_of(fast)
+    assert torch.equal(f4_of(fast), before)
+
+    other = random_net("resnet18", seed=1).base
+    base.load_state_dict(other.state_dict())
+    loaded = f4_of(fast)
+    torch.testing.assert_close(loaded, base.backbone(IMAGES).f4)
+    assert not torch.allclose(loaded, before)
+
+    base.backbone.stages[4][1].bn2.running_mean.add_(1)
+    torch.testing.assert_close(f4_of(fast), base.backbone(IMAGES).f4)
+    base.float().double()
+    torch.testing.assert_close(f4_of(fast), base.backbone(IMAGES).f4)
+
+
+@torch.no_grad()
+def test_folding_leaves_the_model_and_its_state_dict_alone():
+    net = random_net("resnet18")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    next(net.frozen.features(IMAGES.float()))
+    after = net.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
+
+
+@torch.no_grad()
+def test_a_reduced_type_of_the_backbone_is_close():
+    net = random_net("resnet50")
+    reduced = random_net("resnet50", backbone_dtype=torch.bfloat16)
+    images = IMAGES.float()
+    (features,) = reduced.frozen.features(images)
+    assert features.f4.dtype == torch.bfloat16
+    inputs = (images[:1], images[None, 1:2], torch.ones(1, 1, 57, 81).long())
+    actual, expected = reduced(*inputs), net(*inputs)
+    assert actual.final.dtype == actual.prior.dtype == torch.float32
+    error = (actual.meta - expected.meta).abs().max() / expected.meta.abs().max()
+    assert 0 < error < 0.1
+
+
+@torch.no_grad()
+def test_autocast_is_the_type_where_none_is_given():
+    base = random_net("resnet18").base
+    fast = FrozenBase(base)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert next(fast.features(IMAGES.float())).f4.dtype == torch.bfloat16
+    assert next(fast.features(IMAGES.float())).f4.dtype == torch.float32
+    kept = FrozenBase(base, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert next(kept.features(IMAGES.float())).f4.dtype == torch.float32

@@ -1,0 +1,34 @@
+"""Prototypes and the similarity prior."""
+
+import pytest
+import torch
+
+from model import prior
+from model.prior import masked_prototype, similarity_prior, unit_rows
+
+
+def test_tiles_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    query, support = unit_rows(torch.randn(2, 13, 8)), unit_rows(torch.randn(2, 3, 7, 8))
+    cosines = torch.einsum("bqc,bkmc->bkqm", query, support)
+    expected = cosines.amax(-1).mean(1)
+    torch.testing.assert_close(similarity_prior(query, support), expected)
+    monkeypatch.setattr(prior, "CPU_TILE", 30)
+    torch.testing.assert_close(similarity_prior(query, support), expected)
+
+
+def test_a_row_of_zeros_is_a_cosine_of_zero():
+    query = unit_rows(torch.tensor([[[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]))
+    support = torch.tensor([[[[1.0, 0.0]]]])
+    assert similarity_prior(query, support).tolist() == [[-1, 1, 0]]
+    outside = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    assert similarity_prior(query, outside).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_types_neither_overflow_nor_lose_length(dtype):
+    feature = torch.full((1, 4, 64, 64), 60.0, dtype=dtype)
+    prototype = masked_prototype(feature, torch.ones(1, 1, 64, 64))
+    torch.testing.assert_close(prototype, torch.full((1, 4, 1, 1), 60.0))
+    rows = unit_rows(torch.full((1, 2, 2048), 6e4, dtype=dtype))
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(1, 2))
