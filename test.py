@@ -9,28 +9,28 @@ from typing import Any
 from torch import nn
 
 from util.config import config_parser, load_config
+from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
+from util.data.episode_list import list_digest, list_text, read_or_write_list
+from util.data.loaders import build_episodes
 from util.distributed import Processes, start_processes
-from util.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
-from util.episode_list import list_digest, list_text, read_or_write_list
 from util.errors import exits_on_user_error
-from util.evaluator import Evaluation, evaluate_episodes
 from util.files import write_atomically
-from util.journal import Journal
-from util.loaders import build_episodes
 from util.log import get_logger
 from util.precision import Precision
-from util.predictor import Predictor, build_predictor
 from util.slices import slice_tables, worst_episodes, write_csv
 from util.snapshots import find_test_weight
-from util.test_pictures import draw_pictures, episode_records
-from util.test_report import (
+from util.testing.evaluator import Evaluation, evaluate_episodes
+from util.testing.journal import Journal
+from util.testing.model import load_tested
+from util.testing.pictures import draw_pictures, episode_records
+from util.testing.predictor import Predictor, build_predictor
+from util.testing.report import (
     build_report,
     published_miou,
     report_text,
     settings_of,
     variant_name,
 )
-from util.tested_model import load_tested
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if any"),

@@ -9,16 +9,16 @@ from torch import nn
 from model import build_hdmnet, hdmnet_loss
 from util.checkpoint import check_classes, load_weights, read_checkpoint
 from util.config import VIZ, load_config, parse_args
+from util.data.draws import draw_test_episodes
+from util.data.loaders import build_train_loader, build_validation_episodes
 from util.distributed import Processes, start_processes
-from util.draws import draw_test_episodes
-from util.engine import Trainer, distributed, start_run
 from util.errors import UserError, exits_on_user_error
-from util.evaluator import evaluate_episodes
-from util.loaders import build_train_loader, build_validation_episodes
-from util.predictor import build_predictor
-from util.resume import Saved, find_saved, plan_batches
-from util.schedule import hdmnet_optimizer, poly_rate
 from util.snapshots import find_base_learner, script, snapshot_dir
+from util.testing.evaluator import evaluate_episodes
+from util.testing.predictor import build_predictor
+from util.training.engine import Trainer, distributed, start_run
+from util.training.resume import Saved, find_saved, plan_batches
+from util.training.schedule import hdmnet_optimizer, poly_rate
 
 
 @exits_on_user_error

@@ -7,14 +7,14 @@ from torch import nn
 from model import build_pspnet
 from util.checkpoint import load_backbone
 from util.config import VIZ, load_config, parse_args
+from util.data.loaders import build_base_data
 from util.distributed import start_processes
-from util.engine import Trainer, distributed, start_run
 from util.errors import UserError, exits_on_user_error
-from util.evaluator import evaluate_base
-from util.loaders import build_base_data
-from util.resume import find_saved
-from util.schedule import base_optimizer, poly_rate
 from util.snapshots import find_base_learner, snapshot_dir
+from util.testing.evaluator import evaluate_base
+from util.training.engine import Trainer, distributed, start_run
+from util.training.resume import find_saved
+from util.training.schedule import base_optimizer, poly_rate
 
 IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base learner")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmark.plain import plain_forward
 from model import HDMNet, HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.features import QueryFeatures, SupportFeatures
-from util.schedule import hdmnet_optimizer
+from util.training.schedule import hdmnet_optimizer
 
 
 class Case(NamedTuple):

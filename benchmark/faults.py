@@ -22,9 +22,9 @@ from typing import NamedTuple
 from benchmark.machine import describe_machine
 from util.checkpoint import read_checkpoint
 from util.demo_data import write_demo
-from util.signals import STOPPED
+from util.files import ROOT
+from util.training.signals import STOPPED
 
-ROOT = Path(__file__).parents[1]
 EPOCHS, SAVE_ITERS = 6, 4
 _ITERATION = re.compile(r"iteration (\d+)/(\d+)")
 _RESUMED = re.compile(r"resumed from .*: (\d+) epochs and (\d+) iterations done")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from util.list_cache import available_cores
+from util.data.list_cache import available_cores
 
 
 def describe_machine() -> str:

@@ -19,19 +19,19 @@ import torch
 from benchmark.machine import describe_machine
 from model import build_hdmnet
 from util.config import Config, load_config
-from util.data_loader import Loader
+from util.data.data_loader import Loader
+from util.data.draws import Draw, draw_test_episodes, run_seeds
+from util.data.episodes import EpisodeDataset
+from util.data.loaders import build_episodes
 from util.demo_data import write_demo
 from util.distributed import Processes
-from util.draws import Draw, draw_test_episodes, run_seeds
-from util.episodes import EpisodeDataset
-from util.evaluator import evaluate_episodes
-from util.loaders import build_episodes
-from util.memory import peak_memory
 from util.metrics import EpisodeMetrics
 from util.precision import Precision
-from util.predictor import build_predictor, resize_logits
 from util.tables import markdown_table
-from util.tested_model import load_tested
+from util.testing.evaluator import evaluate_episodes
+from util.testing.model import load_tested
+from util.testing.predictor import build_predictor, resize_logits
+from util.training.memory import peak_memory
 
 WAYS = {"plain": "each episode by itself", "shared": "shared features computed once"}
 

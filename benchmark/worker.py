@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -17,8 +16,8 @@ import torch
 from benchmark.cases import QUICK, Case, Lab, difference
 from benchmark.matching_case import matching_step
 from benchmark.parts import timed_parts, wait_for
+from util.files import ROOT
 
-ROOT = Path(__file__).parents[1]
 # Threads wait without spinning, as in the scripts. For memory: from this size on the allocator of
 # glibc gives back what is freed, so that what a process holds is what is in use.
 _THREADS = {"OMP_WAIT_POLICY": "passive"}

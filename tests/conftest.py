@@ -1,8 +1,20 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the option that runs the slow tests of faults."""
 
 import pytest
 
 from tests.tiny_voc import make
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="run the tests of faults too; minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--faults"):
+        return
+    faults = [item for item in items if item.get_closest_marker("faults")]
+    config.hook.pytest_deselected(items=faults)
+    items[:] = [item for item in items if item not in faults]
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,15 @@
 """The golden model files: numbers computed with the published model (see tests/data/README.md)."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from model import build_hdmnet
 from tests.deterministic import episode, tensor_for
+from tests.paths import DATA
 from util.checkpoint import from_published
 
-DATA = Path(__file__).parent / "data"
 FILES = sorted(path.stem for path in DATA.glob("golden_*shot.npz"))
 SHAPES = json.loads((DATA / "state_dict_shapes.json").read_text())
 

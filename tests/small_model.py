@@ -3,11 +3,11 @@
 import torch
 
 from model import build_hdmnet
-from util.draws import draw_test_episodes
-from util.episodes import EpisodeDataset
-from util.folds import fold_classes
-from util.lists import load_lists
-from util.transform import eval_transform
+from util.data.draws import draw_test_episodes
+from util.data.episodes import EpisodeDataset
+from util.data.folds import fold_classes
+from util.data.lists import load_lists
+from util.data.transform import eval_transform
 
 SIZE = 33
 

@@ -1,4 +1,4 @@
-"""The faults of `benchmark.faults`, each by the ordinary command; `-m 'not faults'` leaves them out."""
+"""The faults of `benchmark.faults`, each by the ordinary command; only with `--faults`."""
 
 import pytest
 

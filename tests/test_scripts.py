@@ -7,17 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from util.checkpoint import read_checkpoint
 from util.config import load_config
 from util.demo_data import write_demo
 from util.metrics import SCORES
 from util.snapshots import find_best
-
-ROOT = Path(__file__).parents[1]
 
 
 class Scripts:

@@ -3,11 +3,11 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 SHELL = shutil.which("dash") or "sh"
 SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
 USAGE = "error: usage: sh {} EXP DATASET GPUS"

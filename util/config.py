@@ -16,13 +16,11 @@ from pydantic import ValidationError
 from util.config_fields import SECTION_NAMES, SECTION_OF, SECTIONS
 from util.config_schema import KEEPS_NO_VALUE, NO_VALUE, Config
 from util.errors import UserError
-from util.files import write_atomically
+from util.files import ROOT, write_atomically
 
 __all__ = ["VIZ", "Config", "Parser", "config_parser", "dump_config", "load_config", "parse_args"]
 
-DATASETS = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "config/datasets"
-)
+DATASETS = os.fspath(ROOT / "config" / "datasets")
 BASE_KEY = "_base_"
 OPTS = "--opts"
 VIZ = ("--viz", "write curves for tensorboard")

@@ -17,7 +17,7 @@ from util.config_fields import (
     TestFields,
     TrainFields,
 )
-from util.folds import SEEN, count_folds
+from util.data.folds import SEEN, count_folds
 from util.precision import DTYPES
 
 NO_VALUE = "none"

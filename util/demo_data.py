@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from util.demo_scene import draw_scene
+from util.demo.scene import draw_scene
 from util.errors import UserError, exits_on_user_error
 from util.files import write_atomically
 

@@ -1,6 +1,9 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Where the repository is, and writing files so that a reader never sees half of one."""
 
 import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of this repository
 
 
 def write_atomically(path, data):

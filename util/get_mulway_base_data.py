@@ -15,19 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from util.config import load_config, parse_args
-from util.dataset import (
+from util.data.dataset import (
     base_label_dir,
     base_label_path,
     check_distinct_names,
     check_labels,
     read_mask,
 )
+from util.data.folds import base_label_table
+from util.data.list_cache import available_cores
+from util.data.lists import existing_entries
+from util.data.loaders import config_fold, data_paths
 from util.errors import UserError, exits_on_user_error
 from util.files import write_atomically
-from util.folds import base_label_table
-from util.list_cache import available_cores
-from util.lists import existing_entries
-from util.loaders import config_fold, data_paths
 
 
 def write_base_labels(data_root, entries, fold, folder, progress=True):

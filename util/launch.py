@@ -21,10 +21,10 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from util.data.list_cache import available_cores
 from util.distributed import LOST_CONNECTION
 from util.errors import EXIT_CODE, UserError, exits_on_user_error
-from util.list_cache import available_cores
-from util.signals import STOPPED
+from util.training.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500
 

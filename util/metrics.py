@@ -9,7 +9,7 @@ import math
 import numpy as np
 from scipy.special import stdtrit
 
-from util.folds import IGNORE
+from util.data.folds import IGNORE
 
 SCORES = ("mIoU", "mIoU_m", "mIoU_b", "FBIoU", "FBIoU_m", "pIoU")
 

@@ -11,11 +11,12 @@ import json
 import os
 from functools import partial
 
-from util.coco_instances import read_instances
-from util.coco_masks import draw_mask
 from util.config import Parser
 from util.errors import UserError
-from util.prepare import (
+from util.preparation.coco_instances import read_instances
+from util.preparation.coco_masks import draw_mask
+from util.preparation.masks import pair_summary, prepare_pair
+from util.preparation.shared import (
     add_shared_options,
     count_line,
     next_commands,
@@ -26,7 +27,6 @@ from util.prepare import (
     run_parallel,
     write_list,
 )
-from util.prepare_masks import pair_summary, prepare_pair
 
 PARTS = ("train", "val")
 # Of COCO 2014 as published: images with annotations, categories.

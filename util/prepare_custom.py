@@ -14,17 +14,18 @@ from pathlib import Path
 
 from util.config import Parser
 from util.config_fields import DataFields
-from util.custom_config import check_name, divide, path_in_config, write_config
-from util.custom_masks import place_pair
-from util.custom_pairs import IMAGE_FOLDER, MASK_FOLDER, find_pairs
-from util.custom_report import class_lines, fold_lines
-from util.custom_split import PARTS, read_text, split
-from util.dataset import unknown_class
+from util.data.dataset import unknown_class
+from util.data.folds import MAX_CLASSES, SEEN
+from util.data.list_cache import load_counts
 from util.errors import UserError
 from util.files import write_atomically
-from util.folds import MAX_CLASSES, SEEN
-from util.list_cache import load_counts
-from util.prepare import (
+from util.preparation.custom_config import check_name, divide, path_in_config, write_config
+from util.preparation.custom_masks import place_pair
+from util.preparation.custom_pairs import IMAGE_FOLDER, MASK_FOLDER, find_pairs
+from util.preparation.custom_report import class_lines, fold_lines
+from util.preparation.custom_split import PARTS, read_text, split
+from util.preparation.masks import pair_summary
+from util.preparation.shared import (
     add_shared_options,
     check_names,
     next_commands,
@@ -34,7 +35,6 @@ from util.prepare import (
     run_parallel,
     write_list,
 )
-from util.prepare_masks import pair_summary
 
 VAL_SHARE = 0.2
 LISTS = "lists/NAME"
@@ -81,7 +81,7 @@ def prepare_custom(
     """Make the data root `out`, the lists in the folder `lists` and the configuration.
 
     class_names: list of names or None; val: file of the images to test on, else a share of
-    `val_share` is drawn; folds: number of folds, SEEN or None (`util.custom_config.divide`).
+    `val_share` is drawn; folds: number of folds, SEEN or None (`util.preparation.custom_config.divide`).
     Returns lines that sum it up. Raises UserError for anything missing or wrong.
     """
     check_name(name)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.config import Parser
-from util.download_pascal import download_pascal
 from util.errors import UserError
-from util.prepare import (
+from util.preparation.download_pascal import download_pascal
+from util.preparation.masks import pair_summary, prepare_pair
+from util.preparation.shared import (
     add_shared_options,
     count_line,
     next_commands,
@@ -26,8 +27,7 @@ from util.prepare import (
     run_parallel,
     write_list,
 )
-from util.prepare_masks import pair_summary, prepare_pair
-from util.voc_masks import sbd_mask, voc_mask
+from util.preparation.voc_masks import sbd_mask, voc_mask
 
 IMAGES, MASKS = "JPEGImages", "SegmentationClassAug"
 # Images that VOC 2012 and SBD as published give.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from util.data.folds import IGNORE
 from util.files import write_atomically
-from util.folds import IGNORE
 from util.metrics import confusion, foreground_iou
 from util.sheet import grid_block, make_panel, paint, rows_block
 

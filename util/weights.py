@@ -10,13 +10,12 @@ import argparse
 
 from util.checkpoint import read_checkpoint, save_checkpoint, to_published
 from util.config import OPTS, Parser
-from util.download import download
 from util.errors import UserError
-from util.prepare import resumable
-from util.tables import markdown_table
-from util.weight_import import import_file
-from util.weight_kinds import IMAGENET, recognise
-from util.weight_places import (
+from util.preparation.shared import resumable
+from util.pretrained.download import download
+from util.pretrained.importing import import_file
+from util.pretrained.kinds import IMAGENET, recognise
+from util.pretrained.places import (
     check_place,
     experiment,
     foreign_sha256,
@@ -24,6 +23,7 @@ from util.weight_places import (
     place_of,
     torchvision_source,
 )
+from util.tables import markdown_table
 
 
 def print_list(args: argparse.Namespace) -> None:

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import util.config
+from tests.paths import ROOT
 from util.config import VIZ, Config, dump_config, load_config, parse_args
 from util.config_fields import SECTIONS
 from util.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 DATASETS = ("coco", "demo", "pascal")  # beside them may be the user's own
 SHIPPED = [
     path

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from util.demo_background import TEXTURES
+from util.demo.background import TEXTURES
+from util.demo.scene import PATTERNS
+from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, fill_polygon, silhouette
 from util.demo_data import (
     CLASS_NAMES,
     CLASSES,
@@ -17,8 +19,6 @@ from util.demo_data import (
     scene_classes,
     write_demo,
 )
-from util.demo_scene import PATTERNS
-from util.demo_shapes import SAMPLES, SILHOUETTES, coverage, fill_polygon, silhouette
 from util.errors import UserError
 
 TRAIN, VAL = 30, 20

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from model import build_hdmnet, hdmnet_loss
 from tests.golden import golden_episode
 from util.distributed import start_processes
-from util.engine import distributed
+from util.training.engine import distributed
 
 CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
 

@@ -4,14 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from util.errors import UserError
 from util.launch import torchrun_arguments
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -4,7 +4,7 @@ import torch
 from model import build_hdmnet, hdmnet_loss
 from util.errors import UserError
 from util.precision import Precision
-from util.schedule import hdmnet_optimizer
+from util.training.schedule import hdmnet_optimizer
 
 CPU = torch.device("cpu")
 

@@ -18,10 +18,10 @@ from tests.util.coco_files import (
     write_json,
 )
 from tests.util.prepare_files import contents, run_killed, write_jpeg
-from util.coco_instances import read_instances
+from util.data.folds import Fold
+from util.data.lists import load_lists, read_entries
 from util.errors import UserError
-from util.folds import Fold
-from util.lists import load_lists, read_entries
+from util.preparation.coco_instances import read_instances
 from util.prepare_coco import main, prepare_coco
 
 

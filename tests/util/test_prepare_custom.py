@@ -15,22 +15,22 @@ import yaml
 from PIL import Image
 
 import util.config
-import util.custom_config
-import util.custom_masks
-import util.prepare
+import util.preparation.custom_config
+import util.preparation.custom_masks
+import util.preparation.shared
+from tests.paths import ROOT
 from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
-from util.custom_config import divide
-from util.custom_masks import merged_mask
-from util.custom_pairs import Pair
-from util.custom_split import split
-from util.dataset import read_mask
+from util.data.dataset import read_mask
+from util.data.lists import read_entries
 from util.errors import UserError
-from util.lists import read_entries
-from util.prepare import INTERRUPTED
+from util.preparation.custom_config import divide
+from util.preparation.custom_masks import merged_mask
+from util.preparation.custom_pairs import Pair
+from util.preparation.custom_split import split
+from util.preparation.shared import INTERRUPTED
 from util.prepare_custom import main
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = (48, 60)
 NETS = ("resnet101", "resnet18", "resnet50", "vgg")
 
@@ -41,9 +41,9 @@ def folder(tmp_path, monkeypatch):
     for name in ("config/base", "config/datasets"):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(util.custom_config, "ROOT", tmp_path)
+    monkeypatch.setattr(util.preparation.custom_config, "ROOT", tmp_path)
     monkeypatch.setattr(util.config, "DATASETS", str(tmp_path / "config/datasets"))
-    monkeypatch.setattr(util.prepare, "__file__", str(tmp_path / "util/prepare.py"))
+    monkeypatch.setattr(util.preparation.shared, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -458,14 +458,14 @@ def test_an_interrupted_run_says_that_it_goes_on(folder, capsys, monkeypatch):
     write_data(folder)
     calls = []
 
-    def interrupted(*arguments, place=util.custom_masks.prepare_pair):
+    def interrupted(*arguments, place=util.preparation.custom_masks.prepare_pair):
         calls.append(arguments)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return place(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(util.custom_masks, "prepare_pair", interrupted)
+        patch.setattr(util.preparation.custom_masks, "prepare_pair", interrupted)
         assert "goes on from here" in fails(capsys, code=INTERRUPTED)
     assert len(list(Path("root/index_masks").iterdir())) == 5
     assert not Path("lists/mine/train.txt").exists() and not Path("config/mine").exists()

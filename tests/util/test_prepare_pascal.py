@@ -20,9 +20,9 @@ from tests.util.pascal_files import (
     write_voc_and_sbd,
 )
 from tests.util.prepare_files import contents, run_killed, write_jpeg
+from util.data.folds import fold_classes
+from util.data.lists import load_lists
 from util.errors import UserError
-from util.folds import fold_classes
-from util.lists import load_lists
 from util.prepare_pascal import main, prepare_pascal
 
 

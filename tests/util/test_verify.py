@@ -15,16 +15,17 @@ import yaml
 
 from model import build_hdmnet, build_pspnet
 from model.backbone import build_backbone
+from tests.paths import ROOT
 from tests.util.weight_data import imagenet, light_state
-from util import verify_data, verify_resources, weight_places
+from util.checks import data, resources
+from util.checks.report import ERROR, OK, WARNING, Row, table
 from util.config import load_config
+from util.data.loaders import build_base_data, build_episodes, build_train_loader
 from util.errors import DataError
 from util.get_mulway_base_data import main as write_base_labels
-from util.loaders import build_base_data, build_episodes, build_train_loader
+from util.pretrained import places
 from util.verify import main, verify
-from util.verify_report import ERROR, OK, WARNING, Row, table
 
-ROOT = Path(__file__).parents[2]
 CLASSES, IMAGES = 4, 3  # images of each class in each part
 PARTS = ("train", "val")
 
@@ -327,9 +328,9 @@ def test_validation_on_base_classes_has_a_row_of_its_own(experiment):
 
 
 def test_the_default_reads_a_fixed_sample(experiment, monkeypatch):
-    monkeypatch.setattr(verify_data, "SAMPLE", 4)
+    monkeypatch.setattr(data, "SAMPLE", 4)
     read = []
-    monkeypatch.setattr(verify_data, "_pair_problems", lambda root, entry: read.append(entry) or [])
+    monkeypatch.setattr(data, "_pair_problems", lambda root, entry: read.append(entry) or [])
     rows = experiment.rows(full=False)
     assert rows["train images"].found == "4 of 12 read with their masks; --full reads all"
     first, read[:] = list(read), []
@@ -341,7 +342,7 @@ def test_the_default_reads_a_fixed_sample(experiment, monkeypatch):
 
 
 def test_a_damaged_mask_outside_the_sample_is_found_by_the_counting(experiment, monkeypatch):
-    monkeypatch.setattr(verify_data, "SAMPLE", 0)
+    monkeypatch.setattr(data, "SAMPLE", 0)
     truncate_mask(experiment)
     row = experiment.rows(full=False)["train masks"]
     assert (row.status, row.mend) == (ERROR, "--full names all such masks")
@@ -448,10 +449,8 @@ def test_vgg_weights_that_torchvision_does_not_serve_are_a_warning(
     assert re.search(r"its sha256 begins [0-9a-f]{8}, not 6c64b313$", row.found)
     assert row.mend.endswith("python -m util.weights fetch")
 
-    digest = weight_places.file_sha256(path)
-    monkeypatch.setattr(
-        weight_places, "torchvision_source", lambda net: weight_places.Source("", digest[:8])
-    )
+    digest = places.file_sha256(path)
+    monkeypatch.setattr(places, "torchvision_source", lambda net: places.Source("", digest[:8]))
     assert experiment.rows(*opts)["ImageNet weights"].status == OK
 
 
@@ -482,7 +481,7 @@ def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
 def test_a_full_disk_is_an_error(experiment, monkeypatch):
     usage = shutil.disk_usage
     cfg = load_config(experiment.config)
-    needed = verify_resources.checkpoint_bytes(cfg, stage_1=False)
+    needed = resources.checkpoint_bytes(cfg, stage_1=False)
 
     def leave(free):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage("/")._replace(free=free))
@@ -504,7 +503,7 @@ def test_a_full_disk_is_an_error(experiment, monkeypatch):
 
 
 def test_the_estimate_of_checkpoints_is_what_is_written(experiment, tmp_path):
-    from util.schedule import hdmnet_optimizer
+    from util.training.schedule import hdmnet_optimizer
 
     net = build_hdmnet("resnet18", CLASSES - 1)
     optimizer = hdmnet_optimizer(net, 1e-4)
@@ -516,21 +515,21 @@ def test_the_estimate_of_checkpoints_is_what_is_written(experiment, tmp_path):
     state = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, tmp_path / "last.pth")
     best, last = (os.path.getsize(tmp_path / name) for name in ("best.pth", "last.pth"))
-    estimate = verify_resources.checkpoint_bytes(load_config(experiment.config), stage_1=False)
+    estimate = resources.checkpoint_bytes(load_config(experiment.config), stage_1=False)
     assert estimate == pytest.approx(best + 3 * last, rel=0.01)
 
 
 def test_too_little_memory_is_a_warning(experiment, monkeypatch):
-    monkeypatch.setattr(verify_resources, "_free_memory", lambda: 100 << 20)
+    monkeypatch.setattr(resources, "_free_memory", lambda: 100 << 20)
     row = experiment.rows()["memory"]
     assert row.status == WARNING
     assert "100 MiB free" in row.found and "estimate" in row.found
-    monkeypatch.setattr(verify_resources, "_free_memory", lambda: None)
+    monkeypatch.setattr(resources, "_free_memory", lambda: None)
     assert experiment.rows()["memory"].status == OK
 
 
 def test_more_loaders_take_more_memory(experiment, monkeypatch):
-    monkeypatch.setattr(verify_resources, "_free_memory", lambda: 2 << 30)
+    monkeypatch.setattr(resources, "_free_memory", lambda: 2 << 30)
     assert experiment.rows("workers", "2")["memory"].status == OK
     assert experiment.rows("workers", "40")["memory"].status == WARNING
 

@@ -13,9 +13,10 @@ from torchvision.models import vgg16_bn
 from model import build_hdmnet, build_pspnet
 from tests.golden import SHAPES
 from tests.util.weight_data import imagenet, light, light_state, published
-from util import weight_places, weights
+from util import weights
 from util.checkpoint import read_checkpoint
-from util.weight_places import Source, torchvision_source
+from util.pretrained import places
+from util.pretrained.places import Source, torchvision_source
 from util.weights import main
 
 FILE = bytes(range(256)) * 40
@@ -83,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch):
     serving = Server()
-    for module in (weights, weight_places):
+    for module in (weights, places):
         monkeypatch.setattr(
             module,
             "torchvision_source",

@@ -1,0 +1,131 @@
+import io
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+
+from util.data.data_loader import Loader, TrainLoader
+from util.errors import UserError, exits_on_user_error
+from util.seed import seed_everything
+
+
+class Draws(Dataset):
+    """Every item holds draws of all three streams, as many of them as an item before left room for."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, index):
+        for _ in range(random.randint(0, 3)):
+            random.random()
+        return {
+            "index": index,
+            "draws": torch.tensor([random.random(), np.random.rand(), torch.rand(1).item()]),
+        }
+
+
+def make(workers):
+    return TrainLoader(Draws(), RandomSampler(Draws()), 2, workers)
+
+
+def drawn(batches):
+    return [(batch["index"].tolist(), batch["draws"].tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_batches_are_those_of_a_plain_loader(workers):
+    plain = DataLoader(Draws(), batch_size=2, shuffle=True, drop_last=True, num_workers=workers)
+    seed_everything(5)
+    expected = [drawn(plain), drawn(plain)]
+    loader = make(workers)
+    seed_everything(5)
+    assert [drawn(loader), drawn(loader)] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("done", [1, 2, 3, 7, 10])
+def test_a_pass_goes_on_in_its_middle_as_if_it_had_not_stopped(workers, done):
+    loader = make(workers)
+    seed_everything(5)
+    batches = iter(loader)
+    for _ in range(done):
+        next(batches)
+    random.random(), torch.rand(3)  # what training draws between the batches
+    file = io.BytesIO()
+    torch.save(loader.position(), file)
+    expected = drawn(batches), drawn(loader), random.random()
+
+    file.seek(0)
+    other = make(workers)
+    seed_everything(99)
+    other.resume_at(torch.load(file, weights_only=True))
+    assert (drawn(other), drawn(other), random.random()) == expected
+
+
+def test_a_resumed_pass_can_be_resumed_again():
+    loader = make(2)
+    seed_everything(5)
+    whole = drawn(loader)
+    seed_everything(5)
+    position, seen = None, []
+    for steps in (2, 3, 1):
+        fresh = make(2)
+        if position is not None:
+            fresh.resume_at(position)
+        batches = iter(fresh)
+        seen += drawn([next(batches) for _ in range(steps)])
+        position = fresh.position()
+    assert position["done"] == 6 and seen == whole[:6]
+
+
+def test_several_processes_share_an_epoch_by_its_number():
+    samplers = [DistributedSampler(Draws(), 2, rank, seed=1) for rank in range(2)]
+    loaders = [TrainLoader(Draws(), sampler, 2, 0) for sampler in samplers]
+
+    def indices(epoch):
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        return [[i for batch in loader for i in batch["index"].tolist()] for loader in loaders]
+
+    first, second = indices(0), indices(1)
+    assert not set(first[0]) & set(first[1]) - {first[0][0]}
+    assert first != second and indices(0) == first
+
+
+class Broken(Draws):
+    def __getitem__(self, index):
+        raise UserError("image a.jpg cannot be read")
+
+
+class Killed(Draws):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_errors_of_workers_are_one_line():
+    with pytest.raises(UserError, match=r"^image a.jpg cannot be read$"):
+        next(iter(Loader(Broken(), workers=1)))
+
+
+def test_a_worker_that_is_killed_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        exits_on_user_error(lambda: next(iter(Loader(Killed(), workers=1))))()
+    message = capsys.readouterr().err
+    assert "DataLoader worker" in message and "(out of memory?); lower workers" in message
+
+
+class Signalled(Draws):
+    def __getitem__(self, index):
+        if index == 0:
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return index
+
+
+def test_workers_outlive_the_signal_that_stops_a_training():
+    loader = Loader(Signalled(), batch_size=23, workers=1)
+    assert len(list(loader)) == 1

@@ -1,0 +1,176 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.util.voc_files import mask_of, write_dataset
+from util.data.dataset import (
+    BaseDataset,
+    base_label_dir,
+    check_labels,
+    read_image,
+    read_mask,
+    read_pair,
+)
+from util.data.folds import Fold
+from util.data.lists import read_entries
+from util.data.transform import base_train_transform, eval_transform
+from util.errors import UserError
+from util.get_mulway_base_data import main, write_base_labels
+
+FOLD = Fold(base=(1, 3), novel=(2,))
+
+
+def test_images_are_rgb_float32(tmp_path):
+    path = str(tmp_path / "red.png")
+    cv2.imwrite(path, np.full((4, 5, 3), (0, 10, 255), np.uint8))
+    image = read_image(path)
+    assert image.shape == (4, 5, 3) and image.dtype == np.float32
+    assert image[0, 0].tolist() == [255, 10, 0]
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    for reader, kind in ((read_image, "image"), (read_mask, "mask")):
+        with pytest.raises(UserError, match=rf"{kind} .*broken\.png cannot be read"):
+            reader(str(broken))
+        with pytest.raises(UserError, match=rf"{kind} .*absent\.png does not exist"):
+            reader(str(tmp_path / "absent.png"))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint16)], ids=["colour", "16 bit"]
+)
+def test_masks_of_another_kind_are_refused(tmp_path, array):
+    path = str(tmp_path / "mask.png")
+    cv2.imwrite(path, array)
+    with pytest.raises(UserError, match=r"mask\.png is a .*single-channel 8-bit"):
+        read_mask(path)
+
+
+def test_sizes_that_differ_are_named(tmp_path):
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 50, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((50, 40), np.uint8))
+    with pytest.raises(UserError, match=r"image\.png is 50×40 pixels but .*mask\.png is 40×50"):
+        read_pair(str(tmp_path), ("image.png", "mask.png"))
+
+
+def test_labels_beyond_the_classes_are_named():
+    check_labels(mask_of((3, 5), (255, 5)), 3, "x.png")
+    with pytest.raises(UserError, match=r"x\.png holds the value 4; classes are 1\.\.3"):
+        check_labels(mask_of((3, 5), (4, 1), (254, 1)), 3, "x.png")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Folder and entries of three images: base and held-out, held-out only, background."""
+    masks = {
+        "both": mask_of((3, 1000), (2, 500), (255, 64), height=60, width=70),
+        "held out": mask_of((2, 800)),
+        "nothing": mask_of(),
+    }
+    list_file = write_dataset(tmp_path, masks, folder="some folder/")
+    return tmp_path, read_entries(str(tmp_path), list_file)
+
+
+def test_base_dataset_keeps_every_image_and_maps_labels(data):
+    root, entries = data
+    dataset = BaseDataset(entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    assert len(dataset) == 3
+    item = dataset[0]
+    assert item["image"].shape == (3, 33, 33) and item["image"].dtype == torch.float32
+    assert item["label"].shape == (60, 70) and item["label"].dtype == torch.uint8
+    assert np.bincount(item["label"].ravel(), minlength=256)[[1, 2, 255]].tolist() == [0, 1000, 64]
+    assert dataset[1]["label"].sum() == 0
+
+
+def test_base_dataset_transforms_labels_in_training(data):
+    root, entries = data
+    transform = base_train_transform((33, 41), (0.5, 2.0), (-10, 10))
+    item = BaseDataset(entries, FOLD, "train", str(root), transform)[0]
+    assert item["image"].shape == (3, 33, 41)
+    assert item["label"].shape == (33, 41) and item["label"].dtype == torch.int64
+    assert set(item["label"].unique().tolist()) <= {0, 2, 255}
+
+
+def test_base_dataset_refuses_unknown_classes(data):
+    root, entries = data
+    dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), eval_transform((33, 33)))
+    with pytest.raises(UserError, match=r"both mask\.png holds the value 3"):
+        dataset[0]
+
+
+def test_stored_base_labels_equal_computed_ones(data, tmp_path):
+    root, entries = data
+    folder = base_label_dir(str(tmp_path / "base"), "val", 0)
+    assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == 3
+    stored = read_mask(str(tmp_path / "base" / "val" / "0" / "both mask.png"))
+    assert np.bincount(stored.ravel(), minlength=256)[[2, 255]].tolist() == [1000, 64]
+    arguments = (entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    computed, read = BaseDataset(*arguments), BaseDataset(*arguments, folder)
+    for i in range(3):
+        assert torch.equal(computed[i]["label"], read[i]["label"])
+    # what is read is the file, not the mask
+    cv2.imwrite(f"{folder}/nothing mask.png", np.ones((64, 64), np.uint8))
+    assert read[2]["label"].min() == 1
+
+
+def test_writing_base_labels_goes_on_where_it_stopped(data, tmp_path):
+    root, entries = data
+    folder = tmp_path / "base"
+    arguments = (str(root), entries, FOLD, str(folder), False)
+    write_base_labels(*arguments)
+    (folder / "both mask.png").unlink()
+    (folder / "nothing mask.png").write_bytes(b"half a file")
+    assert write_base_labels(*arguments) == 2
+    assert write_base_labels(*arguments) == 0
+    other = Fold(base=(1, 2), novel=(3,))
+    assert write_base_labels(str(root), entries, other, str(folder), False) == 2
+    assert sorted(path.suffix for path in folder.iterdir()) == [".png"] * 3
+
+
+def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
+    root, entries = data
+    arguments = (entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    folder = tmp_path / "base"
+    with pytest.raises(UserError, match="base does not exist; write it with python -m"):
+        BaseDataset(*arguments, str(folder))
+    folder.mkdir()
+    dataset = BaseDataset(*arguments, str(folder))
+    with pytest.raises(UserError, match=r"both mask\.png does not exist"):
+        dataset[0]
+    cv2.imwrite(str(folder / "both mask.png"), np.zeros((70, 60), np.uint8))
+    with pytest.raises(UserError, match=r"70×60 pixels but .* is 60×70"):
+        dataset[0]
+
+
+def test_masks_of_one_name_cannot_be_stored(tmp_path):
+    entries = [("a.png", "x/m.png"), ("b.png", "y/m.png"), ("c.png", "x/m.png")]
+    with pytest.raises(UserError, match=r"masks x/m\.png and y/m\.png share a file name"):
+        write_base_labels(str(tmp_path), entries, FOLD, str(tmp_path), False)
+    with pytest.raises(UserError, match="share a file name"):
+        BaseDataset(entries, FOLD, "val", str(tmp_path), None, str(tmp_path))
+
+
+def test_the_command_writes_both_parts(data, tmp_path, capsys):
+    root, _ = data
+    val_list = write_dataset(root, {"v": mask_of((1, 5))}, "val.txt")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"Data:\n  data_root: {root}\n  train_list: {root}/train.txt\n  val_list: {val_list}\n"
+        "  num_classes: 3\n  folds: [[1], [2]]\nTrain:\n  data_set: mine\n  split: 1\n"
+    )
+    with pytest.raises(SystemExit) as error:
+        main(["--config", str(config)])
+    assert error.value.code == 2
+    assert "base_data_root is not set" in capsys.readouterr().err
+    out = tmp_path / "out"
+    main(["--config", str(config), "--opts", "base_data_root", str(out)])
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
+        "train/1/both mask.png",
+        "train/1/held out mask.png",
+        "train/1/nothing mask.png",
+        "val/1/v mask.png",
+    ]
+    assert np.unique(read_mask(str(out / "train/1/both mask.png"))).tolist() == [0, 2, 255]

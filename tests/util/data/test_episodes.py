@@ -1,0 +1,223 @@
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from model import build_hdmnet
+from tests.paths import DATA
+from util.data.dataset import base_label_dir
+from util.data.draws import draw_test_episodes
+from util.data.episodes import EpisodeDataset, draw_episode
+from util.data.folds import fold_classes
+from util.data.lists import ImageLists, load_lists
+from util.data.transform import eval_transform, train_transform
+from util.distributed import Processes
+from util.errors import UserError
+from util.get_mulway_base_data import write_base_labels
+from util.testing.evaluator import evaluate_episodes
+from util.testing.predictor import Predictor
+
+GOLDEN = json.loads((DATA / "golden_data.json").read_text())
+SIZE = (GOLDEN["size"], GOLDEN["size"])
+KEY = re.compile(
+    r"(?P<part>\w+)_split(?P<split>\d)_shot(?P<shot>\d)_workers(?P<workers>\d)_seed(?P<seed>\d+)"
+)
+
+
+@pytest.fixture(scope="module")
+def build(tiny_voc, tmp_path_factory):
+    """Makes the EpisodeDataset of (part, split, shot) on the tiny dataset."""
+    cache = str(tmp_path_factory.mktemp("lists"))
+
+    def build(part, split, shot, base_label_folder=None, folds="contiguous"):
+        fold = fold_classes(20, folds, split)
+        list_file = str(tiny_voc / f"{part}.txt")
+        lists = load_lists(str(tiny_voc), list_file, fold, part, cache, progress=False)
+        if part == "train":
+            transform = train_transform(SIZE, (0.9, 1.1), (-10, 10))
+        else:
+            transform = eval_transform(SIZE)
+        return EpisodeDataset(
+            lists,
+            fold,
+            part,
+            shot,
+            str(tiny_voc),
+            transform,
+            base_label_folder,
+            originals=part == "val",
+        )
+
+    return build
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def assert_same_episode(item, expected, entries):
+    """`item` as the dataset returns it; masks exactly, image sums to what float32 allows."""
+    assert entries[item["index"]][0] == expected["query"]
+    assert item["class_id"] == expected["cls"]
+    drawn = item["support_index"].tolist()[::-1]
+    assert [entries[i][0] for i in drawn] == expected["support"]
+    assert int((item["query_mask"] == 1).sum()) == expected["msum"]
+    assert [int((mask == 1).sum()) for mask in item["support_mask"]] == expected["smsum"]
+    assert int(item["base_mask"].sum()) == expected["bsum"]
+    assert float(item["query"].double().sum()) == pytest.approx(expected["sum"], rel=1e-5)
+    assert float(item["support"].double().sum()) == pytest.approx(expected["ssum"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("key", GOLDEN["episodes"])
+def test_episodes_equal_the_published_ones(key, build):
+    match = KEY.fullmatch(key)
+    part, split, shot, workers, seed = match["part"], *map(int, match.groups()[1:])
+    dataset = build(part, split, shot)
+    expected = GOLDEN["episodes"][key]
+    if part == "val":
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+        seed_everything(seed)
+        items = [item for _ in range(2) for item in loader]
+    else:
+        seed_everything(seed)
+        items = [dataset[i] for i in range(len(expected))]
+    assert len(items) == len(expected)
+    for item, wanted in zip(items, expected, strict=True):
+        assert_same_episode(item, wanted, dataset.lists.entries)
+
+
+class Scripted:
+    """A stream of given integers, which records the ranges asked for."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.ranges = list(numbers), []
+
+    def randint(self, low, high):
+        self.ranges.append((low, high))
+        return self.numbers.pop(0)
+
+
+LISTS = ImageLists(
+    entries=[(f"{i}.jpg", f"{i}.png") for i in range(5)],
+    present=[(2, 7), (2,), (2,), (2,), (7,)],
+    class_files={2: [0, 1, 2, 3], 7: [4]},
+)
+
+
+def test_draw_follows_the_published_stream():
+    # the class; then per support a draw nobody uses, and draws until one is new
+    rng = Scripted(1, 2, 1, 4, 4, 4, 1, 2)
+    assert draw_episode(rng, 0, LISTS, 2) == (2, [3, 1])
+    assert rng.numbers == []
+    assert rng.ranges == [(1, 2)] + [(1, 4)] * 7
+
+
+def test_draw_of_the_only_class_draws_too():
+    rng = Scripted(1, 1, 1)
+    assert draw_episode(rng, 1, LISTS, 1) == (2, [0])
+    assert rng.ranges[0] == (1, 1)
+
+
+def test_a_query_too_small_for_its_class_can_take_every_file():
+    rng = Scripted(2, 1, 1)
+    assert draw_episode(rng, 0, LISTS, 1) == (7, [4])
+
+
+def test_too_few_images_are_refused_not_drawn_for_ever():
+    fold = fold_classes(8, [[2, 7]], 0)
+    with pytest.raises(UserError, match="class 7 has 1 usable images in val but shot 1"):
+        EpisodeDataset(LISTS, fold, "val", 1, "", None)
+
+
+def test_items_are_what_they_say(build):
+    dataset = build("val", 2, 5)
+    random.seed(0)
+    item = dataset[3]
+    size = SIZE[0]
+    shapes = {key: tuple(value.shape) for key, value in item.items() if torch.is_tensor(value)}
+    original = shapes.pop("label")
+    assert shapes.pop("base_label") == original
+    assert shapes == {
+        "query": (3, size, size),
+        "query_mask": (size, size),
+        "base_mask": (size, size),
+        "support": (5, 3, size, size),
+        "support_mask": (5, size, size),
+        "support_index": (5,),
+    }
+    for key in ("query_mask", "base_mask", "support_mask", "support_index"):
+        assert item[key].dtype == torch.int64
+    assert item["label"].dtype == item["base_label"].dtype == torch.uint8
+    assert set(item["label"].unique().tolist()) == {0, 1, 255}
+    assert item["index"] == 3
+    assert "label" not in build("train", 2, 1)[0]
+
+
+def test_the_rank_among_the_base_classes_is_there_for_base_classes_alone(build):
+    train, val = build("train", 2, 1), build("val", 2, 1)
+    for index in range(0, 50, 5):
+        assert "class_index" not in val[index]
+        item = train[index]
+        assert item["class_index"] == item["class_id"] - (1 if item["class_id"] <= 10 else 6)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_where_no_class_is_held_out_the_tested_class_is_a_base_class(part, build):
+    dataset = build(part, 0, 1, folds="seen")
+    assert dataset.classes == dataset.base_classes == tuple(range(1, 21))
+    for index in range(0, len(dataset), 10):
+        item = dataset[index]
+        assert item["class_index"] == item["class_id"] - 1
+        own = item["base_mask"] == item["class_id"]
+        assert torch.equal(own, item["query_mask"] == 1) and own.any()
+
+
+def test_load_gives_a_drawn_episode_again(build):
+    dataset = build("train", 0, 2)
+    random.seed(9)
+    first = dataset[4]
+    rng = random.Random(9)
+    class_id, supports = draw_episode(rng, 4, dataset.lists, 2)
+    again = dataset.load(4, class_id, supports, rng)
+    assert first.keys() == again.keys()
+    for key, value in first.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(again[key]))
+
+
+@pytest.mark.parametrize("folds", ["contiguous", "seen"])
+def test_evaluation_tells_the_ensemble_the_rank_of_a_base_class(folds, build):
+    episodes = build("val", 0, 1, folds=folds)
+    net = build_hdmnet("resnet18", len(episodes.base_classes))
+    ranks = []
+    net.ensemble.register_forward_pre_hook(lambda _, arguments: ranks.append(arguments[3]))
+    draws = draw_test_episodes(episodes.lists, 1, 3, 5, 0)
+    device = torch.device("cpu")
+    evaluate_episodes(Predictor(net, episodes, device), [draws], Processes(0, 1, device))
+    ranks = [rank if rank is None else rank.tolist() for rank in ranks]
+    expected = [[draw.class_id - 1] for draw in draws]
+    assert ranks == (expected if folds == "seen" else [None] * 3)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_stored_base_labels_give_the_same_episodes(part, build, tiny_voc, tmp_path):
+    computed = build(part, 2, 1)
+    folder = base_label_dir(str(tmp_path), part, 2)
+    fold = fold_classes(20, "contiguous", 2)
+    write_base_labels(str(tiny_voc), computed.lists.entries, fold, folder, progress=False)
+    stored = build(part, 2, 1, folder)
+    keys = ("base_mask", "base_label") if part == "val" else ("base_mask",)
+    for index in range(0, len(computed), 10):
+        random.seed(index)
+        one = computed[index]
+        random.seed(index)
+        other = stored[index]
+        for key in keys:
+            assert one[key].max() > 0
+            assert torch.equal(one[key], other[key])

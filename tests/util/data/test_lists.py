@@ -1,0 +1,271 @@
+import json
+import multiprocessing
+import os
+
+import cv2
+import pytest
+
+import util.data.list_cache
+from tests.paths import DATA
+from tests.util.voc_files import mask_of, write_dataset
+from util.data.folds import Fold, fold_classes
+from util.data.lists import ImageLists, check_enough, existing_entries, load_lists, read_entries
+from util.errors import UserError
+
+GOLDEN = json.loads((DATA / "golden_data.json").read_text())["lists"]
+FOLD = Fold(base=(2, 3), novel=(1,))
+SEEN = fold_classes(3, "seen", 0)
+
+
+@pytest.fixture
+def masks_read(monkeypatch):
+    """Paths of the masks read so far."""
+    paths = []
+    read = util.data.list_cache.read_mask
+
+    def counting(path):
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(util.data.list_cache, "read_mask", counting)
+    return paths
+
+
+def load(root, list_file, part="train", fold=FOLD, min_pixels=100):
+    cache = str(root / "lists")
+    return load_lists(str(root), list_file, fold, part, cache, min_pixels, progress=False)
+
+
+@pytest.mark.parametrize("key", GOLDEN)
+def test_lists_equal_the_published_ones(key, tiny_voc, tmp_path):
+    part, split = key.split("_")
+    fold = fold_classes(20, "contiguous", int(split))
+    list_file = str(tiny_voc / f"{part}.txt")
+    lists = load_lists(str(tiny_voc), list_file, fold, part, str(tmp_path), progress=False)
+    assert [list(entry) for entry in lists.entries] == GOLDEN[key]["data_list"]
+    files = {
+        str(class_id): [list(lists.entries[i]) for i in indices]
+        for class_id, indices in lists.class_files.items()
+    }
+    assert files == GOLDEN[key]["sub_class_file_list"]
+
+
+def test_filter_rules(tmp_path):
+    list_file = write_dataset(
+        tmp_path,
+        {
+            "exactly enough": mask_of((2, 100)),
+            "too small": mask_of((2, 99)),
+            "with a speck of a held-out class": mask_of((2, 500), (1, 1)),
+            "one big one small": mask_of((3, 200), (2, 5), (255, 50)),
+            "held out and base": mask_of((1, 100), (3, 300)),
+            "background": mask_of(),
+        },
+    )
+    train = load(tmp_path, list_file)
+    assert [image for image, _ in train.entries] == [
+        "exactly enough image.png",
+        "one big one small image.png",
+    ]
+    assert train.present == [(2,), (2, 3)]
+    assert train.class_files == {2: [0], 3: [1]}
+    val = load(tmp_path, list_file, "val")
+    assert val.entries == [("held out and base image.png", "held out and base mask.png")]
+    assert val.present == [(1,)]
+    assert val.class_files == {1: [0]}
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_no_class_held_out_drops_no_image_with_a_counting_class(part, tmp_path):
+    masks = {
+        "two classes": mask_of((1, 200), (3, 1)),
+        "one class": mask_of((3, 100)),
+        "too small": mask_of((2, 99)),
+    }
+    lists = load(tmp_path, write_dataset(tmp_path, masks), part, SEEN)
+    assert [image for image, _ in lists.entries] == ["two classes image.png", "one class image.png"]
+    assert lists.present == [(1, 3), (3,)]
+    assert lists.class_files == {1: [0], 2: [], 3: [1]}
+
+
+def test_no_usable_image_is_an_error(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 99))})
+    for fold, ending in ((FOLD, r"\(classes 2, 3\) and no held-out class"), (SEEN, r"1, 2, 3\)")):
+        with pytest.raises(UserError, match=rf"no image of .*train\.txt .*100 pixels.*{ending}$"):
+            load(tmp_path, list_file, fold=fold)
+
+
+def test_a_value_beyond_the_classes_is_named(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((4, 1))})
+    with pytest.raises(UserError, match=r"b mask\.png holds the value 4; classes are 1\.\.3"):
+        load(tmp_path, list_file)
+
+
+def test_one_scan_serves_every_fold_and_later_calls(tmp_path, masks_read):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((1, 300))})
+    first = load(tmp_path, list_file)
+    load(tmp_path, list_file, "val")
+    load(tmp_path, list_file, fold=Fold(base=(1, 3), novel=(2,)))
+    assert len(masks_read) == 2
+    assert load(tmp_path, list_file) == first
+
+
+def test_a_changed_mask_is_read_again_alone(tmp_path, masks_read):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((2, 300))})
+    load(tmp_path, list_file)
+    masks_read.clear()
+    changed = tmp_path / "b mask.png"
+    size = changed.stat().st_size
+    cv2.imwrite(str(changed), mask_of((3, 300)))
+    assert changed.stat().st_size == size, "the size alone must not give the change away"
+    os.utime(changed, ns=(0, 1))
+    assert load(tmp_path, list_file).class_files == {2: [0], 3: [1]}
+    assert masks_read == [str(changed)]
+
+
+def test_a_changed_list_is_read_again(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((3, 300))})
+    load(tmp_path, list_file)
+    write_dataset(tmp_path, {"b": mask_of((3, 300)), "c": mask_of((3, 400))})
+    lists = load(tmp_path, list_file)
+    assert [image for image, _ in lists.entries] == ["b image.png", "c image.png"]
+
+
+def test_the_cache_moves_with_the_data(tmp_path, masks_read):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    lists = load(here, write_dataset(here, {"a": mask_of((2, 300))}))
+    masks_read.clear()
+    here.rename(there)
+    assert load(there, str(there / "train.txt")) == lists
+    assert masks_read == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "masks": [[1, 2]]}'])
+def test_a_damaged_cache_is_made_anew(tmp_path, content):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300))})
+    lists = load(tmp_path, list_file)
+    (cache,) = (tmp_path / "lists").glob("*.json")
+    good = cache.read_text()
+    cache.write_text(content)
+    assert load(tmp_path, list_file) == lists
+    assert cache.read_text() == good
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300))})
+    (tmp_path / "lists").write_text("a file, not a folder")
+    with pytest.raises(UserError, match=r"cannot write the cache .*lists.*list_dir"):
+        load(tmp_path, list_file)
+
+
+def _load_counting(root, list_file, barrier, results):
+    reads = []
+    read = util.data.list_cache.read_mask
+    util.data.list_cache.read_mask = lambda path: reads.append(path) or read(path)
+    barrier.wait()
+    lists = load(root, list_file)
+    results.put((len(reads), lists))
+
+
+def test_of_several_processes_at_once_one_scans(tmp_path):
+    masks = {f"{index}": mask_of((2 + index % 2, 300)) for index in range(40)}
+    list_file = write_dataset(tmp_path, masks)
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    processes = [
+        context.Process(target=_load_counting, args=(tmp_path, list_file, barrier, results))
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(reads for reads, _ in outcomes) == [0, 0, 40]
+    assert all(lists == load(tmp_path, list_file) for _, lists in outcomes)
+    assert not list((tmp_path / "lists").glob("*.tmp"))
+
+
+def test_lines_with_blanks_are_cut_where_both_files_exist(tmp_path):
+    names = ["my image.png", "my mask.png", "a.png", "b.png", "c  c.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    lines = tmp_path / "list.txt"
+    lines.write_text(
+        "my image.png my mask.png\n\n a.png   b.png \r\na.png\tmy mask.png\nc  c.png b.png"
+    )
+    assert read_entries(str(tmp_path), str(lines)) == [
+        ("my image.png", "my mask.png"),
+        ("a.png", "b.png"),
+        ("a.png", "my mask.png"),
+        ("c  c.png", "b.png"),
+    ]
+
+
+@pytest.mark.parametrize("line", ["a.png", "a b c.png", "a.png\tb.png\tc.png"])
+def test_a_line_that_is_no_pair_is_named(tmp_path, line):
+    lines = tmp_path / "list.txt"
+    lines.write_text(f"x.png y.png\n{line}\n")
+    with pytest.raises(UserError, match=r"list\.txt line 2 is not"):
+        read_entries(str(tmp_path), str(lines))
+
+
+def test_a_line_with_two_readings_is_refused(tmp_path):
+    for name in ["a", "b c", "a b", "c"]:
+        (tmp_path / name).touch()
+    lines = tmp_path / "list.txt"
+    lines.write_text("a b c\n")
+    with pytest.raises(UserError, match="several blanks"):
+        read_entries(str(tmp_path), str(lines))
+
+
+def test_missing_files_are_named_before_any_mask_is_read(tmp_path, masks_read):
+    masks = {stem: mask_of((2, 300)) for stem in "abc"}
+    list_file = write_dataset(tmp_path, masks)
+    (tmp_path / "b image.png").unlink()
+    (tmp_path / "c mask.png").unlink()
+    for reader in (load, lambda root, path: existing_entries(str(root), path)):
+        with pytest.raises(UserError, match=r"b image\.png \(2 of 3 lines\)"):
+            reader(tmp_path, list_file)
+    assert masks_read == []
+
+
+def test_missing_list_and_root_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
+        read_entries(str(tmp_path), str(tmp_path / "nowhere.txt"))
+    with pytest.raises(UserError, match=r"data_root .*absent"):
+        read_entries(str(tmp_path / "absent"), str(tmp_path / "nowhere.txt"))
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"empty\.txt is empty"):
+        read_entries(str(tmp_path), str(tmp_path / "empty.txt"))
+
+
+def test_an_unreadable_mask_is_named(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((2, 300))})
+    (tmp_path / "b mask.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"b mask\.png cannot be read"):
+        load(tmp_path, list_file)
+    assert not list((tmp_path / "lists").glob("*.json"))
+
+
+ENTRIES = [("a", "A"), ("b", "B"), ("c", "C")]
+
+
+def test_a_class_needs_one_file_more_than_supports():
+    lists = ImageLists(ENTRIES, [(2,)] * 3, {2: [0, 1, 2], 3: []})
+    check_enough(lists, 2)
+    with pytest.raises(UserError, match=r"class 2 \(cat\) has 3 usable images in x .*shot 3.*4"):
+        check_enough(lists, 3, ["ant", "cat"], where="x")
+
+
+def test_a_class_that_is_only_small_in_queries_is_refused():
+    lists = ImageLists(ENTRIES, [(2, 3), (2,), (2,)], {2: [0, 1, 2], 3: []})
+    with pytest.raises(UserError, match="class 3 has 0 usable images"):
+        check_enough(lists, 1)
+
+
+def test_an_image_listed_twice_counts_once():
+    lists = ImageLists([("a", "A")] * 3, [(2,)] * 3, {2: [0, 1, 2]})
+    with pytest.raises(UserError, match="class 2 has 1 usable images"):
+        check_enough(lists, 1)

@@ -1,0 +1,152 @@
+import os
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from util.errors import UserError
+from util.preparation.masks import fingerprint, image_size, pair_summary, prepare_pair, read_png
+
+LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8)
+
+
+def noise(height, width):
+    return np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "source" / "a.jpg"
+    path.parent.mkdir()
+    Image.fromarray(noise(6, 8)).save(path)
+    return path
+
+
+@pytest.fixture
+def prepare(image, tmp_path):
+    """prepare_pair of the image and a mask; `made` counts how often the mask was made."""
+
+    def run(label=LABEL, sources=(b"source",)):
+        def make_mask():
+            run.made += 1
+            return label
+
+        return prepare_pair(
+            str(tmp_path / "out"), image, "images/a.jpg", "masks/a.png", sources, make_mask
+        )
+
+    run.made = 0
+    return run
+
+
+@pytest.fixture
+def mask(tmp_path):
+    return tmp_path / "out" / "masks" / "a.png"
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_fingerprints_tell_sources_apart():
+    prints = [fingerprint(*s) for s in [(), (b"ab",), (b"a", b"b"), (b"", b"ab"), (1, 2), (12,)]]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(b"ab", 3) == fingerprint(b"ab", 3)
+
+
+def test_a_pair_is_made_once(prepare, mask, tmp_path):
+    assert prepare() == ("linked", True)
+    np.testing.assert_array_equal(read(mask), LABEL)
+    assert (tmp_path / "out" / "images" / "a.jpg").exists()
+    assert prepare() == ("linked", False)
+    assert prepare.made == 1
+
+
+def test_other_sources_or_another_image_make_it_anew(prepare, mask, image):
+    prepare()
+    assert prepare(LABEL + 1, [b"other"]) == ("linked", True)
+    np.testing.assert_array_equal(read(mask), LABEL + 1)
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert prepare(LABEL + 1, [b"other"]) == ("linked", True)
+    assert prepare.made == 3
+
+
+def test_a_missing_image_comes_back_without_the_mask(prepare, tmp_path):
+    prepare()
+    (tmp_path / "out" / "images" / "a.jpg").unlink()
+    assert prepare() == ("linked", False)
+    assert (tmp_path / "out" / "images" / "a.jpg").exists()
+
+
+@pytest.mark.parametrize("kept", [-1, 90])
+def test_a_truncated_mask_is_made_anew(prepare, mask, kept):
+    prepare()
+    whole = mask.read_bytes()
+    assert len(whole) > 90
+    mask.write_bytes(whole[:kept])
+    assert prepare() == ("linked", True)
+    assert mask.read_bytes() == whole
+
+
+def test_a_mask_of_the_user_stays(prepare, mask):
+    mask.parent.mkdir(parents=True)
+    cv2.imwrite(str(mask), LABEL)
+    before = mask.read_bytes()
+    assert prepare() == ("linked", False)
+    cv2.imwrite(str(mask), LABEL + 1)
+    for present in (mask.read_bytes(), b"no picture"):
+        mask.write_bytes(present)
+        with pytest.raises(UserError, match=r"masks/a\.png is there, not from this command"):
+            prepare()
+        assert mask.read_bytes() == present != before
+
+
+def test_sizes_that_disagree_leave_nothing(prepare, mask, tmp_path):
+    with pytest.raises(UserError, match=r"a\.jpg is 8×6 pixels but its mask 6×8"):
+        prepare(LABEL.reshape(8, 6))
+    assert not (tmp_path / "out").exists()
+
+
+def cut(path, kind, bytes_kept):
+    buffer = BytesIO()
+    Image.fromarray(noise(100, 120)).save(buffer, kind)
+    path.write_bytes(buffer.getvalue()[:bytes_kept])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("bytes_kept", [0, 20, 4000, -200])
+def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
+    path = tmp_path / "é a.jpg"
+    cut(path, kind, None)
+    assert image_size(path) == (100, 120)
+    cut(path, kind, bytes_kept)
+    with pytest.raises(UserError, match=r"image .*é a\.jpg is damaged or truncated"):
+        image_size(path)
+    with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
+        read_png(path, path.read_bytes())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
+    path = str(tmp_path / "a.jpg")
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(noise(20, 30)).save(path, exif=tags)
+    assert image_size(path) == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
+
+
+def test_summary():
+    results = [("linked", True), ("copied", False), ("linked", True)]
+    assert pair_summary(results) == [
+        "images: 1 copied, 2 linked",
+        "masks: 3, 2 of them written now",
+    ]
+
+
+def test_a_damaged_image_leaves_nothing(prepare, image, tmp_path):
+    image.write_bytes(image.read_bytes()[:-40])
+    with pytest.raises(UserError, match="damaged or truncated"):
+        prepare()
+    assert os.listdir(tmp_path) == ["source"]

@@ -1,0 +1,342 @@
+import argparse
+import errno
+import multiprocessing
+import os
+import shlex
+import signal
+import time
+from contextlib import redirect_stderr
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from util.data.lists import read_entries
+from util.errors import UserError
+from util.preparation.shared import (
+    add_shared_options,
+    count_line,
+    link_or_copy,
+    next_commands,
+    open_folder,
+    require_files,
+    require_folder,
+    resumable,
+    run_parallel,
+    write_list,
+)
+
+NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
+
+
+def refuse(*arguments):
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "there" / "ein Bild é.jpg"
+    path.parent.mkdir()
+    path.write_bytes(b"picture")
+    return path
+
+
+def test_a_link_outlives_the_source_and_takes_no_space(source, tmp_path):
+    target = tmp_path / "here" / "a.jpg"
+    assert link_or_copy(source, target) == "linked"
+    assert target.samefile(source) and not target.is_symlink()
+    assert link_or_copy(source, target) == "linked"
+    source.unlink()
+    assert target.read_bytes() == b"picture"
+
+
+def test_the_file_behind_a_link_is_linked(source, tmp_path):
+    (tmp_path / "alias.jpg").symlink_to(source)
+    link_or_copy(tmp_path / "alias.jpg", tmp_path / "a.jpg")
+    assert not (tmp_path / "a.jpg").is_symlink()
+    assert (tmp_path / "a.jpg").samefile(source)
+
+
+def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "here").symlink_to("deep/er")
+    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
+    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
+    assert (tmp_path / "here" / "a.jpg").is_symlink()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("there", "deep"):
+        (tmp_path / name).rename(moved / name)
+    assert (moved / "deep" / "er" / "a.jpg").read_bytes() == b"picture"
+
+
+def test_without_links_a_copy(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "symlink", refuse)
+    target = tmp_path / "here" / "a.jpg"
+    assert link_or_copy(source, target) == "copied"
+    assert target.read_bytes() == b"picture" and not target.samefile(source)
+
+
+def test_copies_on_demand_replace_links(source, tmp_path):
+    target = tmp_path / "here" / "a.jpg"
+    link_or_copy(source, target)
+    for _ in range(2):
+        assert link_or_copy(source, target, copy=True) == "copied"
+        assert not target.samefile(source) and target.read_bytes() == b"picture"
+    assert link_or_copy(source, target) == "copied"
+    assert os.listdir(target.parent) == ["a.jpg"]
+
+
+def test_in_place_nothing_happens(source, tmp_path):
+    (tmp_path / "alias").symlink_to(source.parent)
+    for copy in (False, True):
+        assert link_or_copy(source, tmp_path / "alias" / source.name, copy) == "in place"
+    assert os.listdir(source.parent) == [source.name]
+
+
+def test_another_file_is_never_overwritten(source, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"a\.jpg exists and differs from .*ein Bild"):
+        link_or_copy(source, tmp_path / "a.jpg")
+    assert (tmp_path / "a.jpg").read_bytes() == b"another"
+
+
+def test_a_failed_copy_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("util.preparation.shared.shutil.copy2", full)
+    with pytest.raises(OSError, match="No space"):
+        link_or_copy(source, tmp_path / "here" / "a.jpg", copy=True)
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_lists_are_read_as_written(tmp_path):
+    pairs = [("a.jpg", "m/a.png"), ("my a b.jpg", "m/my a b.png"), ("é.jpg", "m/\udcff.png")]
+    path = tmp_path / "lists" / "train.txt"
+    assert write_list(path, iter(pairs)) is False
+    assert read_entries(str(tmp_path), str(path)) == pairs
+    assert path.read_bytes().splitlines()[:2] == [
+        b"a.jpg m/a.png",
+        b"my a b.jpg\tm/my a b.png",
+    ]
+    assert write_list(path, pairs) is False
+    assert os.listdir(path.parent) == ["train.txt"]
+
+
+def test_a_list_of_other_content_is_kept(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("mine mine\n")
+    assert write_list(path, [("a", "b")]) is True
+    assert path.read_text() == "a b\n"
+    assert (tmp_path / "train.txt.bak").read_text() == "mine mine\n"
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", " a", "a "])
+def test_names_that_no_list_can_hold(tmp_path, name):
+    with pytest.raises(UserError, match="a list cannot hold"):
+        write_list(tmp_path / "list.txt", [("a.jpg", name)])
+    assert os.listdir(tmp_path) == []
+
+
+def test_counts_are_compared():
+    assert count_line("val", 1449, 1449) == "val: 1,449"
+    assert count_line("val", 3, 1449).startswith("val: 3 (warning: 1,449 expected")
+
+
+def test_missing_folders_and_files_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is not a folder: give one"):
+        require_folder(tmp_path / "file", "give one")
+    require_files([tmp_path / "file"], "give it")
+    with pytest.raises(UserError, match=r"/a \(and 1 more\) does not exist: give it"):
+        require_files([tmp_path / "file", tmp_path / "a", tmp_path / "b"], "give it")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    # /proc refuses even root
+    for path in (tmp_path / "file", tmp_path / "file" / "sub", "/proc/here"):
+        with pytest.raises(UserError, match=r"cannot write in .*give a writable folder as --out"):
+            open_folder(path, "--out")
+
+
+def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
+    kept = {f"a.png.{os.getpid()}.tmp", "b.png", "notes.tmp", f"{NO_PROCESS}.tmp"}
+    for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
+        (tmp_path / name).touch()
+    open_folder(tmp_path, "--out")
+    assert set(os.listdir(tmp_path)) == kept
+
+
+def places(tmp_path, folder):
+    return {
+        "data_root": str(tmp_path / folder),
+        "train_list": str(tmp_path / "my lists" / "train.txt"),
+        "val_list": str(tmp_path / "my lists" / "val.txt"),
+    }
+
+
+def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
+    wanted = places(tmp_path, "my data")
+    verify, train = next_commands("pascal", wanted["data_root"], str(tmp_path / "my lists"))
+    config = ["--config", "config/pascal/pascal_split0_resnet50.yaml"]
+    command = ["next:", "python", "-m", "util.verify", *config, "--opts"]
+    assert shlex.split(verify) == [*command, *(word for pair in wanted.items() for word in pair)]
+    assert shlex.split(train)[:6] == ["then:", "sh", "train_base.sh", "split0", "pascal", "1"]
+    assert shlex.split(train)[6:] == shlex.split(verify)[len(command) :]
+    # the configuration's own places, as seen from the root of the repository
+    monkeypatch.chdir(ROOT)
+    verify, train = next_commands("coco", "../data/MSCOCO2014", "lists/coco/")
+    assert verify.endswith(" --config config/coco/coco_split0_resnet50.yaml")
+    assert train == "then: sh train_base.sh split0 coco 1"
+
+
+def test_next_commands_of_a_dataset_that_has_a_description_alone(tmp_path, monkeypatch):
+    description = (ROOT / "config/datasets/demo.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(description)
+    monkeypatch.setattr("util.config.DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    verify, train = next_commands("mine", "data/demo", "here")
+    lists = "train_list here/train.txt val_list here/val.txt"
+    options = f"--config config/base/resnet50.yaml --opts data_set mine split 0 {lists}"
+    assert verify == f"next: python -m util.verify {options}"
+    assert train == f"then: sh train_base.sh split0 mine 1 {lists}"
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_workers_are_counted_from_one(workers, capsys):
+    parser = argparse.ArgumentParser()
+    add_shared_options(parser, "lists/here")
+    assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", "x", "--workers", workers])
+    assert f"{workers} is no whole number, 1 or more" in capsys.readouterr().err
+
+
+def square_and_process(number):
+    return number**2, os.getpid()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 600])
+def test_results_come_in_order(count):
+    results = run_parallel(square_and_process, range(count), workers=3)
+    assert [square for square, _ in results] == [number**2 for number in range(count)]
+    if count > 3:
+        assert os.getpid() not in {process for _, process in results}
+
+
+def test_one_worker_works_here():
+    assert run_parallel(square_and_process, [3], workers=5) == [(9, os.getpid())]
+    assert run_parallel(square_and_process, [3, 4], workers=1) == [
+        (9, os.getpid()),
+        (16, os.getpid()),
+    ]
+
+
+def touch_or_fail(folder, number):
+    if number == 40:
+        raise UserError("forty is wrong")
+    (folder / str(number)).touch()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_ends_the_work(tmp_path, workers):
+    with pytest.raises(UserError, match="forty is wrong"):
+        run_parallel(partial(touch_or_fail, tmp_path), range(100_000), workers)
+    assert 0 < len(os.listdir(tmp_path)) < 200  # what was in hand
+
+
+def die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_an_error_not_a_wait():
+    with pytest.raises(UserError, match=r"killed \(out of memory\?\).*--workers"):
+        run_parallel(die, range(4), workers=2)
+
+
+def say_who_and_wait(folder, number):
+    (folder / str(os.getpid())).touch()
+    time.sleep(0.02)
+
+
+def long_work(folder):
+    @resumable
+    def main():
+        run_parallel(partial(say_who_and_wait, folder), range(100_000), 2)
+
+    with open(folder / "errors.txt", "w") as errors, redirect_stderr(errors):
+        main()
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """A process in the middle of `long_work`, and the process ids of its workers."""
+    process = multiprocessing.get_context("fork").Process(target=long_work, args=(tmp_path,))
+    process.start()
+    while len(workers := [name for name in os.listdir(tmp_path) if name.isdecimal()]) < 2:
+        assert process.is_alive()
+        time.sleep(0.01)
+    yield process, [int(worker) for worker in workers]
+    process.kill()
+    process.join()
+
+
+def running(process):
+    """Whether a process is there, and not only because nobody asked how it ended."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for_end(processes):
+    until = time.monotonic() + 60
+    while any(map(running, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(running, processes))
+
+
+def test_interrupted_work_ends_in_order(at_work, tmp_path):
+    process, workers = at_work
+    # Ctrl-C reaches all of them; the workers leave it to the main process
+    for worker in workers:
+        os.kill(worker, signal.SIGINT)
+    for worker in workers:
+        mark = tmp_path / str(worker)
+        mark.unlink()
+        while not mark.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    wait_for_end(workers)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert errors == "interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux for processes")
+def test_workers_end_with_a_killed_main_process(at_work):
+    process, workers = at_work
+    process.kill()
+    wait_for_end(workers)
+
+
+def test_a_full_disk_is_one_line(capsys):
+    @resumable
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/a.png")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "No space left on device: '/data/a.png'; when that is mended" in error
+    assert error.count("\n") == 1

@@ -1,0 +1,289 @@
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, RandomSampler
+
+from util.config_schema import Config
+from util.data.data_loader import TrainLoader
+from util.distributed import Processes
+from util.errors import UserError
+from util.log import Scalars, get_logger
+from util.seed import seed_everything, untouched_random_streams
+from util.snapshots import find_best
+from util.training.engine import Trainer
+from util.training.memory import peak_memory
+from util.training.resume import RunState, find_saved
+from util.training.signals import STOPPED
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+class Points(Dataset):
+    """Twelve points, moved at random; some of them are not numbers."""
+
+    def __init__(self, broken=()):
+        self.broken = broken
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        x = torch.tensor([index / 12, random.random()])
+        return {"x": x * float("nan") if index in self.broken else x, "index": index}
+
+    def file_names(self, batch):
+        return ", ".join(f"{index}.jpg" for index in batch["index"].tolist())
+
+
+class Training:
+    """A small net with dropout and batch norm, trained for three epochs of four iterations."""
+
+    def __init__(self, folder, broken=(), batch_size=3, accumulated=1, **settings):
+        settings = {"epochs": 3, "print_freq": 2, "save_iters": 1, "workers": 0} | settings
+        self.cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+        seed_everything(1)
+        self.net = nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
+        optimizer = torch.optim.AdamW([{"params": self.net.parameters(), "lr": 0.1, "ratio": 1.0}])
+        data = Points(broken)
+        self.trainer = Trainer(
+            self.cfg,
+            str(folder),
+            3,
+            self.net,
+            optimizer,
+            TrainLoader(data, RandomSampler(data), batch_size, self.cfg.workers),
+            accumulated,
+            ALONE,
+            get_logger(folder, is_main=True),
+            Scalars(folder),
+            {"base_classes": [1]},
+        )
+        self.validated = []
+        self.before_iteration = lambda iteration: None
+        saved = find_saved("auto", folder / "snapshot", ALONE, self.trainer.logger)
+        if saved:
+            self.trainer.restore(saved, (1,))
+
+    def losses_of(self, batch):
+        return {"loss": (self.net(batch["x"]) - 1).square().mean()}
+
+    def rate_of(self, iteration):
+        self.before_iteration(iteration)
+        return 0.1 / iteration
+
+    def validate(self):
+        seed_everything(99)
+        self.validated.append((self.trainer.state.epoch, self.trainer.state.step))
+        return {"mIoU": [0.2, 0.5, 0.3][self.trainer.state.epoch]}
+
+    def run(self, **options):
+        self.trainer.run(
+            self.net,
+            self.losses_of,
+            self.rate_of,
+            self.validate,
+            options.get("validates", lambda epoch: True),
+            options.get("halves", False),
+        )
+        return self.net.state_dict()
+
+
+def same(one, other):
+    return all(one[key].equal(other[key]) for key in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 7, 11])
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, tmp_path):
+    whole = Training(tmp_path / "whole", workers=workers)
+    expected = whole.run(halves=True)
+    cut = Training(tmp_path / "cut", workers=workers)
+    cut.before_iteration = lambda iteration: (
+        os.kill(os.getpid(), signal.SIGTERM) if iteration == at else None
+    )
+    with pytest.raises(SystemExit) as stop:
+        cut.run(halves=True)
+    assert stop.value.code == STOPPED
+    again = Training(tmp_path / "cut", workers=workers)
+    state = again.trainer.state
+    assert 4 * state.epoch + state.step == at
+    assert same(again.run(halves=True), expected)
+    assert again.trainer.state == whole.trainer.state == RunState(3, 0, 0.5, 2)
+    assert cut.validated + again.validated == whole.validated
+
+
+def test_an_exception_loses_what_came_after_the_last_checkpoint(tmp_path):
+    expected = Training(tmp_path / "whole", save_iters=3).run()
+    cut = Training(tmp_path / "cut", save_iters=3)
+
+    def fail(iteration):
+        if iteration == 6:
+            raise ZeroDivisionError
+
+    cut.before_iteration = fail
+    with pytest.raises(ZeroDivisionError):
+        cut.run()
+    again = Training(tmp_path / "cut", save_iters=3)
+    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 0)
+    assert same(again.run(), expected)
+
+
+def test_validation_can_be_left_at_once(tmp_path):
+    training = Training(tmp_path)
+    plain = training.validate
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain()
+
+    training.validate = interrupted
+    with pytest.raises(SystemExit):
+        training.run()
+    again = Training(tmp_path)
+    assert (again.trainer.state.epoch, again.trainer.state.step) == (0, 4)
+    again.run()
+    assert again.validated == [(0, 4), (1, 4), (2, 4)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_batches_than_before_are_said_and_trained(tmp_path):
+    cut = Training(tmp_path)
+    cut.before_iteration = lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 6 else None
+    with pytest.raises(SystemExit):
+        cut.run()
+    again = Training(tmp_path, batch_size=6)
+    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 1)
+    assert "drawn anew" in (tmp_path / "log.txt").read_text()
+    again.run()
+    assert again.trainer.state.epoch == 3
+
+
+def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
+    training = Training(tmp_path, stop_interval=1)
+    training.run()
+    assert find_best(tmp_path / "snapshot")[:2] == (0.5, 2)
+    assert training.trainer.state == RunState(3, 0, 0.5, 2)
+    assert "no better mIoU for 1 epochs: stopping" in (tmp_path / "log.txt").read_text()
+
+
+def test_reports_are_lines_and_json(tmp_path):
+    training = Training(tmp_path)
+    training.run()
+    log = (tmp_path / "log.txt").read_text()
+    assert "iteration 6/12" in log and "/s  data" in log and "gradient" in log and "GB" in log
+    rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in train] == [2, 4, 6, 8, 10, 12]
+    names = {"loss", "gradient", "rate", "samples_per_s", "data_wait", "peak_gb"}
+    assert {f"train/{name}" for name in names} == set(train[0]) - {"step"}
+    assert train[1]["train/rate"] == 0.1 / 4 and 0 <= train[0]["train/data_wait"] <= 1
+    assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
+
+
+def test_a_torn_line_of_scalars_does_not_spoil_the_next(tmp_path):
+    (tmp_path / "scalars.jsonl").write_text('{"step": 1}\n{"ste')
+    scalars = Scalars(tmp_path)
+    scalars.add("train", {"loss": 0.5}, 2)
+    scalars.close()
+    last = (tmp_path / "scalars.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last) == {"step": 2, "train/loss": 0.5}
+
+
+def test_a_loss_that_is_not_finite_is_skipped(tmp_path):
+    training = Training(tmp_path, broken=[5])
+    before = []
+    training.before_iteration = lambda _: before.append(
+        {key: value.clone() for key, value in training.net.state_dict().items()}
+    )
+    state = training.run()
+    assert all(value.isfinite().all() for value in state.values())
+    skipped = [
+        index
+        for index in range(11)
+        if before[index]["0.weight"].equal(before[index + 1]["0.weight"])
+    ]
+    assert len(skipped) in (2, 3)
+    for index in skipped:
+        assert same(before[index], before[index + 1])
+
+
+def test_training_stops_when_losses_stay_non_finite_and_names_the_files(tmp_path):
+    training = Training(tmp_path, broken=range(12), max_nonfinite=3)
+    with pytest.raises(UserError, match=r"3 times in a row, last at iteration 3 with \d+.jpg, "):
+        training.run()
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_accumulated_batches_give_the_gradient_of_one(accumulated, tmp_path):
+    training = Training(tmp_path, batch_size=4 // accumulated, accumulated=accumulated)
+    trainer = training.trainer
+    assert trainer.global_batch == 4 and trainer.steps == 3
+    net = nn.Linear(2, 1)
+    nn.init.ones_(net.weight)
+    trainer.net = training.net = net
+    trainer.optimizer = torch.optim.SGD([{"params": net.parameters(), "lr": 1.0, "ratio": 1.0}])
+    fixed = torch.arange(8.0).view(4, 2)
+    parts = iter(fixed.split(4 // accumulated))
+    expected = nn.Linear(2, 1)
+    expected.load_state_dict(net.state_dict())
+    (expected(fixed) - 1).square().mean().backward()
+
+    def losses_of(_):
+        return {"loss": (net(next(parts)) - 1).square().mean()}
+
+    def leave(iteration):
+        if iteration == 2:
+            raise ZeroDivisionError
+
+    training.losses_of, training.before_iteration = losses_of, leave
+    with pytest.raises(ZeroDivisionError):
+        training.run()
+    gradients = [p.grad for p in net.parameters()]
+    for gradient, wanted in zip(gradients, expected.parameters(), strict=True):
+        torch.testing.assert_close(gradient, wanted.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_the_start_says_what_is_trained(tmp_path):
+    training = Training(tmp_path, batch_size=2, accumulated=3)
+    training.trainer.describe()
+    log = (tmp_path / "log.txt").read_text()
+    assert "12 images, global batch 6 (2 × 1 processes × 3 accumulated), 6 iterations" in log
+    assert "rates 1.0e-01 for 0.00 M" in log
+
+
+def test_more_accumulation_than_batches_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="grad_accum 5: 4 batches an epoch make no iteration"):
+        Training(tmp_path, accumulated=5)
+
+
+def test_memory_is_measured():
+    assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write in .*file.*; set exp_dir"):
+        get_logger(tmp_path / "file" / "run", is_main=True)
+
+
+def test_random_streams_go_on_as_if_nothing_happened():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    seed_everything(3)
+    draw()
+    expected = draw()
+    seed_everything(3)
+    draw()
+    with untouched_random_streams():
+        seed_everything(99)
+        draw()
+    assert draw() == expected

@@ -1,0 +1,212 @@
+import logging
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from util.distributed import Processes
+from util.errors import UserError
+from util.snapshots import save_best
+from util.training.resume import (
+    BatchPlan,
+    RunState,
+    Saved,
+    find_saved,
+    plan_batches,
+    restore,
+    save_run,
+)
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+CLASSES = (1, 2, 3)
+PROGRESS = {"base_classes": list(CLASSES), "streams": [], "world_size": 1, "global_batch": 12}
+LOGGER = logging.getLogger("test")
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def small(rate=0.1, weight_decay=0.0, groups=1):
+    """A linear model and its optimiser."""
+    torch.manual_seed(0)
+    net = nn.Linear(2, 1)
+    parameters = [net.weight, net.bias] if groups == 1 else [net.weight]
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "lr": rate, "ratio": 1.0}], weight_decay=weight_decay
+    )
+    return net, optimizer
+
+
+def step(net, optimizer):
+    optimizer.zero_grad()
+    net(torch.ones(3, 2)).square().mean().backward()
+    optimizer.step()
+
+
+def save(folder, net, optimizer, state):
+    save_run(folder, net, optimizer, SCALER, state, PROGRESS)
+
+
+def find(folder, setting="auto", processes=ALONE):
+    return find_saved(setting, folder, processes, LOGGER)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+    net, optimizer = small()
+    step(net, optimizer)
+    save(tmp_path, net, optimizer, RunState(4, 7, 0.5, 3))
+    other, its_optimizer = small()
+    saved = find(tmp_path)
+    assert restore(saved, other, its_optimizer, SCALER, CLASSES) == RunState(4, 7, 0.5, 3)
+    for pair in ((net, optimizer), (other, its_optimizer)):
+        step(*pair)
+    assert torch.equal(net.weight, other.weight)
+
+
+def test_without_a_checkpoint_or_by_choice_a_run_starts_anew(tmp_path):
+    assert find(tmp_path) is None
+    save(tmp_path, *small(), RunState(4))
+    assert find(tmp_path, "none") is None
+
+
+def test_a_restarted_run_goes_on_whatever_it_was_first_told(tmp_path, monkeypatch):
+    save(tmp_path, *small(), RunState(4))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert find(tmp_path, "none").content["run"]["epoch"] == 4
+    assert find(tmp_path, "elsewhere.pth").content["run"]["epoch"] == 4
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "foreign":
+        path.write_bytes(b"not a checkpoint")
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "torn":
+        # A page that never reached the disk, in the middle of a tensor.
+        net, _ = small()
+        start = data.index(net.weight.detach().numpy().tobytes())
+        path.write_bytes(data[:start] + bytes(8) + data[start + 8 :])
+
+
+@pytest.mark.parametrize("how", ["truncated", "foreign", "empty", "torn"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(how, tmp_path, caplog):
+    net, optimizer = small()
+    save(tmp_path, net, optimizer, RunState(1))
+    save(tmp_path, net, optimizer, RunState(2))
+    damage(tmp_path / "last.pth", how)
+    with caplog.at_level(logging.WARNING):
+        saved = find(tmp_path)
+    assert saved.path.name == "previous.pth" and saved.content["run"]["epoch"] == 1
+    (record,) = caplog.records
+    assert "last.pth" in record.message and "going on from the one before" in record.message
+    damage(tmp_path / "previous.pth", how)
+    with pytest.raises(UserError, match=r"previous.pth.*; move it away to start anew"):
+        find(tmp_path)
+
+
+def test_between_two_renames_the_one_before_is_still_there(tmp_path, monkeypatch):
+    save(tmp_path, *small(), RunState(1))
+    calls = []
+
+    def stop_at_the_third(source, target, replace=os.replace):
+        calls.append(target)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, *small(), RunState(2))
+    assert not (tmp_path / "last.pth").exists()
+    assert find(tmp_path).content["run"]["epoch"] == 1
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoints(tmp_path, monkeypatch):
+    save(tmp_path, *small(), RunState(1))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"next.pth cannot be written .*No space left"):
+        save(tmp_path, *small(), RunState(2))
+    assert find(tmp_path).content["run"]["epoch"] == 1
+
+
+def test_the_configured_options_win_over_the_stored_ones(tmp_path):
+    net, optimizer = small(weight_decay=0.5)
+    step(net, optimizer)
+    save(tmp_path, net, optimizer, RunState(1))
+    other, its_optimizer = small(weight_decay=0.25)
+    restore(find(tmp_path), other, its_optimizer, SCALER, CLASSES)
+    assert its_optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+def test_a_best_checkpoint_newer_than_the_last_one_counts(tmp_path):
+    net, optimizer = small()
+    save(tmp_path, net, optimizer, RunState(2, 0, 0.25, 1))
+    save_best(tmp_path, 3, 0.50004, {"state_dict": net.state_dict(), "miou": 0.50004})
+    state = restore(find(tmp_path), net, optimizer, SCALER, CLASSES)
+    assert state == RunState(2, 0, 0.50004, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "is no checkpoint of a training here; give its weights as pre_weight"),
+        ({"optimizer": {}, "run": {}}, "is no checkpoint of a training here"),
+    ],
+)
+def test_checkpoints_that_cannot_be_continued_are_named(content, message, tmp_path):
+    path = tmp_path / "some.pth"
+    torch.save({"state_dict": small()[0].state_dict(), **content}, path)
+    with pytest.raises(UserError, match=f"some.pth.*{message}"):
+        find(tmp_path, str(path))
+
+
+def test_a_checkpoint_of_another_fold_or_optimiser_is_named(tmp_path):
+    save(tmp_path, *small(groups=2), RunState(1))
+    saved = find(tmp_path)
+    with pytest.raises(UserError, match="its optimiser has other parameters"):
+        restore(saved, *small(), SCALER, CLASSES)
+    with pytest.raises(UserError, match=r"was trained on base classes \[1, 2, 3\]"):
+        restore(saved, *small(groups=2), SCALER, (7,))
+
+
+class TwoNodes(Processes):
+    """Another process that found no checkpoint."""
+
+    def sum(self, counts):
+        return counts - 1
+
+
+def test_nodes_that_do_not_share_a_disk_are_told(tmp_path):
+    save(tmp_path, *small(), RunState(4))
+    with pytest.raises(UserError, match="exp_dir has to be on a disk that all nodes share"):
+        find(tmp_path, processes=TwoNodes(0, 2, torch.device("cpu")))
+
+
+def test_waiting_for_a_better_value():
+    assert not RunState(10, 0, 0.5, 3).waited(8)
+    assert RunState(11, 0, 0.5, 3).waited(8)
+    assert not RunState(11, 0, 0.5, 3).waited(0)
+    assert not RunState(11).waited(8)  # nothing was validated yet
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "plan"),
+    [
+        (12, 1, (12, 1)),  # as it was
+        (12, 4, (3, 1)),
+        (4, 2, (3, 2)),  # 6 a process, at most 4 at a time
+        (1, 3, (1, 4)),
+        (12, 5, (12, 7)),  # cannot be shared evenly: as configured
+    ],
+)
+def test_another_number_of_processes_keeps_the_global_batch(batch_size, processes, plan):
+    saved = Saved(None, {"world_size": 1, "global_batch": 12})
+    accumulated = plan[1] if processes in (1, 5) else 1
+    assert plan_batches(batch_size, accumulated, processes, saved) == BatchPlan(*plan)
+    assert plan_batches(batch_size, 2, processes, None) == BatchPlan(batch_size, 2)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from model import build_hdmnet, build_pspnet
+from util.training.schedule import base_optimizer, hdmnet_optimizer, poly_rate, set_rate
+
+
+@pytest.fixture(scope="module")
+def net():
+    return build_hdmnet("resnet18", 5, shot=2)
+
+
+def ids(parameters):
+    return [id(parameter) for parameter in parameters]
+
+
+@pytest.mark.parametrize("train_kshot_rw", [False, True])
+def test_each_trained_parameter_is_in_exactly_one_group(net, train_kshot_rw):
+    optimizer = hdmnet_optimizer(net, 1e-4, train_kshot_rw=train_kshot_rw)
+    grouped = [i for group in optimizer.param_groups for i in ids(group["params"])]
+    left_out = [] if train_kshot_rw else ids(net.ensemble.shot_weights.parameters())
+    expected = set(ids(p for p in net.parameters() if p.requires_grad)) - set(left_out)
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == expected
+
+
+def test_all_but_the_transformer_learns_ten_times_as_fast(net):
+    optimizer = hdmnet_optimizer(net, 1e-4)
+    slow, fast = optimizer.param_groups
+    assert (slow["lr"], fast["lr"]) == (1e-4, pytest.approx(1e-3))
+    assert set(ids(net.decoder.parameters())) <= set(ids(slow["params"]))
+    assert set(ids(net.merge_query.parameters())) <= set(ids(fast["params"]))
+    set_rate(optimizer, 5e-5)
+    assert (slow["lr"], fast["lr"]) == (5e-5, pytest.approx(5e-4))
+
+
+def test_base_learner_groups_cover_it_once():
+    net = build_pspnet("resnet18", 5)
+    optimizer = base_optimizer(net, 0.01, 0.9, 1e-4, encoder_ratio=1, head_ratio=10)
+    encoder, head = optimizer.param_groups
+    assert (encoder["lr"], head["lr"]) == (0.01, 0.1)
+    assert sorted(ids(encoder["params"] + head["params"])) == sorted(ids(net.parameters()))
+    assert ids(encoder["params"]) == ids(net.backbone.parameters())
+
+
+def test_poly_rate_decays_to_zero():
+    assert poly_rate(1e-4, 1, 10) == pytest.approx(1e-4 * 0.9**0.9)
+    assert poly_rate(1e-4, 10, 10) == 0
+    assert poly_rate(2.0, 5, 10, power=2) == pytest.approx(0.5)
+
+
+def test_warmup_rises_from_a_tenth_and_then_joins_the_decay():
+    rates = [poly_rate(1.0, it, 100, warmup_steps=10) for it in range(1, 13)]
+    assert rates[0] == pytest.approx(0.1 + 0.9 * 0.1)
+    assert rates[8] == pytest.approx(0.1 + 0.9 * 0.9)
+    assert rates[9] == poly_rate(1.0, 10, 100)
+
+
+def test_rates_follow_their_ratio_in_the_optimizer():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": 1.0, "ratio": 10.0}])
+    set_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 2.5

@@ -1,0 +1,269 @@
+"""The checks of `util.verify` on a dataset: lists, files, masks, and the images of each class."""
+
+import os
+import random
+import shlex
+import tempfile
+from collections.abc import Generator, Iterator
+from functools import partial
+
+import numpy as np
+
+from util.checks.report import ERROR, OK, WARNING, Row
+from util.config import Config
+from util.data.dataset import (
+    BaseLabels,
+    base_label_dir,
+    base_label_path,
+    read_image,
+    read_mask,
+    require_same_size,
+    unknown_class,
+)
+from util.data.folds import fold_classes
+from util.data.list_cache import load_counts
+from util.data.lists import check_any, filter_entries, parse_entries, shortages
+from util.data.loaders import check_batch, config_fold
+from util.errors import UserError
+from util.preparation.masks import image_size
+from util.preparation.shared import run_parallel
+from util.prepare_coco import COUNTS as COCO_COUNTS
+from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
+
+SAMPLE = 200  # pairs of a list that are read where not all are
+PARTS = ("train", "val")
+_PUBLISHED_COUNTS = {
+    "pascal": {"train": SBD_COUNT + VOC_COUNT, "val": VAL_COUNT},
+    "coco": COCO_COUNTS,
+}
+
+Entry = tuple[str, str]
+
+
+def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> Iterator[Row]:
+    """Check the data of an experiment.
+
+    Args:
+        cfg: its settings.
+        full: read every image and mask, not a sample; the files of both lists are looked for, and
+            the pixels of all masks counted (once: see `util.data.list_cache`), either way.
+        workers: processes; None: all cores.
+        settings: the words of the command line that give `cfg`, for commands.
+    """
+    mend = _how_to_get(cfg)
+    root = cfg.data_root
+    if not root or not os.path.isdir(root):
+        found = f"{root} is not a folder" if root else "is not set"
+        yield Row(ERROR, "data_root", found, mend=mend)
+        root = None
+    else:
+        yield Row(OK, "data_root", root)
+    for part in PARTS:
+        list_file = getattr(cfg, f"{part}_list")
+        if not list_file or not os.path.isfile(list_file):
+            found = f"there is no file {list_file}" if list_file else "is not set"
+            yield Row(ERROR, f"{part}_list", found, mend=mend)
+        elif root:
+            yield from _Part(cfg, part, root, list_file, workers, mend).rows(full, settings)
+
+
+def _how_to_get(cfg: Config) -> str:
+    """The command that makes the dataset."""
+    out = shlex.quote(cfg.data_root or "DIR")
+    folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
+    lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
+    if cfg.data_set == "demo":
+        return f"python -m util.demo_data --out {out}"
+    if cfg.data_set == "pascal":
+        return f"python -m util.prepare_pascal --voc DIR --sbd DIR --out {out}{lists}"
+    if cfg.data_set == "coco":
+        return f"python -m util.prepare_coco --coco DIR --out {out}{lists}"
+    name = f"--name {cfg.data_set} --images DIR --masks DIR"
+    return f"python -m util.prepare_custom {name} --out {out}{lists}"
+
+
+class _Part:
+    """The checks of one list."""
+
+    def __init__(self, cfg, part, root, list_file, workers, mend):
+        self.cfg, self.part, self.root, self.list_file = cfg, part, root, list_file
+        self.workers, self.mend = workers, mend
+
+    def rows(self, full: bool, settings: str) -> Iterator[Row]:
+        try:
+            listed, problems = parse_entries(self.root, self.list_file)
+        except UserError as error:
+            yield Row(ERROR, f"{self.part}_list", str(error), mend=self.mend)
+            return
+        yield self._list_row(listed, problems)
+        there = yield from self._existing(listed)
+        if not there:
+            return
+        read = there
+        if not full and len(there) > SAMPLE:
+            read = random.Random(0).sample(there, SAMPLE)
+        damaged = yield from self._read(read, len(there))
+        usable = [entry for entry in there if entry not in damaged]
+        if self.cfg.base_data_root:
+            yield self._base_label_row(usable, settings)
+        yield from self._class_rows(usable, whole=usable == listed and not problems)
+
+    def _list_row(self, listed: list[Entry], problems: list[str]) -> Row:
+        subject, count = f"{self.part}_list", len(listed) + len(problems)
+        found = f"{self.list_file}: {count:,} lines"
+        expected = _PUBLISHED_COUNTS.get(self.cfg.data_set, {}).get(self.part, count)
+        if problems:
+            found += f", {len(problems):,} of them not IMAGE MASK"
+            return Row(ERROR, subject, found, tuple(problems), self.mend)
+        if count != expected:
+            found += f"; the published list has {expected:,}"
+            return Row(WARNING, subject, found, mend=self.mend)
+        return Row(OK, subject, found)
+
+    def _existing(self, listed: list[Entry]) -> Generator[Row, None, list[Entry]]:
+        """Returns the entries whose files are both there."""
+        exist = run_parallel(
+            partial(_exist, self.root), listed, self.workers, f"finding {self.part} files"
+        )
+        missing = [
+            os.path.join(self.root, name)
+            for entry, both in zip(listed, exist, strict=True)
+            for name, there in zip(entry, both, strict=True)
+            if not there
+        ]
+        if missing:
+            found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
+            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.mend)
+        return [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
+
+    def _read(self, entries: list[Entry], total: int) -> Generator[Row, None, set[Entry]]:
+        """Returns those of `entries` that cannot be used."""
+        found = run_parallel(
+            partial(_pair_problems, self.root),
+            entries,
+            self.workers,
+            f"reading {self.part} files",
+        )
+        problems = [problem for of_pair in found for problem in of_pair]
+        subject = f"{self.part} images"
+        text = f"{len(entries):,} of {total:,} read with their masks"
+        if problems:
+            mend = f"replace these files, or all: {self.mend}"
+            text = f"{len(problems):,} problems in {text}"
+            yield Row(ERROR, subject, text, tuple(problems), mend)
+        else:
+            sample = "" if len(entries) == total else "; --full reads all"
+            yield Row(OK, subject, text + sample)
+        return {entry for entry, of_pair in zip(entries, found, strict=True) if of_pair}
+
+    def _base_label_row(self, entries: list[Entry], settings: str) -> Row:
+        folder = base_label_dir(self.cfg.base_data_root, self.part, self.cfg.split)
+        subject = f"{self.part} base labels"
+        mend = f"python -m util.get_mulway_base_data {settings}"
+        try:
+            BaseLabels(config_fold(self.cfg), entries, folder)
+        except UserError as error:
+            return Row(ERROR, subject, str(error), mend=mend)
+        paths = [base_label_path(folder, mask) for _, mask in entries]
+        missing = tuple(path for path in paths if not os.path.isfile(path))
+        if missing:
+            found = f"{len(missing):,} of {len(paths):,} do not exist"
+            return Row(ERROR, subject, found, missing, mend)
+        return Row(OK, subject, f"{len(paths):,} in {folder}")
+
+    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
+        """The values of all masks, and what they give each fold.
+
+        whole: the entries are the whole list, whose counts training will want too.
+        """
+        subject = f"{self.part} masks"
+        try:
+            with tempfile.TemporaryDirectory() as elsewhere:
+                folder = self.cfg.list_dir if whole else elsewhere
+                counts = load_counts(self.root, self.list_file, entries, folder, self.workers)
+        except UserError as error:
+            found = f"classes not counted: {error}"
+            yield Row(ERROR, subject, found, mend="--full names all such masks")
+            return
+        beyond = [bool(pixels) and max(pixels) > self.cfg.num_classes for pixels in counts]
+        illegal = tuple(
+            str(unknown_class(os.path.join(self.root, mask), max(pixels), self.cfg.num_classes))
+            for (_, mask), pixels, wrong in zip(entries, counts, beyond, strict=True)
+            if wrong
+        )
+        if illegal:
+            found = f"{len(illegal):,} of {len(counts):,} hold values that are no class"
+            mend = f"{self.mend}; or set num_classes, or the data_set that the masks are of"
+            yield Row(ERROR, subject, found, illegal, mend)
+        else:
+            found = f"values of all {len(counts):,} within 0..{self.cfg.num_classes} and 255"
+            yield Row(OK, subject, found)
+        kept = [i for i, wrong in enumerate(beyond) if not wrong]
+        entries, counts = [entries[i] for i in kept], [counts[i] for i in kept]
+        own = self.cfg.split
+        for split in sorted(range(self.cfg.fold_count), key=lambda split: (split != own, split)):
+            yield self._fold_row(split, self.part, entries, counts)
+        if self.part == "val" and self.cfg.select_on == "base":
+            yield self._fold_row(own, "train", entries, counts)
+
+    def _fold_row(
+        self, split: int, part: str, entries: list[Entry], counts: list[dict[int, int]]
+    ) -> Row:
+        """What a fold finds in this list by the rules of `part`."""
+        cfg = self.cfg
+        fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
+        lists = filter_entries(entries, counts, fold, part, cfg.min_pixels)
+        problems = list(shortages(lists, cfg.shot, cfg.class_names, self.list_file))
+        try:
+            check_any(lists, fold, part, cfg.min_pixels, self.list_file)
+            if self.part == "train":
+                check_batch(self.list_file, len(lists.entries), cfg.batch_size)
+        except UserError as error:
+            problems.append(str(error))
+        sizes = [len(files) for files in lists.class_files.values()]
+        found = (
+            f"{len(lists.entries):,} images, {min(sizes):,} to {max(sizes):,} of each of "
+            f"{len(sizes)} classes, for {cfg.shot}-shot"
+        )
+        other = " (base classes)" if part != self.part else ""
+        subject = f"fold {split} {self.part}{other}"
+        if problems:
+            # The experiment at hand needs its own fold only.
+            status = ERROR if split == cfg.split else WARNING
+            mend = "more images of these classes, or a lower shot, min_pixels or batch_size"
+            return Row(status, subject, found, tuple(problems), mend)
+        if unseen := [class_id for class_id, files in lists.class_files.items() if not files]:
+            details = tuple(f"class {_name(cfg, class_id)} is in none" for class_id in unseen)
+            return Row(WARNING, subject, found, details, "images of them, or leave them out")
+        return Row(OK, subject, found)
+
+
+def _name(cfg: Config, class_id: int) -> str:
+    return f"{class_id} ({cfg.class_names[class_id - 1]})" if cfg.class_names else str(class_id)
+
+
+def _exist(root: str, entry: Entry) -> list[bool]:
+    return [os.path.isfile(os.path.join(root, name)) for name in entry]
+
+
+def _pair_problems(root: str, entry: Entry) -> list[str]:
+    """What is wrong with an image and its mask."""
+    image_path, mask_path = (os.path.join(root, name) for name in entry)
+    problems, pixels = [], []
+    for read, path in ((_read_whole_image, image_path), (read_mask, mask_path)):
+        try:
+            pixels.append(read(path))
+        except UserError as error:
+            problems.append(str(error))
+    if not problems:
+        try:
+            require_same_size(pixels[0], image_path, pixels[1], mask_path)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _read_whole_image(path: str) -> np.ndarray:
+    # OpenCV, which training reads with, takes half a JPEG for an image.
+    image_size(path)
+    return read_image(path)

@@ -1,0 +1,119 @@
+"""The checks of `util.verify` on disk and memory. Both compare estimates with what is free now."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from util.checks.report import ERROR, OK, WARNING, Row
+from util.checks.weights import needs_stage_1
+from util.config import Config
+from util.pretrained.kinds import BASE, HDMNET, model_of
+from util.snapshots import snapshot_dir
+from util.training.schedule import hdmnet_optimizer
+
+_SHARED = "/dev/shm"  # through which loader processes hand over their batches
+_PREFETCHED = 2  # batches that a loader process keeps ready
+# What a process holds beside batches and weights: 750 MiB and 70 to 150 MiB were measured on Linux
+# with torch 2.15, without CUDA's libraries.
+_TRAINING, _LOADER = 750 << 20, 150 << 20  # bytes
+_FLOAT, _INDEX = 4, 8  # bytes
+
+
+def resource_rows(cfg: Config) -> Iterator[Row]:
+    """Check that disk and memory suffice, as far as sizes of parameters and batches tell.
+
+    Activations are left out: on a GPU they are not in this memory, and on the CPU they depend on
+    the network's inner workings.
+    """
+    stage_1 = needs_stage_1(cfg)
+    yield _disk_row(cfg, stage_1)
+    yield from _memory_rows(cfg, stage_1)
+
+
+def checkpoint_bytes(cfg: Config, stage_1: bool) -> int:
+    """Bytes at most taken by the checkpoints of stage 2 and, with `stage_1`, of that.
+
+    A stage keeps its best weights and its last two states (weights and the optimiser's values);
+    while one more of them is written, it is there beside them.
+    """
+    net = model_of(HDMNET, cfg)
+    groups = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw).param_groups
+    trained = sum(p.numel() for group in groups for p in group["params"]) * _FLOAT
+    weights = _weights_bytes(net)
+    # AdamW keeps two values per trained parameter, SGD with momentum one.
+    stages = [(weights, weights + 2 * trained)]
+    if stage_1:
+        base = _weights_bytes(model_of(BASE, cfg))
+        stages.append((base, 2 * base))
+    return sum(best + 2 * last for best, last in stages) + max(last for _, last in stages)
+
+
+def _weights_bytes(net: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in net.state_dict().values())
+
+
+def _disk_row(cfg: Config, stage_1: bool) -> Row:
+    folder = Path(cfg.exp_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    kept = sum(
+        path.stat().st_size
+        for run in (cfg.run_dir, cfg.base_dir)
+        for path in snapshot_dir(run).glob("*.pth")
+    )
+    needed, free = max(0, checkpoint_bytes(cfg, stage_1) - kept), shutil.disk_usage(folder).free
+    found = (
+        f"checkpoints take about {_size(needed)} more (estimate), {_size(free)} free in {folder}"
+    )
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return Row(ERROR, "exp_dir", f"{folder} cannot be written", mend="set exp_dir")
+    if free < needed:
+        return Row(ERROR, "disk", found, mend="free some, or set exp_dir to a folder elsewhere")
+    return Row(OK, "disk", found)
+
+
+def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
+    episode = (1 + cfg.shot) * 3 * _FLOAT + (2 + cfg.shot) * _INDEX  # bytes a pixel
+    batches = {"stage 2": cfg.batch_size * episode * cfg.train_h * cfg.train_w}
+    if stage_1:
+        images = -(-cfg.base_batch_size // cfg.grad_accum)
+        batches["stage 1"] = images * (3 * _FLOAT + _INDEX) * cfg.base_h * cfg.base_w
+    waiting = max(cfg.workers, 1) * _PREFETCHED * max(batches.values())
+    needed = _TRAINING + cfg.workers * _LOADER + waiting + 2 * _weights_bytes(model_of(HDMNET, cfg))
+    mend = "lower workers (the published test has 8) or batch_size"
+    found = (
+        f"a training process and its {cfg.workers} loaders take about {_size(needed)} (estimate, "
+        "without activations and CUDA)"
+    )
+    free = _free_memory()
+    if free is None:
+        yield Row(OK, "memory", f"{found}; what is free cannot be told here")
+    elif free < needed:
+        yield Row(WARNING, "memory", f"{found}, {_size(free)} free", mend=mend)
+    else:
+        yield Row(OK, "memory", f"{found}, {_size(free)} free")
+    if cfg.workers and os.path.isdir(_SHARED):
+        free = shutil.disk_usage(_SHARED).free
+        found = f"batches of the loaders take about {_size(waiting)} (estimate), {_size(free)} free"
+        if free < waiting:
+            larger = "a larger /dev/shm (docker run --shm-size), or "
+            yield Row(WARNING, "shared memory", f"{found} in {_SHARED}", mend=larger + mend)
+        else:
+            yield Row(OK, "shared memory", f"{found} in {_SHARED}")
+
+
+def _free_memory() -> int | None:
+    """Bytes that this machine can give to new processes; None where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            values = dict(line.split(":", 1) for line in lines)
+        return int(values["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,86 @@
+"""The checks of `util.verify` on weights: those that training starts from, and the one to test."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from util.checkpoint import read_checkpoint
+from util.checks.report import ERROR, OK, WARNING, Row
+from util.config import Config
+from util.errors import UserError
+from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
+from util.pretrained.places import foreign_sha256, how_to_get
+from util.snapshots import find_base_learner, find_test_weight, script, snapshot_dir
+
+
+def weight_rows(cfg: Config) -> Iterator[Row]:
+    """Check that the weights an experiment starts from are there and load into its network.
+
+    ImageNet weights are looked at where stage 1 is still to be trained.
+    """
+    if cfg.pre_weight:
+        yield _row("pre_weight", HDMNET, cfg, cfg.pre_weight, "set pre_weight to HDMNet weights")
+    else:
+        yield from _base_rows(cfg)
+    if cfg.weight:
+        yield _test_row(cfg)
+
+
+def needs_stage_1(cfg: Config) -> bool:
+    """Whether the base learner is still to be trained, as far as its files tell."""
+    if cfg.pre_weight:
+        return False
+    found = find_base_learner(cfg)
+    return found is None or not found.complete
+
+
+def _base_rows(cfg: Config) -> Iterator[Row]:
+    train, found = script(cfg, "train_base.sh"), find_base_learner(cfg)
+    if found is None:
+        nowhere = f"none in {snapshot_dir(cfg.base_dir)} or at {cfg.initmodel_base_path}"
+        mend = f"{train} (train.sh does that first), or {how_to_get(BASE, cfg)}"
+        yield Row(WARNING, BASE, f"{nowhere}: stage 1 comes first", mend=mend)
+    else:
+        row = _row(BASE, BASE, cfg, str(found.path), f"{train}, or {how_to_get(BASE, cfg)}")
+        if row.status == OK and not found.complete:
+            row = Row(WARNING, BASE, f"{found.path}: its training is not complete", mend=train)
+        yield row
+    if found is None or not found.complete:
+        yield _imagenet_row(cfg)
+
+
+def _imagenet_row(cfg: Config) -> Row:
+    path = cfg.backbone_weight
+    mend = (
+        how_to_get(IMAGENET, cfg) if path else "set backbone_weight; none starts from random ones"
+    )
+    if path is None:
+        return Row(ERROR, IMAGENET, "backbone_weight is not set", mend=mend)
+    if path == "none":
+        return Row(OK, IMAGENET, "none: stage 1 starts from random weights")
+    row = _row(IMAGENET, IMAGENET, cfg, path, mend)
+    if row.status == OK and (foreign := foreign_sha256(cfg.net_name, path)):
+        mend = f"if it should be that: mv {shlex.quote(path)} elsewhere, then {mend}"
+        return Row(WARNING, IMAGENET, f"{path}: fits, but is {foreign}", mend=mend)
+    return row
+
+
+def _test_row(cfg: Config) -> Row:
+    mend = "set weight to HDMNet weights, or leave it out for the run's best"
+    try:
+        path = str(find_test_weight(cfg))
+    except UserError as error:
+        return Row(ERROR, "weight", str(error), mend=mend)
+    return _row("weight", HDMNET, cfg, path, mend)
+
+
+def _row(subject: str, kind: str, cfg: Config, path: str | Path, mend: str) -> Row:
+    """Whether a file is there, readable, and fits."""
+    try:
+        content = read_checkpoint(path)
+        # HDMNet is tested at other shots than it was trained for, too.
+        trained = {"shot": content.get("shot", cfg.shot)} if subject == "weight" else {}
+        require_fit(kind, content, cfg.model_copy(update=trained), str(path))
+    except UserError as error:
+        return Row(ERROR, subject, str(error), mend=mend)
+    return Row(OK, subject, f"{path}: {kind} for {cfg.backbone}")

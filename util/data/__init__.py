@@ -1,0 +1,1 @@
+"""Folds, lists, episodes and their loading."""

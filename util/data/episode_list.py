@@ -1,0 +1,106 @@
+"""The drawn episodes of a test as a file, for another model or machine to be tested on the same ones.
+
+JSON: the images by name, and per run its seed and its episodes, each [query, class, support, ...]
+with numbers of images counted from 0; the supports are in the order of drawing.
+"""
+
+import hashlib
+import json
+import os
+
+from util.data.draws import Draw, DrawnRun
+from util.data.episodes import EpisodeDataset
+from util.errors import UserError
+from util.files import write_atomically
+
+
+def list_text(episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]) -> str:
+    """The content of the file."""
+    content = _header(episodes, data_set, split)
+    content["runs"] = [
+        {"seed": run.seed, "episodes": [[d.index, d.class_id, *d.supports] for d in run.draws]}
+        for run in runs
+    ]
+    return json.dumps(content) + "\n"
+
+
+def list_digest(text: str) -> str:
+    """A short name for the episodes of `list_text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) -> list[DrawnRun]:
+    """The runs in a file of `list_text`.
+
+    Args:
+        path: of the file.
+        episodes: where the draws are going to be loaded from.
+        data_set, split: of the test.
+
+    Raises:
+        UserError: the file cannot be read, or is of another dataset, list, fold or shot.
+    """
+    try:
+        with open(path, encoding="utf-8") as handle:
+            content = json.load(handle)
+        found = {key: content[key] for key in _header(episodes, data_set, split)}
+        runs = [
+            DrawnRun(int(run["seed"]), [Draw(e[0], e[1], e[2:]) for e in run["episodes"]])
+            for run in content["runs"]
+        ]
+    except OSError as error:
+        raise UserError(f"--episodes {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"--episodes {path}: is no file of drawn episodes") from None
+    for key, wanted in _header(episodes, data_set, split).items():
+        if found[key] != wanted:
+            what = "other " + key if isinstance(wanted, list) else f"{key} {found[key]}"
+            here = "" if isinstance(wanted, list) else f", this test has {wanted}"
+            raise UserError(f"--episodes {path}: drawn for {what}{here}; name another file")
+    lengths = {len(run.draws) for run in runs}
+    if len(lengths) != 1 or 0 in lengths:
+        raise UserError(f"--episodes {path}: its runs are empty or not of one length")
+    for draw in (draw for run in runs for draw in run.draws):
+        _check_draw(path, draw, episodes)
+    return runs
+
+
+def read_or_write_list(
+    path: str, episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]
+) -> list[DrawnRun]:
+    """The runs in the file where it exists; else `runs`, once they are written to it.
+
+    Raises:
+        UserError: as `read_list`, or the file cannot be written.
+    """
+    if os.path.exists(path):
+        return read_list(path, episodes, data_set, split)
+    try:
+        write_atomically(path, list_text(episodes, data_set, split, runs))
+    except OSError as error:
+        raise UserError(f"--episodes {path}: cannot be written: {error.strerror}") from None
+    return runs
+
+
+def _header(episodes: EpisodeDataset, data_set: str, split: int) -> dict:
+    return {
+        "dataset": data_set,
+        "split": split,
+        "shot": episodes.shot,
+        "classes": list(episodes.classes),
+        "images": [image for image, _ in episodes.lists.entries],
+    }
+
+
+def _check_draw(path: str, draw: Draw, episodes: EpisodeDataset) -> None:
+    present = episodes.lists.present
+    images = [draw.index, *draw.supports]
+    if not (
+        len(draw.supports) == episodes.shot
+        and all(isinstance(image, int) and 0 <= image < len(present) for image in images)
+        and all(draw.class_id in present[image] for image in images)
+    ):
+        raise UserError(
+            f"--episodes {path}: the episode {[draw.index, draw.class_id, *draw.supports]} cannot be: "
+            f"{episodes.shot} supports and the query have to show the class"
+        )

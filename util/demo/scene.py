@@ -1,0 +1,245 @@
+"""One picture of the demo dataset: patterned objects before a textured background, and its mask.
+
+Everything random comes from the `numpy.random.RandomState` that is passed in (NumPy's legacy
+generator, whose stream is frozen). The mask never depends on a drawn colour or on a library's
+rounding; the picture may differ in the last bit between OpenCV versions.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from util.demo.background import draw_background, random_colour
+from util.demo.shapes import SAMPLES, coverage, silhouette
+
+IGNORE = 255
+_LUMA = np.array([0.30, 0.59, 0.11], np.float32)
+# Range of an object's area as a share of the picture, by the number of objects in it.
+_AREAS = {1: (0.12, 0.34), 2: (0.11, 0.23), 3: (0.085, 0.14)}
+_MIN_PIXELS = 2300  # labelled pixels every object keeps: the protocol counts a class from 2048
+
+
+def draw_scene(rng, objects, height, width):
+    """Draw `objects`, a list of (class id, silhouette name, pattern name), later ones in front.
+
+    Returns the RGB image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0, class
+    ids, and 255 along the outlines. The first object is always there; one for which no place is
+    left is not drawn.
+    """
+    placements, label = _place(rng, objects, height, width)
+    unit = max(height, width) / 220
+    image, tone = draw_background(rng, height, width, unit)
+    light = rng.uniform(0, 2 * math.pi)
+    for _, pattern, matrix, centre, alpha in placements:
+        _shade_shadow(rng, image, alpha, light, unit)
+        surface = _surface(rng, pattern, matrix, centre, alpha, tone, light, unit)
+        image += alpha[..., None] * (surface - image)
+    return _photograph(rng, image, light, unit), label
+
+
+# ---------------------------------------------------------------------------------- placement
+
+
+def _place(rng, objects, height, width):
+    label = np.zeros((height, width), np.uint8)
+    placements = []
+    for class_id, shape, pattern in objects:
+        area = height * width * rng.uniform(*_AREAS[len(objects)])
+        area = max(area, 1.4 * _MIN_PIXELS)
+        pose = _pose(rng)
+        for attempt in range(60):
+            if attempt % 10 == 0:
+                matrix = pose * math.sqrt(area)
+                sprite = _sprite(shape, matrix)
+                area *= 0.85
+            far = 0.35 * rng.uniform(0, 1, 2) ** 0.7  # away from the middle: room for the others
+            share = np.where(rng.uniform(0, 1, 2) < 0.5, 0.5 - far, 0.5 + far)
+            centre = np.rint(share * (width, height)).astype(np.int64)
+            samples = _paste(sprite, centre, height, width)
+            if samples.sum(dtype=np.int64) < 0.92 * sprite.sum(dtype=np.int64):
+                continue  # too much of it would lie outside the picture
+            trial = _paint(label, samples, class_id)
+            if _all_visible(trial, class_id, label):
+                label = trial
+                alpha = samples.astype(np.float32) / SAMPLES**2
+                placements.append((class_id, pattern, matrix, centre, alpha))
+                break
+    return placements, label
+
+
+def _sprite(shape, matrix):
+    """The samples of a silhouette around its origin, in the middle of a square of even side."""
+    parts = silhouette(shape)
+    reach = max(np.abs(polygon @ matrix.T).max() for _, polygon in parts)
+    half = math.ceil(reach) + 1
+    return coverage(parts, matrix, (half, half), 2 * half, 2 * half)
+
+
+def _paste(sprite, centre, height, width):
+    """The sprite on an empty (height, width) canvas, its middle at the corner `centre` (x, y)."""
+    half = sprite.shape[0] // 2
+    canvas = np.zeros((height, width), np.uint8)
+    x, y = centre - half
+    top, left, bottom, right = (
+        max(y, 0),
+        max(x, 0),
+        min(y + 2 * half, height),
+        min(x + 2 * half, width),
+    )
+    canvas[top:bottom, left:right] = sprite[top - y : bottom - y, left - x : right - x]
+    return canvas
+
+
+def _pose(rng):
+    """A random rotation, shear, aspect and mirroring of determinant ±1, (2, 2)."""
+    angle, shear = rng.uniform(-0.85, 0.85), rng.uniform(-0.25, 0.25)
+    stretch = math.sqrt(rng.uniform(0.8, 1.25))
+    mirror = 1 if rng.uniform() < 0.5 else -1
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return turn @ np.array([[mirror * stretch, shear], [0, 1 / stretch]])
+
+
+def _paint(label, samples, class_id):
+    """The mask with one more object in front, its outline two pixels of IGNORE."""
+    inside = (2 * samples.astype(np.int32) > SAMPLES**2).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    painted = label.copy()
+    painted[cv2.dilate(inside, kernel) == 1] = IGNORE
+    painted[cv2.erode(inside, kernel) == 1] = class_id
+    return painted
+
+
+def _all_visible(trial, class_id, label):
+    """Whether the new object is large enough and the earlier ones keep 85% of what they had."""
+    before, after = np.bincount(label.ravel(), minlength=256), np.bincount(trial.ravel())
+    earlier = [c for c in np.flatnonzero(before) if c not in (0, IGNORE)]
+    kept = all(after[c] >= max(_MIN_PIXELS, 0.85 * before[c]) for c in earlier)
+    return kept and after[class_id] >= _MIN_PIXELS
+
+
+# ------------------------------------------------------------------------------------ patterns
+# Each takes object coordinates u, v in periods, the depth below the outline in periods, and
+# returns the signed distance in periods to the border between the two colours (positive: second).
+
+
+def _stripe(phase, width=0.5):
+    return width / 2 - np.abs(phase - np.floor(phase) - 0.5)
+
+
+def _striped(u, v, depth):
+    return _stripe(u)
+
+
+def _dotted(u, v, depth):
+    return 0.33 - np.hypot(u - np.rint(u), v - np.rint(v))
+
+
+def _checked(u, v, depth):
+    a, b = _stripe(u / 1.3), _stripe(v / 1.3)
+    return 1.3 * np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
+
+
+def _netted(u, v, depth):
+    return np.maximum(_stripe(u / 1.15, 0.36), _stripe(v / 1.15, 0.36)) * 1.15
+
+
+def _zigzag(u, v, depth):
+    return 0.75 * _stripe(v + 1.4 * np.abs(u / 1.6 - np.rint(u / 1.6)))
+
+
+def _ringed(u, v, depth):
+    return _stripe(np.hypot(u, v))
+
+
+def _rayed(u, v, depth):
+    return np.hypot(u, v) * (2 * math.pi / 9) * _stripe(np.arctan2(u, v) * 9 / (2 * math.pi))
+
+
+def _rimmed(u, v, depth):
+    return 0.55 - depth
+
+
+PATTERNS = {
+    "striped": _striped,
+    "dotted": _dotted,
+    "checked": _checked,
+    "netted": _netted,
+    "zigzag": _zigzag,
+    "ringed": _ringed,
+    "rayed": _rayed,
+    "rimmed": _rimmed,
+}
+_CENTRED = ("ringed", "rayed")  # patterns about the object's centre, which no shift may move
+
+
+def _surface(rng, pattern, matrix, centre, alpha, tone, light, unit):
+    """The object's colours at every pixel of the picture, float32 (height, width, 3)."""
+    height, width = alpha.shape
+    scale = math.sqrt(abs(np.linalg.det(matrix)))
+    period = unit * float(np.clip(scale / unit / 5, 15, 21)) * rng.uniform(0.92, 1.08)
+    inverse = np.linalg.inv(matrix) * scale / period
+    x = (np.arange(width) + 0.5 - centre[0]).astype(np.float32)[None]
+    y = (np.arange(height) + 0.5 - centre[1]).astype(np.float32)[:, None]
+    shift = np.zeros(2) if pattern in _CENTRED else rng.uniform(0, 1, 2)
+    u = np.float32(inverse[0, 0]) * x + np.float32(inverse[0, 1]) * y + np.float32(shift[0])
+    v = np.float32(inverse[1, 0]) * x + np.float32(inverse[1, 1]) * y + np.float32(shift[1])
+    inside = (alpha > 0.5).astype(np.uint8)
+    depth = cv2.distanceTransform(np.pad(inside, 1, mode="edge"), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    share = np.clip(PATTERNS[pattern](u, v, depth / period) * period + 0.5, 0, 1)[..., None]
+    first, second = _object_colours(rng, tone)
+    slope = (x * math.cos(light) + y * math.sin(light)) / scale
+    shade = 1 - rng.uniform(0.1, 0.3) * np.clip(slope, -1, 1)[..., None]
+    return (first + share * (second - first)) * shade.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------- colours
+
+
+def _difference(one, other):
+    """How different two colours look, 0..1: mostly brightness, partly hue."""
+    delta = (one - other) / 255
+    return 0.7 * abs(float(delta @ _LUMA)) + 0.3 * float(np.abs(delta).max())
+
+
+def _object_colours(rng, tone):
+    """Two colours that differ clearly from each other and, the first more, from the background."""
+    pairs = [
+        (random_colour(rng, (0.2, 1), (0.15, 1)), random_colour(rng, (0, 1), (0.1, 1)))
+        for _ in range(12)
+    ]
+
+    def contrast(pair):
+        return min(
+            _difference(*pair) / 0.38,
+            _difference(pair[0], tone) / 0.26,
+            _difference(pair[1], tone) / 0.14,
+            1.0,
+        )
+
+    return max(pairs, key=contrast)
+
+
+# ------------------------------------------------------------------------------------ lighting
+
+
+def _shade_shadow(rng, image, alpha, light, unit):
+    """Darken `image` where the object's soft shadow falls, away from the light."""
+    reach = unit * rng.uniform(2, 6)
+    move = np.float32([[1, 0, reach * math.cos(light)], [0, 1, reach * math.sin(light)]])
+    cast = cv2.warpAffine(alpha, move, alpha.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    soft = cv2.GaussianBlur(cast, (0, 0), 2.5 * unit)
+    image *= 1 - (rng.uniform(0.2, 0.45) * soft)[..., None]
+
+
+def _photograph(rng, image, light, unit):
+    """Uneven light, a tint, a little blur and sensor noise; uint8."""
+    height, width = image.shape[:2]
+    x, y = np.linspace(-0.5, 0.5, width)[None], np.linspace(-0.5, 0.5, height)[:, None]
+    fall = 1 - rng.uniform(0, 0.35) * (x * math.cos(light) + y * math.sin(light))
+    gain = rng.uniform(0.82, 1.15) * rng.uniform(0.94, 1.06, 3)
+    lit = image * (fall[..., None] * gain).astype(np.float32)
+    if rng.uniform() < 0.3:
+        lit = cv2.GaussianBlur(lit, (0, 0), 0.8 * unit)
+    grain = rng.randint(-128, 128, image.shape).astype(np.float32)
+    return np.clip(np.rint(lit + grain * rng.uniform(0.01, 0.07)), 0, 255).astype(np.uint8)

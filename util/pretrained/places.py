@@ -1,0 +1,160 @@
+"""Places of weights: where the commands look for which, and where they can be had."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from util.checkpoint import read_checkpoint
+from util.config import DATASETS, Config, load_config
+from util.errors import UserError
+from util.pretrained.download import file_sha256
+from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
+from util.snapshots import find_best, snapshot_dir
+
+PUBLISHED_HDMNET = "published.pth"
+_SETTINGS = Path(DATASETS).parent / "base"
+# What the authors of BAM publish base learners for.
+_PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resnet50", "vgg")]
+
+
+class Source(NamedTuple):
+    """A file to download, and how its SHA-256 begins."""
+
+    url: str
+    sha256: str
+
+
+def nets() -> list[str]:
+    """Names of the backbones that there are settings for: "resnet101", "resnet18", …, "vgg"."""
+    return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if _is_net(path.stem))
+
+
+def _is_net(name: str) -> bool:
+    return name == "vgg" or re.fullmatch(r"resnet\d+", name) is not None
+
+
+def datasets() -> list[str]:
+    """Names of the datasets that are described."""
+    return sorted(path.stem for path in Path(DATASETS).glob("*.yaml"))
+
+
+def experiment(
+    net: str, dataset: str, split: int, opts: list[str] | tuple[str, ...] = ()
+) -> Config:
+    """The settings of an experiment, as the shell scripts put them together.
+
+    Raises:
+        UserError: there are no settings for the backbone `net`, or the others are wrong.
+    """
+    path = _SETTINGS / f"{net}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"no settings for the backbone {net}: there is no {os.path.relpath(path)}; "
+            f"there is {', '.join(nets())}"
+        )
+    words = ["data_set", dataset, "split", str(split), *opts]
+    return load_config(os.path.relpath(path), words)
+
+
+def place_of(kind: str, cfg: Config) -> Path | None:
+    """Where the commands look for weights of that kind; None where they start from random ones."""
+    if kind == IMAGENET:
+        return None if cfg.backbone_weight in (None, "none") else Path(cfg.backbone_weight)
+    if kind == BASE:
+        return Path(cfg.initmodel_base_path)
+    return snapshot_dir(cfg.run_dir) / PUBLISHED_HDMNET
+
+
+def how_to_get(kind: str, cfg: Config) -> str:
+    """The command that brings weights of that kind to their place."""
+    if kind == IMAGENET and torchvision_source(cfg.net_name):
+        return "python -m util.weights fetch"
+    fold = "" if kind == IMAGENET else f" --dataset {cfg.data_set} --split {cfg.split}"
+    return f"python -m util.weights import FILE{fold}"
+
+
+def torchvision_source(net: str) -> Source | None:
+    """torchvision's ImageNet file for a backbone; None where none of its files fits."""
+    if net != "vgg":
+        return None
+    # Imported here: it takes a second, and of all commands few need it.
+    from torchvision.models import VGG16_BN_Weights
+
+    url = VGG16_BN_Weights.IMAGENET1K_V1.url
+    return Source(url, re.search(r"-([0-9a-f]{8,})\.", url)[1])
+
+
+def foreign_sha256(net: str, path: str | Path) -> str | None:
+    """How ImageNet weights differ from the file torchvision serves; None: they do not, or may."""
+    source = torchvision_source(net)
+    found = file_sha256(path) if source else ""
+    if source is None or found.startswith(source.sha256):
+        return None
+    return f"not torchvision's file: its sha256 begins {found[:8]}, not {source.sha256}"
+
+
+class Place(NamedTuple):
+    """Where one file of weights goes.
+
+    name: what it is, for people; cfg: an experiment that it is for; origin: where it comes from.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    cfg: Config
+    origin: str
+
+
+def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
+    """Every file that an experiment can use: those that can be had, and others that are there.
+
+    opts: further settings of the experiments.
+    """
+    for net in nets():
+        cfg = experiment(net, "pascal", 0, opts)
+        path = place_of(IMAGENET, cfg)
+        if path:
+            yield Place(IMAGENET, f"ImageNet {net}", path, cfg, _origin(IMAGENET, cfg))
+    for dataset in datasets():
+        for net in nets():
+            for split in range(experiment(net, dataset, 0, opts).fold_count):
+                cfg = experiment(net, dataset, split, opts)
+                yield from _places_of(cfg)
+
+
+def _places_of(cfg: Config) -> Iterator[Place]:
+    """The files of one experiment, one-shot and five-shot."""
+    name = f"{cfg.data_set} {cfg.fold_name} {cfg.net_name}"
+    path = place_of(BASE, cfg)
+    if path.exists() or (cfg.data_set, cfg.net_name) in _PUBLISHED:
+        yield Place(BASE, f"{BASE} {name}", path, cfg, _origin(BASE, cfg))
+    if best := find_best(snapshot_dir(cfg.base_dir)):
+        yield Place(BASE, f"{BASE} {name}", best.path, cfg, "trained here")
+    for shot in (1, 5):
+        shots = cfg.model_copy(update={"shot": shot})
+        path = place_of(HDMNET, shots)
+        if path.exists():
+            yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", path, shots, "imported")
+
+
+def _origin(kind: str, cfg: Config) -> str:
+    authors = "README of PFENet" if kind == IMAGENET else "README of BAM"
+    if kind == IMAGENET and torchvision_source(cfg.net_name):
+        authors = "torchvision"
+    return f"{authors}: {how_to_get(kind, cfg)}"
+
+
+def check_place(place: Place) -> str:
+    """ "missing", "ok", or "ok?" with what is odd about a file that fits.
+
+    Raises:
+        UserError: the file is there and cannot be used.
+    """
+    if not place.path.exists():
+        return "missing"
+    require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
+    odd = place.kind == IMAGENET and foreign_sha256(place.cfg.net_name, place.path)
+    return f"ok? {odd}" if odd else "ok"

@@ -1,0 +1,1 @@
+"""The test protocol: which episodes run when, what is reused, counted and reported."""
