@@ -22,7 +22,7 @@ from util.snapshots import find_test_weight
 from util.testing.evaluator import Evaluation, evaluate_episodes
 from util.testing.journal import Journal
 from util.testing.model import load_tested
-from util.testing.pictures import draw_pictures, episode_records
+from util.testing.pictures import draw_pictures, episode_records, remove_pictures
 from util.testing.predictor import Predictor, build_predictor
 from util.testing.report import (
     build_report,
@@ -72,7 +72,7 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         )
         for seed in run_seeds(cfg.test_runs)
     ]
-    if args.episodes:
+    if args.episodes is not None:
         runs = read_or_write_list(args.episodes, episodes, cfg.data_set, cfg.split, runs)
         logger.info(f"{len(runs)} × {len(runs[0].draws)} episodes of {args.episodes}")
     settings = settings_of(cfg, str(path), runs)
@@ -81,9 +81,10 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
     }
-    output = folder / f"test-{cfg.shot}shot{variant_name(cfg)}-{path.stem}.json"
+    output = folder / f"test-{_test_name(cfg)}-{path.stem}.json"
+    is_there = _is_there(output, identity)
     missing = args.per_episode and not output.with_suffix(".csv").exists()
-    if args.if_missing and not missing and _is_there(output, identity):
+    if args.if_missing and is_there and not missing:
         report = json.loads(output.read_text())
         text = report_text(report, cfg.class_names)
         logger.info(f"tested before, see {output}\n{text.rstrip()}")
@@ -113,6 +114,8 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         artist = build_predictor(
             cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
         )
+        if not is_there:
+            _remove_results(cfg, output)
         text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
         for journal in journals:
             journal.remove()
@@ -136,18 +139,30 @@ def _write_results(
         write_csv(output.with_suffix(".csv"), records)
         text += "\n" + slice_tables(records)
         worst = [records.index(record) for record in worst_episodes(records)]
-    suffix = f"{cfg.shot}shot{variant_name(cfg)}"
+    suffix = _test_name(cfg)
     draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
     write_atomically(output.with_suffix(".md"), text)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
     return text
 
 
+def _test_name(cfg) -> str:
+    return f"{cfg.shot}shot{variant_name(cfg)}"
+
+
+def _remove_results(cfg, output: Path) -> None:
+    """Remove what another test of this name has left: its CSV beside this report would mislead."""
+    for path in (output, output.with_suffix(".csv"), output.with_suffix(".md")):
+        path.unlink(missing_ok=True)
+    remove_pictures(output.parent, _test_name(cfg))
+
+
 def _is_there(output: Path, identity: dict[str, Any]) -> bool:
     """Whether there is a report of this very test."""
-    if not output.is_file():
+    try:
+        report = json.loads(output.read_text())
+    except (OSError, ValueError):
         return False
-    report = json.loads(output.read_text())
     return all(report.get(key) == value for key, value in identity.items())
 
 

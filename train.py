@@ -96,10 +96,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
         return
     logger.info(f"HDMNet: {cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot")
     trainer.describe()
-    if not cfg.fix_bn and processes.world_size > 1 and processes.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    # The frozen base learner's buffers never change: no need to send them round every step.
-    wrapped = distributed(net, processes, broadcast_buffers=not cfg.fix_bn)
+    wrapped = distributed(net, processes)
     warmup_steps = trainer.steps / 2 if cfg.warmup else 0
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

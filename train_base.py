@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from model import build_pspnet
 from util.checkpoint import load_backbone
@@ -78,8 +77,6 @@ def train(cfg, processes, viz: bool) -> None:
         return
     logger.info(f"base learner: {cfg.backbone}, fold {cfg.split} of {cfg.data_set}")
     trainer.describe()
-    if processes.world_size > 1 and processes.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     wrapped = distributed(net, processes)
 
     def losses_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -26,7 +26,8 @@ from util.files import ROOT
 from util.training.signals import STOPPED
 
 EPOCHS, SAVE_ITERS = 6, 4
-_ITERATION = re.compile(r"iteration (\d+)/(\d+)")
+# Of the table that a training logs: epoch/epochs, iteration/iterations.
+_ITERATION = re.compile(r"^\S+ \S+ +\d+/\d+ +(\d+)/(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"resumed from .*: (\d+) epochs and (\d+) iterations done")
 _TOTAL = re.compile(r"accumulated\), (\d+) iterations")
 _LIMIT = 240  # seconds until a run counts as hanging
@@ -337,17 +338,16 @@ FAULTS: dict[str, Callable[[Laboratory], Outcome]] = {
 }
 
 
-def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as a markdown table."""
-    lines = [
-        f"| fault | times | iterations lost (checkpoints every {SAVE_ITERS}) | same weights at the end |",
-        "|-|-|-|-|",
-    ]
+HEADER = f"""\
+| fault | times | iterations lost (checkpoints every {SAVE_ITERS}) | same weights at the end |
+|-|-|-|-|"""
+
+
+def row(outcome: Outcome) -> str:
+    """An outcome as a row of the markdown table under `HEADER`."""
     words = {True: "yes, bit for bit", False: "no", None: "cannot be: other batches"}
-    for outcome in outcomes:
-        end = outcome.failure.strip().splitlines()[-1] if outcome.failure else words[outcome.same]
-        lines.append(f"| {outcome.fault} | {outcome.times} | {outcome.lost} | {end} |")
-    return "\n".join(lines)
+    end = outcome.failure.strip().splitlines()[-1] if outcome.failure else words[outcome.same]
+    return f"| {outcome.fault} | {outcome.times} | {outcome.lost} | {end} |"
 
 
 def _limit_file_size(size: int) -> None:
@@ -361,11 +361,13 @@ def main() -> None:
     chosen = parser.parse_args().faults or list(FAULTS)
     if unknown := set(chosen) - set(FAULTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
-    print(describe_machine(), flush=True)
+    print(f"{describe_machine()}\n\n{HEADER}", flush=True)
+    outcomes = []
     with tempfile.TemporaryDirectory(prefix="hdmnet-faults-") as folder:
         lab = Laboratory(Path(folder))
-        outcomes = [FAULTS[name](lab) for name in chosen]
-    print(table(outcomes))
+        for name in chosen:
+            outcomes.append(FAULTS[name](lab))
+            print(row(outcomes[-1]), flush=True)
     bad = [o for o in outcomes if o.failure or o.same is False or o.lost > SAVE_ITERS]
     for outcome in bad:
         print(f"\n{outcome.fault}:\n{outcome.failure}", file=sys.stderr)

@@ -32,13 +32,15 @@ PLACES = {
 
 
 @contextmanager
-def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
+def timed_parts(
+    device: torch.device, places: dict = PLACES, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[dict[str, float]]:
     """Inside, the seconds spent in each part add up in what is given."""
-    seconds = dict.fromkeys(PLACES, 0.0)
+    seconds = dict.fromkeys(places, 0.0)
     patches = [
-        mock.patch.object(owner, name, _timed(getattr(owner, name), part, seconds, device))
-        for part, places in PLACES.items()
-        for owner, name in places
+        mock.patch.object(owner, name, _timed(getattr(owner, name), part, seconds, device, clock))
+        for part, functions in places.items()
+        for owner, name in functions
     ]
     for patch in patches:
         patch.start()
@@ -56,14 +58,18 @@ def wait_for(device: torch.device) -> None:
 
 
 def _timed(
-    function: Callable, part: str, seconds: dict[str, float], device: torch.device
+    function: Callable,
+    part: str,
+    seconds: dict[str, float],
+    device: torch.device,
+    clock: Callable[[], float],
 ) -> Callable:
     def timed(*args, **kwargs):
         wait_for(device)
-        start = time.perf_counter()
+        start = clock()
         result = function(*args, **kwargs)
         wait_for(device)
-        seconds[part] += time.perf_counter() - start
+        seconds[part] += clock() - start
         return result
 
     return timed

@@ -232,7 +232,20 @@ def test_starting_anew_keeps_the_base_learner(scripts, trained):
 
 
 def test_the_size_of_the_network_can_be_tested(scripts, trained):
-    scripts("test.sh", "1", "ori_resize=False", "test_runs=1", "test_num=3")
+    run = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18"
+    best = find_best(run / "snapshot").path
+    # Left by another test of the same name, whose report this one takes the place of.
+    others = [
+        run / "result" / name for name in (f"test-1shot-{best.stem}.csv", "worst-1shot-0.png")
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    # Settings may follow a flag.
+    scripts("test.sh", "1", "ori_resize=False", "--visualize", "1", "test_runs=1", "test_num=3")
+    report = scripts.report()
+    assert report["settings"]["ori_resize"] is False and report["settings"]["episodes"] == 3
+    assert not any(path.exists() for path in others)
 
 
 def test_another_fold_refuses_the_weights(scripts, trained):

@@ -10,6 +10,7 @@ from tests.paths import ROOT
 
 SHELL = shutil.which("dash") or "sh"
 SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
+DATASETS = ("coco", "demo", "pascal")  # those that come with the repository
 USAGE = "error: usage: sh {} EXP DATASET GPUS"
 
 STAND_IN = """#!/bin/sh
@@ -21,12 +22,20 @@ case $1 in "$FAILING") exit 7 ;; esac
 
 @pytest.fixture
 def repository(tmp_path):
-    """A copy of the scripts and configurations in a folder with blanks, with its own `python`."""
+    """A copy of the scripts and configurations in a folder with blanks, with its own `python`.
+
+    Datasets that the user added to config/ stay out of it.
+    """
     root = tmp_path / "a repository  with blanks"
     (root / "util").mkdir(parents=True)
     for name in (*SCRIPTS, "util/shell.sh", "util/build-constraints.txt"):
         shutil.copy(ROOT / name, root / name)
-    shutil.copytree(ROOT / "config", root / "config")
+    for name in ("base", *DATASETS):
+        shutil.copytree(ROOT / "config" / name, root / "config" / name)
+    (root / "config/datasets").mkdir()
+    for name in DATASETS:
+        description = f"config/datasets/{name}.yaml"
+        shutil.copy(ROOT / description, root / description)
     python = root / "stand in"
     python.write_text(STAND_IN)
     python.chmod(0o755)

@@ -241,6 +241,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def parse_args(self, args=None, namespace=None):
+        """As of argparse, but settings may follow other options too: `--opts shot 5 --viz split 1`."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest and (not hasattr(options, "opts") or any(word.startswith("-") for word in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            options.opts = [*options.opts, *rest]
+        return options
+
 
 def parse_args(description: str, flags=(), argv=None) -> argparse.Namespace:
     """The command line that train_base, train, test and the tools share.

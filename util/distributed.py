@@ -46,6 +46,12 @@ class Processes:
         dist.gather_object(value, values)
         return values or []
 
+    def share(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite the tensors of every process by those of the main one."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.sum(np.zeros(1))

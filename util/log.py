@@ -89,7 +89,8 @@ class Meter:
 
     def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._added = self._items = 0
+        self._added: dict[str, int] = {}
+        self._items = self._skipped = 0
         self._waited = 0.0
         self._start = time.monotonic()
 
@@ -97,7 +98,11 @@ class Meter:
         """Scalars of one iteration."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
-        self._added += 1
+            self._added[name] = self._added.get(name, 0) + 1
+
+    def skip(self) -> None:
+        """An iteration that changed nothing, its loss or gradient not being finite."""
+        self._skipped += 1
 
     def waited(self, seconds: float) -> None:
         """Time in which nothing was computed for want of data."""
@@ -108,10 +113,14 @@ class Meter:
         self._items += items
 
     def pop(self) -> dict[str, float]:
-        """The means, `samples_per_s` and `data_wait` (a share of the time), starting anew."""
+        """The means, `samples_per_s`, `data_wait` (a share of the time) and `skipped`; starts anew."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        values = {name: float(total) / self._added for name, total in self._sums.items()}
-        values |= {"samples_per_s": self._items / elapsed, "data_wait": self._waited / elapsed}
+        values = {name: float(total) / self._added[name] for name, total in self._sums.items()}
+        values |= {
+            "samples_per_s": self._items / elapsed,
+            "data_wait": self._waited / elapsed,
+            "skipped": self._skipped,
+        }
         self._start_anew()
         return values
 

@@ -6,7 +6,6 @@ is there only where all folds are. Tests of other settings (size, episodes, runs
 row; of two tests for one cell the newer stands.
 """
 
-import argparse
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from util.config import Parser
 from util.errors import UserError, exits_on_user_error
 from util.metrics import SCORES
 from util.published_results import PUBLISHED
@@ -229,13 +229,15 @@ def _cells(rows, shots, folds):
 
 @exits_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="The paper's table from the results of tests.")
+    parser = Parser(description="The paper's table from the results of tests.")
     parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="where test-*.json are")
     parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
     parser.add_argument("--metric", choices=SCORES, default="mIoU", help="(%(default)s)")
     parser.add_argument("--folds", type=int, default=4, help="number of folds (%(default)s)")
     parser.add_argument("--out", metavar="FILE", help="write there, not to the console")
     options = parser.parse_args(arguments)
+    if options.folds < 1:
+        parser.error(f"argument --folds: {options.folds} is no number of folds")
     results = find_results(options.paths)
     write_or_print(
         options.out, build_report(results, options.metric, options.folds, options.format)

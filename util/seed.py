@@ -1,5 +1,6 @@
-"""Seeding of the global random streams, and leaving them as they were."""
+"""Seeding of the global random streams, leaving them as they were, and kernels that repeat."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,25 @@ def seed_everything(seed: int) -> None:
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Make cuDNN choose the same algorithms every time, or the fastest ones."""
+    """Choose kernels that give the same bits every time, or the fastest ones.
+
+    To be called before the first product on CUDA: cuBLAS reads its setting once.
+
+    Two operations have no such kernel on CUDA, and torch warns of them. The value of the cross
+    entropy of a map may differ in its last bits (not its gradient: that takes only the number of
+    pixels, which is exact). The gradient of adaptive average pooling differs: only stage 1 trains
+    through it.
+    """
     torch.backends.cudnn.deterministic = enabled
     torch.backends.cudnn.benchmark = not enabled
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    # Where torch only warns, the fused attention kernels of CUDA keep a backward pass that varies.
+    fused = not (enabled and torch.cuda.is_available())
+    torch.backends.cuda.enable_flash_sdp(fused)
+    torch.backends.cuda.enable_mem_efficient_sdp(fused)
+    torch.backends.cuda.enable_cudnn_sdp(fused)
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager

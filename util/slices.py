@@ -4,13 +4,13 @@
 test writes; several files, for instance of the four folds, are taken together.
 """
 
-import argparse
 import csv
 import io
 from typing import NamedTuple
 
 import numpy as np
 
+from util.config import Parser
 from util.errors import UserError, exits_on_user_error
 from util.files import write_atomically
 from util.metrics import as_array, confusion, foreground_iou
@@ -113,12 +113,19 @@ def _record(path, line, row):
 
 
 def worst_episodes(records):
-    """The WORST records of lowest IoU of final, the lowest first."""
-    return sorted(records, key=lambda r: (r.iou, r.query, r.class_name, r.seed))[:WORST]
+    """The WORST records of lowest IoU of final, the lowest first.
+
+    An episode that is drawn again, in this or another run, has the same result and comes once.
+    """
+    return sorted(_different(records), key=lambda r: (r.iou, r.query, r.class_name))[:WORST]
+
+
+def _different(records):
+    return {record._replace(seed=0): record for record in reversed(records)}.values()
 
 
 def slice_tables(records):
-    """Markdown: the episodes by object size, by number of classes, and the WORST by IoU of final.
+    """Markdown: the episodes by object size, by number of classes, and `worst_episodes`.
 
     Small objects cover less than SMALL of the image, large ones LARGE or more. IoU is the mean over
     the episodes of a row, not the mIoU of the protocol, which sums pixels per class first.
@@ -133,7 +140,6 @@ def slice_tables(records):
         str(count): [r for r in records if r.classes == count] for count in range(1, MANY_CLASSES)
     }
     numbers[f"{MANY_CLASSES} or more"] = [r for r in records if r.classes >= MANY_CLASSES]
-    worst = worst_episodes(records)
     header = ["IoU", "IoU_m", "class", "share", "query", "supports", "seed"]
     rows = [
         [
@@ -145,14 +151,15 @@ def slice_tables(records):
             " ".join(r.supports),
             str(r.seed),
         ]
-        for r in worst
+        for r in worst_episodes(records)
     ]
+    some = len(_different(records)) > WORST
     return "\n".join(
         [
             "IoU in %, mean over the episodes (`IoU_m`: of the meta learner).\n",
             _slices("object size", sizes),
             _slices("classes in the query", numbers),
-            f"The {WORST} episodes of lowest IoU:\n" if len(records) > WORST else "All, by IoU:\n",
+            f"The {WORST} episodes of lowest IoU:\n" if some else "All, by IoU:\n",
             markdown_table(header, rows, left=(2, 4, 5)),
         ]
     )
@@ -173,7 +180,7 @@ def _percent(value):
 
 @exits_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Tables of tested episodes by size and classes.")
+    parser = Parser(description="Tables of tested episodes by size and classes.")
     parser.add_argument("files", nargs="+", metavar="FILE.csv", help="what the test wrote")
     parser.add_argument("--out", metavar="FILE", help="write the tables there, not to the console")
     options = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from util.errors import UserError
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
+PUBLISHED = "published.pth"  # imported by util.weights
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 
 
@@ -83,7 +84,7 @@ def _epochs_done(snapshot: Path) -> float:
 
 
 def find_test_weight(cfg: Config) -> Path:
-    """The checkpoint to test: `weight`, else the run's best, else the 1-shot run's best.
+    """The checkpoint to test: `weight`, else the run's best or an imported one, else the 1-shot run's.
 
     Raises:
         UserError: there is none.
@@ -95,11 +96,12 @@ def find_test_weight(cfg: Config) -> Path:
                 return path
         raise UserError(f"weight = {cfg.weight}: there is no such file")
     for snapshot in snapshots:
-        best, last = find_best(snapshot), snapshot / LAST
+        best = find_best(snapshot)
         if best is not None:
             return best.path
-        if last.is_file():
-            return last
+        for path in (snapshot / LAST, snapshot / PUBLISHED):
+            if path.is_file():
+                return path
     raise UserError(
         f"no trained model in {snapshots[0]}; train it by `{script(cfg, 'train.sh')}` or set weight"
     )

@@ -411,9 +411,14 @@ def test_the_command_line():
     assert args.opts == ["rotate_min", "-10", "shot=5", "split", "1"]
     args = parse_args("Train.", flags=[VIZ], argv=["--config", "a", "--opts"])
     assert (args.opts, args.viz) == ([], False)
+    argv = ["--config", "a", "--opts", "shot", "5", "--viz", "split=1", "epochs", "2"]
+    args = parse_args("Train.", flags=[VIZ], argv=argv)
+    assert (args.opts, args.viz) == (["shot", "5", "split=1", "epochs", "2"], True)
 
 
-@pytest.mark.parametrize("words", [[], ["--config"], ["--config", "a", "--vis"], ["a"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--config"], ["--config", "a", "--vis"], ["--config", "a", "b", "--vis"], ["a"]]
+)
 def test_a_wrong_command_line_is_a_user_error(words):
     with pytest.raises(UserError, match=r"--config|--vis"):
         parse_args("Train.", flags=[VIZ], argv=words)

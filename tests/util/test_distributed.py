@@ -4,15 +4,12 @@ Each process averages over its own pixels, as in the published code, so this is 
 equally many that are not ignored: the episodes here do.
 """
 
-import os
-
 import numpy as np
-import pytest
 import torch
-import torch.multiprocessing as mp
 
 from model import build_hdmnet, hdmnet_loss
 from tests.golden import golden_episode
+from tests.processes import spawn_two
 from util.distributed import start_processes
 from util.training.engine import distributed
 
@@ -26,7 +23,7 @@ def gradients(processes):
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
-    wrapped = distributed(net, processes, broadcast_buffers=False)
+    wrapped = distributed(net, processes)
     batch = golden_episode(CONFIG)
     share = {key: value[processes.rank :: processes.world_size] for key, value in batch.items()}
     keys = ("query", "support", "support_mask", "class_index")
@@ -35,27 +32,17 @@ def gradients(processes):
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def run_process(rank, world_size, port, path):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    with start_processes() as processes:
-        total = processes.sum(np.array([rank + 1, 10], np.int64))
-        assert total.tolist() == [3, 20] and total.dtype == np.int64
-        result = gradients(processes)
-        if processes.is_main:
-            torch.save(result, path)
-        processes.barrier()
+def write_gradients(processes, path):
+    total = processes.sum(np.array([processes.rank + 1, 10], np.int64))
+    assert total.tolist() == [3, 20] and total.dtype == np.int64
+    result = gradients(processes)
+    if processes.is_main:
+        torch.save(result, path)
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path, free_port):
+def test_two_processes_give_the_gradients_of_one(tmp_path):
     path = tmp_path / "gradients.pth"
-    mp.spawn(run_process, (2, free_port, path), nprocs=2)
+    spawn_two(write_gradients, path)
     two = torch.load(path)
     with start_processes() as processes:
         assert (processes.world_size, processes.is_main) == (1, True)
@@ -72,12 +59,3 @@ def test_alone_nothing_is_summed():
         counts = np.arange(4)
         assert processes.sum(counts) is counts
         assert "1 process" in processes.describe()
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -193,3 +193,6 @@ def test_nothing_to_report_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path)])
     assert caught.value.code == 2 and "no test-*.json below it" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--folds", "0"])
+    assert caught.value.code == 2 and "--folds: 0 is no number" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from util.slices import (
     main,
     read_csv,
     slice_tables,
+    worst_episodes,
     write_csv,
 )
 
@@ -102,6 +103,19 @@ def test_the_worst_episodes_come_first():
     assert named == [f"q{number}.jpg" for number in range(20)]
 
 
+def test_an_episode_that_is_drawn_again_comes_once():
+    records = [
+        record(query=f"q{number % 23}.jpg", iou=(number % 23) / 50, seed=seed)
+        for seed in (510, 365)
+        for number in range(46)
+    ]
+    worst = worst_episodes(records)
+    assert worst == records[:20]
+    other = record(query="q0.jpg", iou=0.0, supports=("another.jpg",))
+    assert {worst[0], other} <= set(worst_episodes([*records, other]))
+    assert "All, by IoU" in slice_tables([*records[:20], *records[:20]])
+
+
 def test_the_command_joins_files(tmp_path, capsys):
     paths = [tmp_path / f"fold{fold}.csv" for fold in range(2)]
     for fold, path in enumerate(paths):
@@ -114,3 +128,6 @@ def test_the_command_joins_files(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "none.csv")])
     assert caught.value.code == 2 and "none.csv cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -6,6 +6,7 @@ from util.config import load_config
 from util.errors import UserError
 from util.snapshots import (
     LAST,
+    PUBLISHED,
     find_base_learner,
     find_best,
     find_test_weight,
@@ -63,6 +64,16 @@ def test_test_weight_of_the_run_or_of_the_one_shot_run(cfg):
     assert find_test_weight(cfg[5]) == find_test_weight(cfg[1]) == best
     own = save_best(snapshot_dir(cfg[5].run_dir), 1, 0.2, CONTENT)
     assert find_test_weight(cfg[5]) == own
+
+
+def test_an_imported_checkpoint_is_tested_where_nothing_was_trained(cfg):
+    imported = {shot: snapshot_dir(cfg[shot].run_dir) / PUBLISHED for shot in (1, 5)}
+    save_checkpoint(imported[1], CONTENT)
+    assert find_test_weight(cfg[5]) == find_test_weight(cfg[1]) == imported[1]
+    save_checkpoint(imported[5], CONTENT)
+    assert find_test_weight(cfg[5]) == imported[5]
+    best = save_best(snapshot_dir(cfg[1].run_dir), 2, 0.5, CONTENT)
+    assert find_test_weight(cfg[1]) == best
 
 
 def test_a_given_weight_is_found_or_refused_never_replaced(cfg):

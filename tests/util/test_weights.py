@@ -221,6 +221,8 @@ def test_list_tells_good_files_from_bad_ones(capsys):
     save("exp/pascal/HDMNet/split3_5shot/resnet50/snapshot/published.pth",
          published("hdmnet_pascal_resnet50_5shot"))  # fmt: skip
     save("exp/coco/PSPNet/split0/vgg/snapshot/best_epoch_3_0.4100.pth", pspnet("vgg16", 60))
+    save("exp/coco/HDMNet/split0/resnet50/snapshot/best_epoch_9_0.4000.pth",
+         published("hdmnet_coco_resnet50_1shot"))  # fmt: skip
     save(VGG, vgg16_bn_state())
     rows, problems = listed(capsys)
     states = {path: row[2] for path, row in rows.items() if row[2] != "missing"}
@@ -230,6 +232,7 @@ def test_list_tells_good_files_from_bad_ones(capsys):
         learner.format("demo", 2, "resnet18"): "ok",
         "exp/pascal/HDMNet/split3_5shot/resnet50/snapshot/published.pth": "ok",
         "exp/coco/PSPNet/split0/vgg/snapshot/best_epoch_3_0.4100.pth": "ok",
+        "exp/coco/HDMNet/split0/resnet50/snapshot/best_epoch_9_0.4000.pth": "ok",
         str(VGG): states[str(VGG)],
     }
     assert re.match(r"ok\? not torchvision's file: its sha256 begins .*6c64b313", states[str(VGG)])
@@ -333,6 +336,7 @@ def test_published_hdmnet_goes_where_the_test_finds_it(variant, place, command, 
     options = ("--dataset", variant.split("_")[1], "--split", 2, "--opts", "exp_dir", "my runs")
     said = run(capsys, "import", "train_epoch_148.pth", *options)
     place = Path("my runs", place, "snapshot/published.pth")
+    command = command.replace(" weight ", " exp_dir 'my runs' weight ")
     assert said.startswith(f"{place}: HDMNet, ") and f"test it by `{command}`" in said
     assert read_checkpoint(place)["epoch"] == 148
 

@@ -13,11 +13,11 @@ from util.errors import UserError
 
 
 def read_image(path):
-    """The image at `path` as RGB (H, W, 3) float32 in 0..255. UserError if it cannot be read."""
-    image = cv2.imread(path, cv2.IMREAD_COLOR)
+    """The image at `path` as RGB (H, W, 3) uint8. UserError if it cannot be read."""
+    image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise _unreadable("image", path)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32)
+    return image
 
 
 def read_mask(path):
@@ -46,7 +46,7 @@ def _unreadable(kind, path):
 def read_pair(data_root, entry):
     """Image and mask of a list entry (paths relative to data_root).
 
-    Returns (image (H, W, 3) float32, mask (H, W) uint8); UserError if either cannot be read or
+    Returns (image (H, W, 3) uint8, mask (H, W) uint8); UserError if either cannot be read or
     their sizes differ.
     """
     image_path, mask_path = (os.path.join(data_root, name) for name in entry)
@@ -97,7 +97,7 @@ class BaseLabels:
     def __call__(self, mask, mask_path):
         """Base label (H, W) uint8 of `mask`, which was read from mask_path."""
         if self.folder is None:
-            return self.table[mask]
+            return cv2.LUT(mask, self.table)
         path = base_label_path(self.folder, mask_path)
         label = read_mask(path)
         require_same_size(mask, mask_path, label, path)
@@ -136,7 +136,7 @@ class BaseDataset(Dataset):
 
     entries: all (image, mask) of the list, relative to data_root, unfiltered: images of held-out
     classes stay, those classes are background there. Item: dict of `image` (3, h, w) float32 and
-    `label`: (h, w) int64 after the transform in "train", (H, W) uint8 at the original size in
+    `label` uint8: (h, w) after the transform in "train", (H, W) at the original size in
     "val". Transforms draw from the module `random`, which torch seeds in every worker.
     """
 
@@ -163,4 +163,4 @@ class BaseDataset(Dataset):
             (image,) = self.transform(random, image)
             return {"image": image, "label": torch.from_numpy(label)}
         image, label = self.transform(random, image, label)
-        return {"image": image, "label": label.long(), "index": index}
+        return {"image": image, "label": label, "index": index}

@@ -8,6 +8,7 @@ workers name the same episodes as the published code.
 import os
 import random
 
+import cv2
 import torch
 from torch.utils.data import Dataset
 
@@ -47,8 +48,8 @@ class EpisodeDataset(Dataset):
     images for `shot`. `classes`: the part's class ids, ascending; `base_classes`: those
     of the fold's base classes. Draws from the module `random`, which torch seeds in every worker.
 
-    Item: dict of query (3, S, S) float32, query_mask (S, S) int64 in {0, 1, 255}, base_mask
-    (S, S) int64, support (K, 3, S, S) float32, support_mask (K, S, S) int64, support_index (K,)
+    Item: dict of query (3, S, S) float32, query_mask (S, S) uint8 in {0, 1, 255}, base_mask
+    (S, S) uint8, support (K, 3, S, S) float32, support_mask (K, S, S) uint8, support_index (K,)
     int64 and the ints class_id, index and, where the part's classes are base classes, class_index
     (rank among them). The supports' order is the reverse of drawing, as the published model gets
     them. `originals` adds, at the query's original size, label (H, W) uint8 in {0, 1, 255} and
@@ -94,21 +95,22 @@ class EpisodeDataset(Dataset):
         """The item for a drawn episode; `supports` in the order of drawing, transforms on `rng`."""
         to_class = class_label_table(class_id)
         image, mask = read_pair(self.data_root, self.lists.entries[index])
-        label = to_class[mask]
+        label = cv2.LUT(mask, to_class)
         mask_path = os.path.join(self.data_root, self.lists.entries[index][1])
         base_label = self.base_labels(mask, mask_path)
         query, query_mask, base_mask = self.transform(rng, image, label, base_label)
-        drawn = []
-        for support in supports:
+        images = torch.empty(len(supports), 3, *self.transform.size)
+        masks = []
+        for support, place in zip(supports, reversed(images.unbind()), strict=True):
             image, mask = read_pair(self.data_root, self.lists.entries[support])
-            drawn.append(self.transform(rng, image, to_class[mask]))
-        drawn.reverse()
+            _, mask = self.transform(rng, image, cv2.LUT(mask, to_class), out=place)
+            masks.append(mask)
         item = {
             "query": query,
-            "query_mask": query_mask.long(),
-            "base_mask": base_mask.long(),
-            "support": torch.stack([image for image, _ in drawn]),
-            "support_mask": torch.stack([mask for _, mask in drawn]).long(),
+            "query_mask": query_mask,
+            "base_mask": base_mask,
+            "support": images,
+            "support_mask": torch.stack(masks[::-1]),
             "support_index": torch.tensor(supports[::-1]),
             "class_id": class_id,
             "index": index,

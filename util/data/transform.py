@@ -1,9 +1,9 @@
 """Transforms of one image together with any number of its label maps.
 
-Every transform is called as `transform(rng, image, *labels)`: image (H, W, 3) float32 RGB in
-0..255, labels (H, W) uint8, `rng` anything with `random()` and `randint(a, b)` (the module
-`random` or a `random.Random`). How often and in which order `rng` is drawn from is part of the
-published protocol: an episode's supports continue on the stream its query's transforms left.
+Every transform is called as `transform(rng, image, *labels)`: image (H, W, 3) uint8 RGB, labels
+(H, W) uint8, `rng` anything with `random()` and `randint(a, b)` (the module `random` or a
+`random.Random`). How often and in which order `rng` is drawn from is part of the published
+protocol: an episode's supports continue on the stream its query's transforms left.
 """
 
 import cv2
@@ -18,17 +18,26 @@ STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
 class Compose:
     """Steps in order, then `to_tensors`: returns (image (3, h, w) float32, labels (h, w) uint8…).
 
-    A step maps (rng, image, list of labels) to (image, list of labels).
+    With `out` (3, h, w) float32 the image is written there.
+
+    A step maps (rng, image, list of labels) to (image, list of labels), the image being
+    (h, w, 3) float32 in 0..255.
     """
 
     def __init__(self, steps):
         self.steps = list(steps)
 
-    def __call__(self, rng, image, *labels):
+    def __call__(self, rng, image, *labels, out=None):
+        image = image.astype(np.float32)
         labels = list(labels)
         for step in self.steps:
             image, labels = step(rng, image, labels)
-        return to_tensors(image, labels)
+        return to_tensors(image, labels, out)
+
+    @property
+    def size(self):
+        """(h, w) of what comes out."""
+        return self.steps[-1].size
 
     def fitted_size(self, height, width):
         """(h, w) that an image of height × width fills of an `eval_transform`'s output."""
@@ -147,7 +156,7 @@ class FitInside:
     def __init__(self, size, padding_label=255):
         if size[0] != size[1]:
             raise ValueError(f"the canvas has to be square, got {tuple(size)}")
-        self.side, self.padding_label = size[0], padding_label
+        self.size, self.padding_label = tuple(size), padding_label
 
     def __call__(self, rng, image, labels):
         image, labels = _resize(image, labels, self.fitted_size(*image.shape[:2]))
@@ -158,17 +167,17 @@ class FitInside:
 
     def fitted_size(self, height, width):
         """(h, w) that an image of height × width takes on the canvas."""
-        longer = max(height, width)
-        if longer <= self.side:
+        longer, canvas = max(height, width), self.size[0]
+        if longer <= canvas:
             return height, width
-        ratio = self.side / longer
+        ratio = canvas / longer
         return tuple(
-            max(8, (self.side if side == longer else int(side * ratio)) // 8 * 8)
+            max(8, (canvas if side == longer else int(side * ratio)) // 8 * 8)
             for side in (height, width)
         )
 
     def _paste(self, array, fill):
-        canvas = np.full((self.side, self.side, *array.shape[2:]), fill, array.dtype)
+        canvas = np.full((*self.size, *array.shape[2:]), fill, array.dtype)
         canvas[: array.shape[0], : array.shape[1]] = array
         return canvas
 
@@ -207,8 +216,21 @@ def _resize(image, labels, size):
     )
 
 
-def to_tensors(image, labels):
-    """Normalise with MEAN and STD; returns ((3, h, w) float32, (h, w) uint8, …)."""
-    image = (image - np.float32(MEAN)) / np.float32(STD)
-    image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return (image, *(torch.from_numpy(np.ascontiguousarray(label)) for label in labels))
+def to_tensors(image, labels, out=None):
+    """Normalise with MEAN and STD.
+
+    image: (h, w, 3) float32; labels: (h, w) uint8; out: (3, h, w) float32 to write to, else
+    new. Returns ((3, h, w) float32, (h, w) uint8, …).
+    """
+    if out is None:
+        out = torch.empty(3, *image.shape[:2])
+    planes = out.numpy()
+    cv2.split(image, list(planes))
+    # Plane by plane they stay in the processor's cache.
+    for plane, mean, std in zip(planes, MEAN, STD, strict=True):
+        plane -= np.float32(mean)
+        plane /= np.float32(std)
+    return (
+        out,
+        *(torch.from_numpy(np.ascontiguousarray(label)) for label in labels),
+    )

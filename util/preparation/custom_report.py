@@ -41,9 +41,9 @@ def fold_lines(data, entries, counts, list_files):
     """A line per fold, and warnings where it cannot be trained or tested at one or five shots.
 
     entries: part → (image, mask) of its list; list_files: part → that list's path; data and counts
-    as of `class_lines`.
+    as of `class_lines`. A last line says how else to divide the images if there are warnings.
     """
-    lines = []
+    lines, warned = [], False
     for split in range(count_folds(data["folds"], data.get("num_folds"))):
         fold = fold_classes(data["num_classes"], data["folds"], split, data.get("num_folds"))
         images, warnings = {}, []
@@ -58,6 +58,9 @@ def fold_lines(data, entries, counts, list_files):
             "to test"
         )
         lines += [f"warning: fold {split}: {warning}" for warning in warnings]
+        warned |= bool(warnings)
+    if warned:
+        lines.append("another --val_share or --seed, or --val FILE, divides the images otherwise")
     return lines
 
 

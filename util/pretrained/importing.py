@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -51,9 +52,10 @@ def import_file(
     of = "" if contents.kind == IMAGENET else f", fold {cfg.split} of {cfg.data_set}"
     if contents.kind == HDMNET:
         hidden = contents.kshot_trans_dim
-        setting = "" if hidden is None else f" kshot_trans_dim {hidden}"
+        setting = [] if hidden is None else ["kshot_trans_dim", str(hidden)]
         of += f", {cfg.shot}-shot"
-        done += f"; test it by `{script(cfg, 'test.sh')}{setting} weight {path.name}`"
+        command = shlex.join([*script(cfg, "test.sh").split(), *setting, *opts])
+        done += f"; test it by `{command} weight {path.name}`"
     return f"{path}: {contents.kind}, {contents.net}{of}: {done}"
 
 
@@ -125,7 +127,7 @@ def _dataset_of(contents: Contents, file: str, settings_of: Callable[[str, int],
     named = _last_in_path(f"({'|'.join(datasets())})", file)
     if named is None:
         raise UserError(
-            f"{file}: a {contents.kind} of {contents.base_classes} base classes; add --dataset, one of "
+            f"{file}: {contents.kind} of {contents.base_classes} base classes; add --dataset, one of "
             f"{', '.join(fitting or datasets())}"
         )
     return named

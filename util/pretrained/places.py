@@ -11,9 +11,8 @@ from util.config import DATASETS, Config, load_config
 from util.errors import UserError
 from util.pretrained.download import file_sha256
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
-from util.snapshots import find_best, snapshot_dir
+from util.snapshots import PUBLISHED, find_best, snapshot_dir
 
-PUBLISHED_HDMNET = "published.pth"
 _SETTINGS = Path(DATASETS).parent / "base"
 # What the authors of BAM publish base learners for.
 _PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resnet50", "vgg")]
@@ -64,7 +63,7 @@ def place_of(kind: str, cfg: Config) -> Path | None:
         return None if cfg.backbone_weight in (None, "none") else Path(cfg.backbone_weight)
     if kind == BASE:
         return Path(cfg.initmodel_base_path)
-    return snapshot_dir(cfg.run_dir) / PUBLISHED_HDMNET
+    return snapshot_dir(cfg.run_dir) / PUBLISHED
 
 
 def how_to_get(kind: str, cfg: Config) -> str:
@@ -138,6 +137,8 @@ def _places_of(cfg: Config) -> Iterator[Place]:
         path = place_of(HDMNET, shots)
         if path.exists():
             yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", path, shots, "imported")
+        if best := find_best(snapshot_dir(shots.run_dir)):
+            yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", best.path, shots, "trained here")
 
 
 def _origin(kind: str, cfg: Config) -> str:

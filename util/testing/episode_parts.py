@@ -91,7 +91,7 @@ class EpisodeParts(Dataset):
         return self.episodes.transform(None, *self.annotated(key))
 
     def annotated(self, key: SupportKey) -> tuple[np.ndarray, np.ndarray]:
-        """A support at its original size: image (H, W, 3) float32, annotation (H, W) uint8."""
+        """A support at its original size: image (H, W, 3) uint8, annotation (H, W) uint8."""
         entry = self.episodes.lists.entries[key.index]
         image, mask = read_pair(self.episodes.data_root, entry)
         stream = annotation_stream(entry[0], key.class_id, PROTOCOL_SEED)

@@ -76,6 +76,13 @@ def draw_pictures(
         draw_contact_sheet(folder / f"contact-{suffix}.png", list(pictures.values()))
 
 
+def remove_pictures(folder: Path, suffix: str) -> None:
+    """Remove what `draw_pictures` has written with this suffix."""
+    names = (f"episode-{suffix}-[0-9]*.png", f"worst-{suffix}-[0-9]*.png", f"contact-{suffix}.png")
+    for path in (path for name in names for path in folder.glob(name)):
+        path.unlink(missing_ok=True)
+
+
 def _picture(predictor: Predictor, draw, prediction: Prediction, title: str) -> EpisodePicture:
     parts, episodes = predictor.parts, predictor.episodes
     query = read_image(str(Path(episodes.data_root) / episodes.lists.entries[draw.index][0]))

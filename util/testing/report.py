@@ -55,7 +55,7 @@ def variant_name(cfg: Config) -> str:
     """What tells the files of this test from those of the plain one: "", "-bbox", "-meta", ..."""
     words = [cfg.ann_type] if cfg.ann_type != "mask" else []
     words += ["meta"] if not cfg.ensemble else []
-    words += ["generalised"] if cfg.generalised else []
+    words += [f"generalised-{cfg.merge}"] if cfg.generalised else []
     words += ["unscaled"] if not cfg.scale_to_trained_shot else []
     return "".join(f"-{word}" for word in words)
 

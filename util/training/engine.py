@@ -1,18 +1,13 @@
 """The training loop that both stages share: iterations, checkpoints, stopping and going on."""
 
 import logging
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -25,13 +20,13 @@ from util.log import Meter, RemainingTime, Scalars, get_logger
 from util.precision import Precision
 from util.seed import seed_everything, set_deterministic, untouched_random_streams
 from util.snapshots import save_best
+from util.training.iteration import Batch, Iteration, Losses
 from util.training.memory import peak_memory
+from util.training.norms import learning_norms, running_statistics, synchronise, synchronises
+from util.training.progress import Progress, ProgressTable
 from util.training.resume import RunState, Saved, restore, save_run
 from util.training.schedule import set_rate
 from util.training.signals import STOPPED, StopRequest
-
-Losses = dict[str, Tensor]
-Batch = dict[str, Any]
 
 
 def start_run(
@@ -50,12 +45,20 @@ def start_run(
     return logger, Scalars(folder if processes.is_main else None, viz)
 
 
-def distributed(net: nn.Module, processes: Processes, **options) -> nn.Module:
-    """The module to call in training: wrapped for gradient averaging where there are several."""
+def distributed(net: nn.Module, processes: Processes) -> nn.Module:
+    """The module to call in training: wrapped for gradient averaging where there are several.
+
+    Its batch norms that learn, if it has any, are synchronised where torch can.
+    """
+    net.train()
     if processes.world_size == 1:
         return net
+    if synchronises(processes):
+        synchronise(net)
     devices = [processes.device] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(net, device_ids=devices, **options)
+    # Without batch norms that learn no buffer changes: no need to send them round every step.
+    learns = bool(learning_norms(net))
+    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=learns)
 
 
 class Trainer:
@@ -132,6 +135,13 @@ class Trainer:
             f"({items} × {self.processes.world_size} processes × {self.grad_accum} accumulated), "
             f"{self.total} iterations"
         )
+        self.net.train()
+        several = self.processes.world_size > 1
+        if several and learning_norms(self.net) and not synchronises(self.processes):
+            self.logger.info(
+                "batch norms learn, without CUDA from the batches of each process by themselves; "
+                "their running statistics are those of process 0"
+            )
 
     def restore(self, saved: Saved, base_classes: tuple[int, ...]) -> None:
         """Go on from a checkpoint.
@@ -162,9 +172,14 @@ class Trainer:
             mine = []
         if mine:
             self._streams = mine[0]
-        elif state.step:
+            return
+        if state.step:
             state.step = min(round(state.step * self.steps / steps), self.steps - 1)
             self.logger.info("the rest of the epoch is drawn anew: its batches would be others")
+        # Not what the first epoch drew.
+        seed_everything(
+            (self.cfg.manual_seed or 0) + self.epochs + state.epoch * self.steps + state.step
+        )
 
     def run(
         self,
@@ -193,12 +208,23 @@ class Trainer:
         if self.processes.is_main:
             dump_config(cfg, os.path.join(self.folder, "config.yaml"))
         self._remaining = RemainingTime(self.total, state.epoch * self.steps + state.step)
+        self._table = ProgressTable(self.epochs, self.total)
+        self._iteration = Iteration(
+            self.net,
+            wrapped,
+            losses_of,
+            self.optimizer,
+            self.precision,
+            self.loader.dataset.file_names,
+            self.grad_accum,
+            self.processes,
+        )
         with StopRequest() as request:
             if not self._resumed:
                 # Shows at once whether the disk has room, and is what a restart goes on from.
                 self._save()
             while state.epoch < self.epochs:
-                self._train_epoch(wrapped, losses_of, rate_of, validate, halves, request)
+                self._train_epoch(wrapped, rate_of, validate, halves, request)
                 epoch = state.epoch + 1
                 validated = validates(epoch)
                 if validated:
@@ -212,7 +238,7 @@ class Trainer:
                     self.logger.info(f"no better mIoU for {cfg.stop_interval} epochs: stopping")
                     break
 
-    def _train_epoch(self, wrapped, losses_of, rate_of, validate, halves, request) -> None:
+    def _train_epoch(self, wrapped, rate_of, validate, halves, request) -> None:
         state, cfg = self.state, self.cfg
         batches = self._start_epoch()
         wrapped.train()
@@ -222,18 +248,21 @@ class Trainer:
             iteration = state.epoch * self.steps + state.step + 1
             rate = rate_of(iteration)
             set_rate(self.optimizer, rate)
-            values, blame, stops = self._iteration(wrapped, losses_of, batches, meter, request)
+            values, blame, stops = self._iteration(batches, meter, request)
+            meter.count(self.global_batch)
             skipped = 0 if values is not None else skipped + 1
             if values is not None:
                 meter.add(values)
-            elif skipped >= cfg.max_nonfinite and blame is not None:
+            else:
+                meter.skip()
+            if skipped >= cfg.max_nonfinite and blame is not None:
                 raise UserError(
                     f"the loss or its gradient is not finite, {skipped} times in a row, last at "
                     f"iteration {iteration} with {blame}; lower the rate, or look at these files"
                 )
             state.step += 1
             if iteration % cfg.print_freq == 0 or state.step == self.steps:
-                self._report(meter, rate, iteration, skipped)
+                self._report(meter, rate, iteration)
             if halves and state.epoch > 0 and state.step == (self.steps + 1) // 2:
                 self._save()
                 self._validate(validate, state.epoch + 0.5, request)
@@ -249,15 +278,13 @@ class Trainer:
         state, cfg, streams = self.state, self.cfg, self._streams
         self._streams = None
         self.loader.set_epoch(state.epoch)
-        if streams is None and state.step:
-            seed_everything(
-                (cfg.manual_seed or 0) + self.epochs + state.epoch * self.steps + state.step
-            )
-        elif not state.step:
+        if not state.step:
             if streams is not None:
                 set_streams(streams["process"])
             if cfg.fix_random_seed_val and cfg.manual_seed is not None:
                 seed_everything(cfg.manual_seed + state.epoch)
+        elif streams is None:
+            pass  # drawn anew from the seed of `restore`
         elif state.step < self.steps:
             self.loader.resume_at(streams)
         else:
@@ -265,63 +292,20 @@ class Trainer:
             return iter(())
         return iter(self.loader)
 
-    def _iteration(
-        self, wrapped, losses_of, batches: Iterator[Batch], meter: Meter, request: StopRequest
-    ) -> tuple[Losses | None, str | None, bool]:
-        """One step of the optimiser, unless it would not be finite.
-
-        Returns the losses (None: nothing was changed), the files to blame where they are this
-        process's, and whether any process was told to stop.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        scaler, sums = self.precision.scaler, {}
-        buffers = _buffers_in_training(self.net)
-        for part in range(self.grad_accum):
-            started = time.monotonic()
-            batch = next(batches)
-            meter.waited(time.monotonic() - started)
-            more = part + 1 < self.grad_accum and self.processes.world_size > 1
-            with wrapped.no_sync() if more else nullcontext():
-                losses = losses_of(to_device(batch, self.processes.device))
-                scaler.scale(losses["loss"] / self.grad_accum).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / self.grad_accum
-        scaler.unscale_(self.optimizer)
-        sums["gradient"] = _gradient_norm(self.optimizer)
-        meter.count(self.global_batch)
-        broken = np.array([not math.isfinite(float(sums[key])) for key in ("loss", "gradient")])
-        if scaler.is_enabled():
-            broken[1] = False  # the scaler itself answers gradients that overflow
-        told = request.signal is not None
-        *anywhere, stops = self.processes.sum(np.array([*broken, told], np.int64)) > 0
-        if not any(anywhere):
-            scaler.step(self.optimizer)
-            scaler.update()
-            return sums, None, stops
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        # A loss that is not finite spoils the gradients of every process: blame the one that had it.
-        mine = broken[0] if anywhere[0] else broken[1]
-        return None, self.loader.dataset.file_names(batch) if mine else None, stops
-
-    def _report(self, meter: Meter, rate: float, iteration: int, skipped: int) -> None:
+    def _report(self, meter: Meter, rate: float, iteration: int) -> None:
         values = meter.pop() | {"rate": rate, "peak_gb": peak_memory(self.processes.device) / 2**30}
-        losses = "  ".join(
-            f"{name} {value:.4f}"
-            for name, value in values.items()
-            if name not in ("rate", "samples_per_s", "data_wait", "peak_gb")
+        progress = Progress(
+            self.state.epoch + 1, iteration, self.state.best, self._remaining(iteration)
         )
-        self.logger.info(
-            f"iteration {iteration}/{self.total}  rate {rate:.2e}  {losses}  "
-            f"{values['samples_per_s']:.1f}/s  data {values['data_wait']:.0%}  "
-            f"{values['peak_gb']:.1f} GB  left {self._remaining(iteration)}"
-            + (f"  ({skipped} iterations skipped: not finite)" if skipped else "")
-        )
+        for line in self._table.lines(progress, values):
+            self.logger.info(line)
         self.scalars.add("train", values, iteration)
 
     def _validate(self, validate, epoch: float, request: StopRequest) -> None:
         """Validate after `epoch` epochs, a half one included, and keep the best."""
         state = self.state
+        # Each process has seen its own batches since the last forward pass shared them.
+        self.processes.share(running_statistics(self.net))
         with request.at_once(), untouched_random_streams(), self.precision.autocast():
             values = validate()
         text = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
@@ -342,26 +326,3 @@ class Trainer:
                 self.snapshot, self.net, self.optimizer, self.precision.scaler, self.state, progress
             )
         self.processes.barrier()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on another device."""
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def _gradient_norm(optimizer: Optimizer) -> Tensor:
-    gradients = [
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def _buffers_in_training(net: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The running statistics that a forward pass changes, each with a copy of its value."""
-    return [
-        (buffer, buffer.clone())
-        for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        for buffer in module.buffers(recurse=False)
-    ]

@@ -73,8 +73,17 @@ def save_run(
     complete, last = snapshot / "next.pth", snapshot / LAST
     save_checkpoint(complete, content)
     if last.exists():
-        os.replace(last, snapshot / PREVIOUS)
+        _keep(last, snapshot / PREVIOUS)
     os.replace(complete, last)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name; where the disk has no links, that one alone."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        os.replace(path, name)
 
 
 def find_saved(

@@ -21,11 +21,11 @@ from util.get_mulway_base_data import main, write_base_labels
 FOLD = Fold(base=(1, 3), novel=(2,))
 
 
-def test_images_are_rgb_float32(tmp_path):
+def test_images_are_rgb(tmp_path):
     path = str(tmp_path / "red.png")
     cv2.imwrite(path, np.full((4, 5, 3), (0, 10, 255), np.uint8))
     image = read_image(path)
-    assert image.shape == (4, 5, 3) and image.dtype == np.float32
+    assert image.shape == (4, 5, 3) and image.dtype == np.uint8
     assert image[0, 0].tolist() == [255, 10, 0]
 
 
@@ -90,7 +90,7 @@ def test_base_dataset_transforms_labels_in_training(data):
     transform = base_train_transform((33, 41), (0.5, 2.0), (-10, 10))
     item = BaseDataset(entries, FOLD, "train", str(root), transform)[0]
     assert item["image"].shape == (3, 33, 41)
-    assert item["label"].shape == (33, 41) and item["label"].dtype == torch.int64
+    assert item["label"].shape == (33, 41) and item["label"].dtype == torch.uint8
     assert set(item["label"].unique().tolist()) <= {0, 2, 255}
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_a_file_of_something_else_is_one_line(change, message, episodes, runs, t
     with pytest.raises(UserError, match=message) as error:
         read_list(str(path), episodes, "pascal", 0)
     assert str(error.value).startswith(f"--episodes {path}: ") and "\n" not in str(error.value)
+
+
+def test_no_image_comes_twice_in_an_episode(episodes, runs, tmp_path):
+    draw = runs[0].draws[0]
+    path = str(tmp_path / "drawn.json")
+    for supports in ([draw.index, draw.supports[0]], [draw.supports[0]] * 2):
+        twice = [DrawnRun(1, [draw._replace(supports=supports)])]
+        read_or_write_list(path, episodes, "pascal", 0, twice)
+        with pytest.raises(UserError, match="cannot be: a query and 2 as supports, all different"):
+            read_list(path, episodes, "pascal", 0)
+        os.remove(path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"runs": 3', "\x00"])

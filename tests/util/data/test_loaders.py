@@ -97,7 +97,7 @@ def test_base_loaders_take_every_image(make_config):
     assert len(train.dataset) == 240 and len(val) == 200
     batch = next(iter(train))
     assert batch["image"].shape == (6, 3, 65, 65)
-    assert batch["label"].shape == (6, 65, 65) and batch["label"].dtype == torch.int64
+    assert batch["label"].shape == (6, 65, 65) and batch["label"].dtype == torch.uint8
     assert batch["label"][batch["label"] != 255].max() <= 15
     assert val[0]["image"].shape == (3, 65, 65)
     assert val[0]["label"].shape != (65, 65)

@@ -117,6 +117,14 @@ def test_normalisation():
     np.testing.assert_allclose(tensor[:, 0, 1], 1, atol=1e-6)
 
 
+def test_an_image_is_written_where_there_is_a_place_for_it(image, label):
+    transform = eval_transform((33, 41))
+    out = torch.zeros(2, 3, *transform.size)
+    tensor, _ = transform(None, image, label, out=out[1])
+    assert tensor.data_ptr() == out[1].data_ptr()
+    assert torch.equal(out[1], transform(None, image)[0]) and not out[0].any()
+
+
 def test_crop_of_a_larger_image_is_a_window(image, label):
     rng = Scripted(3, 7)
     crop, (label_crop,) = RandomCrop((32, 33))(rng, image, [label])

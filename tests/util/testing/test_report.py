@@ -114,6 +114,8 @@ def test_what_is_not_the_plain_test_is_said():
     ):
         assert words in text and words not in plain
     assert variant_name(cfg) == "-bbox-meta-unscaled" and variant_name(config()) == ""
+    merged = {variant_name(config("generalised=True", f"merge={m}")) for m in ("final", "base")}
+    assert merged == {"-generalised-final", "-generalised-base"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 
 import numpy as np
@@ -17,6 +18,7 @@ from util.log import Scalars, get_logger
 from util.seed import seed_everything, untouched_random_streams
 from util.snapshots import find_best
 from util.training.engine import Trainer
+from util.training.iteration import to_device
 from util.training.memory import peak_memory
 from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
@@ -44,7 +46,7 @@ class Points(Dataset):
 class Training:
     """A small net with dropout and batch norm, trained for three epochs of four iterations."""
 
-    def __init__(self, folder, broken=(), batch_size=3, accumulated=1, **settings):
+    def __init__(self, folder, broken=(), batch_size=3, accumulated=1, processes=ALONE, **settings):
         settings = {"epochs": 3, "print_freq": 2, "save_iters": 1, "workers": 0} | settings
         self.cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
         seed_everything(1)
@@ -61,14 +63,14 @@ class Training:
             optimizer,
             TrainLoader(data, RandomSampler(data), batch_size, self.cfg.workers),
             accumulated,
-            ALONE,
-            get_logger(folder, is_main=True),
-            Scalars(folder),
+            processes,
+            get_logger(folder, processes.is_main),
+            Scalars(folder if processes.is_main else None),
             {"base_classes": [1]},
         )
         self.validated = []
         self.before_iteration = lambda iteration: None
-        saved = find_saved("auto", folder / "snapshot", ALONE, self.trainer.logger)
+        saved = find_saved("auto", folder / "snapshot", processes, self.trainer.logger)
         if saved:
             self.trainer.restore(saved, (1,))
 
@@ -86,7 +88,7 @@ class Training:
 
     def run(self, **options):
         self.trainer.run(
-            self.net,
+            options.get("wrapped", self.net),
             self.losses_of,
             self.rate_of,
             self.validate,
@@ -178,11 +180,11 @@ def test_reports_are_lines_and_json(tmp_path):
     training = Training(tmp_path)
     training.run()
     log = (tmp_path / "log.txt").read_text()
-    assert "iteration 6/12" in log and "/s  data" in log and "gradient" in log and "GB" in log
+    assert re.search(r"^\S+ \S+ +2/3 +6/12 +\d\.\d{4} +0\.2000 ", log, re.MULTILINE)
     rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
     train = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in train] == [2, 4, 6, 8, 10, 12]
-    names = {"loss", "gradient", "rate", "samples_per_s", "data_wait", "peak_gb"}
+    names = {"loss", "gradient", "rate", "samples_per_s", "data_wait", "peak_gb", "skipped"}
     assert {f"train/{name}" for name in names} == set(train[0]) - {"step"}
     assert train[1]["train/rate"] == 0.1 / 4 and 0 <= train[0]["train/data_wait"] <= 1
     assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
@@ -213,6 +215,50 @@ def test_a_loss_that_is_not_finite_is_skipped(tmp_path):
     assert len(skipped) in (2, 3)
     for index in skipped:
         assert same(before[index], before[index + 1])
+
+
+def test_skipped_iterations_are_counted(tmp_path):
+    Training(tmp_path, broken=[5]).run()
+    rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    assert sum(row.get("train/skipped", 0) for row in rows) == 3
+    assert (tmp_path / "log.txt").read_text().count("1 skipped: not finite") == 3
+
+
+def test_of_accumulated_batches_the_one_that_is_not_finite_is_blamed(tmp_path):
+    training = Training(tmp_path, broken=[5], batch_size=2, accumulated=6, max_nonfinite=1)
+    blamed = r"iteration 1 with (5\.jpg, \d+\.jpg|\d+\.jpg, 5\.jpg); lower the rate"
+    with pytest.raises(UserError, match=blamed):
+        training.run()
+
+
+def scaled(folder, scale, **options):
+    """A training whose loss is scaled, as in float16."""
+    training = Training(folder, **options)
+    training.trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return training
+
+
+def test_a_scaled_loss_that_is_not_finite_is_skipped_and_the_scale_stays(tmp_path):
+    training = scaled(tmp_path, 4.0, broken=[5])
+    state = training.run()
+    assert all(value.isfinite().all() for value in state.values())
+    assert training.trainer.precision.scaler.get_scale() == 4.0
+
+
+def test_a_scale_that_overflows_is_lowered_and_not_reported_as_a_gradient(tmp_path):
+    training = scaled(tmp_path, 2.0**127, print_freq=1)
+    training.losses_of = lambda batch: {"loss": 16 * training.net(batch["x"]).square().mean()}
+    training.run()
+    assert training.trainer.precision.scaler.get_scale() < 2.0**127
+    assert "Infinity" not in (tmp_path / "scalars.jsonl").read_text()
+
+
+def test_gradients_that_no_scale_mends_end_the_training(tmp_path):
+    training = scaled(tmp_path, 2.0, max_nonfinite=3)
+    # Its value is 0, its slope there is not.
+    training.losses_of = lambda batch: {"loss": (0 * training.net(batch["x"])).sqrt().sum()}
+    with pytest.raises(UserError, match="3 times in a row"):
+        training.run()
 
 
 def test_training_stops_when_losses_stay_non_finite_and_names_the_files(tmp_path):
@@ -287,3 +333,10 @@ def test_random_streams_go_on_as_if_nothing_happened():
         seed_everything(99)
         draw()
     assert draw() == expected
+
+
+def test_labels_become_int64_on_the_device():
+    label, image = torch.tensor([0, 1, 255], dtype=torch.uint8), torch.rand(2)
+    moved = to_device({"label": label, "image": image}, ALONE.device)
+    assert moved["label"].dtype == torch.int64 and moved["label"].tolist() == [0, 1, 255]
+    assert moved["image"].equal(image) and moved["image"].dtype == torch.float32

@@ -106,20 +106,24 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(how, tmp_path, 
         find(tmp_path)
 
 
-def test_between_two_renames_the_one_before_is_still_there(tmp_path, monkeypatch):
-    save(tmp_path, *small(), RunState(1))
-    calls = []
+@pytest.mark.parametrize("links", [True, False])
+def test_before_the_last_rename_the_one_before_is_still_there(links, tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError("Operation not supported")
 
-    def stop_at_the_third(source, target, replace=os.replace):
-        calls.append(target)
-        if len(calls) == 3:
+    if not links:
+        monkeypatch.setattr(os, "link", without)
+    save(tmp_path, *small(), RunState(1))
+
+    def stop_at_the_last(source, target, replace=os.replace):
+        if str(target).endswith("last.pth"):
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", stop_at_the_third)
+    monkeypatch.setattr(os, "replace", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, *small(), RunState(2))
-    assert not (tmp_path / "last.pth").exists()
+    assert (tmp_path / "last.pth").exists() is links
     assert find(tmp_path).content["run"]["epoch"] == 1
 
 
