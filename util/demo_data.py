@@ -2,9 +2,9 @@
 
 `python -m util.demo_data --out data/demo` writes JPEGImages/*.jpg, SegmentationClassAug/*.png (0
 background, 1..20 classes, 255 outlines), train.txt and val.txt ("IMAGE MASK" a line, relative to
-the folder) and classes.txt. A class is a silhouette with a surface pattern; colour, pose, size,
-light and background vary, so only the support tells what to segment. Interrupted, it goes on where
-it was; finished, it returns at once.
+the folder) and classes.txt. A class is a silhouette with a surface pattern, mostly in its two usual
+hues; shade, pose, size, light and background vary, so only the support tells what to segment.
+Interrupted, it goes on where it was; finished, it returns at once.
 """
 
 import argparse
@@ -47,10 +47,21 @@ CLASS_NAMES = tuple(f"{pattern}_{shape}" for pattern, shape in CLASSES)
 
 PARTS = ("train", "val")
 STAMP = "demo.json"
-_VERSION = 1  # raise it when the same seed would give other pictures
+_VERSION = 2  # raise it when the same seed would give other pictures
 _GROUP = 5
 _OBJECTS = (0.46, 0.89)  # cumulative shares of pictures with one and with two objects
 _SAME_GROUP = 0.6  # share of the pictures whose classes come from one group of five
+
+
+def usual_hues(class_id):
+    """Degrees of the two hues that a class mostly comes in; no two classes share both.
+
+    In each group of five the first hues differ, and the second lies as far from the first in all of
+    them: a fold holds out pairs of hues unlike those it trains on.
+    """
+    group, position = divmod(class_id - 1, _GROUP)
+    first = position + group
+    return 60 * (first % 6), 60 * ((first + group + 1) % 6)
 
 
 def scene_classes(seed, part, index):
@@ -78,7 +89,7 @@ def draw_picture(seed, part, index, size):
     short = round(long * rng.uniform(0.84, 0.96))
     height, width = (short, long) if rng.uniform() < 0.6 else (long, short)
     classes = scene_classes(seed, part, index)
-    objects = [(c, CLASSES[c - 1][1], CLASSES[c - 1][0]) for c in classes]
+    objects = [(c, CLASSES[c - 1][1], CLASSES[c - 1][0], usual_hues(c)) for c in classes]
     return draw_scene(rng, objects, height, width)
 
 

@@ -17,6 +17,7 @@ from util.demo_data import (
     draw_picture,
     main,
     scene_classes,
+    usual_hues,
     write_demo,
 )
 from util.errors import UserError
@@ -227,15 +228,27 @@ def test_plan_is_balanced_and_leaves_every_fold_enough():
         assert sum(held_out.isdisjoint(plan) for plan in plans) >= 600
 
 
-def test_colour_does_not_tell_the_class():
-    hues = []
-    for index in range(0, 400, 20):
+def test_no_two_classes_share_both_hues():
+    hues = {class_id: usual_hues(class_id) for class_id in range(1, 21)}
+    assert len(set(hues.values())) == 20
+    for start in range(1, 21, 5):
+        held_out = range(start, start + 5)
+        assert len({hues[c][0] for c in held_out}) == 5
+        turns = {c: (second - first) % 360 for c, (first, second) in hues.items()}
+        trained = {turn for c, turn in turns.items() if c not in held_out}
+        assert trained.isdisjoint(turns[c] for c in held_out)
+
+
+def test_a_class_comes_in_its_usual_hues_and_sometimes_in_others():
+    near = []
+    for index in range(0, 800, 20):
         order = [scene_classes(0, 0, k)[0] for k in range(index, index + 20)]
-        position = index + order.index(12)
-        image, mask = draw_picture(0, 0, position, 160)
-        colour = image[mask == 12].mean(axis=0)
-        hues.append(int(colour.argmax()))
-    assert set(hues) == {0, 1, 2}
+        image, mask = draw_picture(0, 0, index + order.index(12), 160)
+        pixels = cv2.cvtColor(image[mask == 12][None].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+        distances = [np.abs((pixels[0, :, 0] - hue + 180) % 360 - 180) for hue in usual_hues(12)]
+        near.append(np.mean(np.minimum(*distances) < 30))
+    usual = np.mean(np.array(near) > 0.7)
+    assert 0.6 < usual < 1
 
 
 def test_fill_matches_a_slow_point_test():

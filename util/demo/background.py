@@ -20,9 +20,9 @@ def draw_background(rng, height, width, unit):
     return image, tone
 
 
-def random_colour(rng, saturation, value):
-    """An RGB colour, float32 (3,) 0..255, of any hue; the ranges are shares of 1."""
-    pixel = [rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]
+def random_colour(rng, saturation, value, hue=(0, 360)):
+    """An RGB colour, float32 (3,) 0..255; hue in degrees, the other ranges are shares of 1."""
+    pixel = [rng.uniform(*hue) % 360, rng.uniform(*saturation), rng.uniform(*value)]
     return cv2.cvtColor(np.array([[pixel]], np.float32), cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 

@@ -17,12 +17,15 @@ IGNORE = 255
 _LUMA = np.array([0.30, 0.59, 0.11], np.float32)
 # Range of an object's area as a share of the picture, by the number of objects in it.
 _AREAS = {1: (0.12, 0.34), 2: (0.11, 0.23), 3: (0.085, 0.14)}
+_ODD_COLOURS = 0.15  # share of the objects that come in any colours
+_HUE_SPREAD = 18  # degrees around a usual hue
 _MIN_PIXELS = 2300  # labelled pixels every object keeps: the protocol counts a class from 2048
 
 
 def draw_scene(rng, objects, height, width):
-    """Draw `objects`, a list of (class id, silhouette name, pattern name), later ones in front.
+    """Draw `objects`, a list of (class id, silhouette, pattern, hues), later ones in front.
 
+    Silhouette and pattern are names, hues the usual ones of the pattern's two colours, in degrees.
     Returns the RGB image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0, class
     ids, and 255 along the outlines. The first object is always there; one for which no place is
     left is not drawn.
@@ -31,9 +34,9 @@ def draw_scene(rng, objects, height, width):
     unit = max(height, width) / 220
     image, tone = draw_background(rng, height, width, unit)
     light = rng.uniform(0, 2 * math.pi)
-    for _, pattern, matrix, centre, alpha in placements:
+    for hues, pattern, matrix, centre, alpha in placements:
         _shade_shadow(rng, image, alpha, light, unit)
-        surface = _surface(rng, pattern, matrix, centre, alpha, tone, light, unit)
+        surface = _surface(rng, pattern, hues, matrix, centre, alpha, tone, light, unit)
         image += alpha[..., None] * (surface - image)
     return _photograph(rng, image, light, unit), label
 
@@ -44,7 +47,7 @@ def draw_scene(rng, objects, height, width):
 def _place(rng, objects, height, width):
     label = np.zeros((height, width), np.uint8)
     placements = []
-    for class_id, shape, pattern in objects:
+    for class_id, shape, pattern, hues in objects:
         area = height * width * rng.uniform(*_AREAS[len(objects)])
         area = max(area, 1.4 * _MIN_PIXELS)
         pose = _pose(rng)
@@ -63,7 +66,7 @@ def _place(rng, objects, height, width):
             if _all_visible(trial, class_id, label):
                 label = trial
                 alpha = samples.astype(np.float32) / SAMPLES**2
-                placements.append((class_id, pattern, matrix, centre, alpha))
+                placements.append((hues, pattern, matrix, centre, alpha))
                 break
     return placements, label
 
@@ -173,7 +176,7 @@ PATTERNS = {
 _CENTRED = ("ringed", "rayed")  # patterns about the object's centre, which no shift may move
 
 
-def _surface(rng, pattern, matrix, centre, alpha, tone, light, unit):
+def _surface(rng, pattern, hues, matrix, centre, alpha, tone, light, unit):
     """The object's colours at every pixel of the picture, float32 (height, width, 3)."""
     height, width = alpha.shape
     scale = math.sqrt(abs(np.linalg.det(matrix)))
@@ -187,7 +190,7 @@ def _surface(rng, pattern, matrix, centre, alpha, tone, light, unit):
     inside = (alpha > 0.5).astype(np.uint8)
     depth = cv2.distanceTransform(np.pad(inside, 1, mode="edge"), cv2.DIST_L2, 5)[1:-1, 1:-1]
     share = np.clip(PATTERNS[pattern](u, v, depth / period) * period + 0.5, 0, 1)[..., None]
-    first, second = _object_colours(rng, tone)
+    first, second = _object_colours(rng, hues, tone)
     slope = (x * math.cos(light) + y * math.sin(light)) / scale
     shade = 1 - rng.uniform(0.1, 0.3) * np.clip(slope, -1, 1)[..., None]
     return (first + share * (second - first)) * shade.astype(np.float32)
@@ -202,11 +205,13 @@ def _difference(one, other):
     return 0.7 * abs(float(delta @ _LUMA)) + 0.3 * float(np.abs(delta).max())
 
 
-def _object_colours(rng, tone):
+def _object_colours(rng, hues, tone):
     """Two colours that differ clearly from each other and, the first more, from the background."""
+    if rng.uniform() < _ODD_COLOURS:
+        hues = rng.uniform(0, 360, 2)
+    ranges = [(hue - _HUE_SPREAD, hue + _HUE_SPREAD) for hue in hues]
     pairs = [
-        (random_colour(rng, (0.2, 1), (0.15, 1)), random_colour(rng, (0, 1), (0.1, 1)))
-        for _ in range(12)
+        tuple(random_colour(rng, (0.45, 1), (0.3, 1), hue) for hue in ranges) for _ in range(12)
     ]
 
     def contrast(pair):
