@@ -17,8 +17,8 @@ IGNORE = 255
 _LUMA = np.array([0.30, 0.59, 0.11], np.float32)
 # Range of an object's area as a share of the picture, by the number of objects in it.
 _AREAS = {1: (0.12, 0.34), 2: (0.11, 0.23), 3: (0.085, 0.14)}
-_ODD_COLOURS = 0.15  # share of the objects that come in any colours
-_HUE_SPREAD = 18  # degrees around a usual hue
+_ODD_COLOURS = 0.05  # share of the objects that come in any colours
+_HUE_SPREAD = 15  # degrees around a usual hue
 _MIN_PIXELS = 2300  # labelled pixels every object keeps: the protocol counts a class from 2048
 
 
