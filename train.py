@@ -132,7 +132,8 @@ def train(cfg, processes: Processes, viz: bool) -> None:
         # Only short trainings are validated within the epochs, as in the published code.
         halves=cfg.evaluate and cfg.SubEpoch_val and cfg.epochs <= 100,
     )
-    logger.info(f"best mIoU {state.best:.4f} (epoch {state.best_epoch}), weights in {snapshot}")
+    best = f"best mIoU {state.best:.4f} (epoch {state.best_epoch})" if cfg.evaluate else "done"
+    logger.info(f"{best}, weights in {snapshot}")
     scalars.close()
 
 

@@ -93,7 +93,17 @@ def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes
     # Counts and flags of the host go through gloo: they never wait for the GPU's queue.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     device_id = device if device.type == "cuda" else None
-    dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun keeps its store when it starts all processes again, with the addresses of those before.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device_id,
+    )
     try:
         yield Processes(rank, world_size, device)
     except RuntimeError as error:

@@ -72,7 +72,8 @@ def _memory_advice(error):
         return None
     return (
         f"out of memory ({first}); the global batch stays with a lower batch_size and a higher "
-        "grad_accum; checkpoint_activations True and amp bf16 take less memory too"
+        "grad_accum (stage 1: grad_accum alone); checkpoint_activations True (stage 2) and amp bf16 "
+        "take less memory too"
     )
 
 
