@@ -1,5 +1,7 @@
 """Fixtures that several test files share, and the option that runs the slow tests of faults."""
 
+import signal
+
 import pytest
 
 from tests.tiny_voc import make
@@ -15,6 +17,12 @@ def pytest_collection_modifyitems(config, items):
     faults = [item for item in items if item.get_closest_marker("faults")]
     config.hook.pytest_deselected(items=faults)
     items[:] = [item for item in items if item not in faults]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell starts what runs in its background with SIGINT ignored; tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

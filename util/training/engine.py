@@ -283,13 +283,11 @@ class Trainer:
                 set_streams(streams["process"])
             if cfg.fix_random_seed_val and cfg.manual_seed is not None:
                 seed_everything(cfg.manual_seed + state.epoch)
-        elif streams is None:
-            pass  # drawn anew from the seed of `restore`
-        elif state.step < self.steps:
+        elif streams is not None:
+            if state.step == self.steps:
+                set_streams(streams["process"])
+                return iter(())
             self.loader.resume_at(streams)
-        else:
-            set_streams(streams["process"])
-            return iter(())
         return iter(self.loader)
 
     def _report(self, meter: Meter, rate: float, iteration: int) -> None:
