@@ -17,7 +17,6 @@ from tests.util.pascal_files import (
     write_lines,
     write_mat,
     write_palette_png,
-    write_voc_and_sbd,
 )
 from tests.util.prepare_files import contents, run_killed, write_jpeg
 from util.data.folds import fold_classes
@@ -26,17 +25,10 @@ from util.errors import UserError
 from util.prepare_pascal import main, prepare_pascal
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("my data é")
-    write_voc_and_sbd(folder)
-    return folder
-
-
 @pytest.fixture
-def data(originals, tmp_path):
+def data(voc_and_sbd, tmp_path):
     """A copy of the stand-ins that a test may spoil."""
-    return shutil.copytree(originals, tmp_path / "data")
+    return shutil.copytree(voc_and_sbd, tmp_path / "data")
 
 
 def prepare(data, out, **settings):
@@ -45,10 +37,10 @@ def prepare(data, out, **settings):
 
 
 @pytest.fixture(scope="module")
-def prepared(originals, tmp_path_factory):
+def prepared(voc_and_sbd, tmp_path_factory):
     """The data root of an uninterrupted run, and the lines it ended with."""
     out = tmp_path_factory.mktemp("out") / "VOC ready"
-    return out, prepare(originals, out)
+    return out, prepare(voc_and_sbd, out)
 
 
 def test_layout(prepared):
@@ -69,10 +61,10 @@ def test_masks_are_class_ids_and_those_of_voc_go_first(prepared):
         np.testing.assert_array_equal(mask, VOC.get(stem, SBD.get(stem)))
 
 
-def test_images_are_links_to_those_of_voc_else_of_sbd(prepared, originals):
+def test_images_are_links_to_those_of_voc_else_of_sbd(prepared, voc_and_sbd):
     root, _ = prepared
-    voc = originals / "VOCdevkit" / "VOC2012" / "JPEGImages"
-    sbd = originals / "benchmark_RELEASE" / "dataset" / "img"
+    voc = voc_and_sbd / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    sbd = voc_and_sbd / "benchmark_RELEASE" / "dataset" / "img"
     for stem in TRAIN + VAL:
         source = (sbd if stem == "2008_3" else voc) / f"{stem}.jpg"
         assert (root / "JPEGImages" / source.name).samefile(source)
@@ -118,21 +110,21 @@ def test_train_noval_is_taken_where_it_is_but_never_an_image_of_val(data, tmp_pa
     assert any(line.startswith("SBD (train_noval.txt): 3 ") for line in lines)
 
 
-def test_folders_may_be_given_at_any_depth(originals, prepared, tmp_path):
+def test_folders_may_be_given_at_any_depth(voc_and_sbd, prepared, tmp_path):
     root, _ = prepared
     for voc, sbd in (
         ("VOCdevkit", "benchmark_RELEASE"),
         ("VOCdevkit/VOC2012", "benchmark_RELEASE/dataset"),
     ):
         out = tmp_path / voc
-        sbd_folder = originals / "benchmark_RELEASE" / "dataset" if "/" in sbd else originals
-        prepare_pascal(originals / voc, sbd_folder, out, out / "lists", workers=1)
+        sbd_folder = voc_and_sbd / "benchmark_RELEASE" / "dataset" if "/" in sbd else voc_and_sbd
+        prepare_pascal(voc_and_sbd / voc, sbd_folder, out, out / "lists", workers=1)
         assert contents(out)["lists/train.txt"] == contents(root)["lists/train.txt"]
 
 
-def test_processes_and_copies_give_the_same(originals, prepared, tmp_path):
+def test_processes_and_copies_give_the_same(voc_and_sbd, prepared, tmp_path):
     root, _ = prepared
-    lines = prepare(originals, tmp_path / "out", copy=True, workers=2)
+    lines = prepare(voc_and_sbd, tmp_path / "out", copy=True, workers=2)
     assert lines[0] == "images: 7 copied"
     assert contents(tmp_path / "out") == contents(root)
     for path in (tmp_path / "out" / "JPEGImages").iterdir():
@@ -151,11 +143,11 @@ def test_the_folder_of_voc_can_be_the_data_root(data, prepared):
     assert lines[1] == "masks: 7, 0 of them written now"
 
 
-def test_a_killed_run_leaves_nothing_half_and_the_next_goes_on(originals, prepared, tmp_path):
+def test_a_killed_run_leaves_nothing_half_and_the_next_goes_on(voc_and_sbd, prepared, tmp_path):
     whole = contents(prepared[0])
     out = tmp_path / "out"
     renames = 0
-    while run_killed(lambda: prepare(originals, out), renames):
+    while run_killed(lambda: prepare(voc_and_sbd, out), renames):
         there = contents(out)
         final = {name: data for name, data in there.items() if not name.endswith(".tmp")}
         assert final.items() <= whole.items()
@@ -273,9 +265,9 @@ def test_what_is_wrong_in_a_file_is_named(data, tmp_path, name, spoil, message):
     assert contents(out) == contents(whole)
 
 
-def test_the_command(originals, prepared, tmp_path, monkeypatch, capsys):
+def test_the_command(voc_and_sbd, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["--voc", str(originals), "--sbd", str(originals), "--out", "out", "--workers", "1"])
+    main(["--voc", str(voc_and_sbd), "--sbd", str(voc_and_sbd), "--out", "out", "--workers", "1"])
     out, root = capsys.readouterr().out, prepared[0]
     for part in ("train", "val"):
         expected = (root / "lists" / f"{part}.txt").read_bytes()
@@ -287,9 +279,9 @@ def test_the_command(originals, prepared, tmp_path, monkeypatch, capsys):
     assert out.endswith("then: sh train_base.sh split0 pascal 1 data_root out\n")
 
 
-def test_the_command_ends_with_one_line_for_an_error(originals, tmp_path, capsys):
+def test_the_command_ends_with_one_line_for_an_error(voc_and_sbd, tmp_path, capsys):
     (tmp_path / "file").touch()
-    given = ["--voc", str(originals), "--sbd", str(originals)]
+    given = ["--voc", str(voc_and_sbd), "--sbd", str(voc_and_sbd)]
     for options in (
         ["--out", str(tmp_path / "file")],
         ["--out", str(tmp_path / "out"), "--lists", str(tmp_path / "file")],

@@ -4,19 +4,12 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from tests.util.pascal_files import ODD, TRAIN, stems, write_lines, write_voc_and_sbd
+from tests.util.pascal_files import ODD, TRAIN, stems, write_lines
 from util.prepare_pascal import main
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("my data é")
-    write_voc_and_sbd(folder)
-    return folder
-
-
 @pytest.fixture
-def download(originals, monkeypatch):
+def download(voc_and_sbd, monkeypatch):
     """torchvision's downloads, replaced: they bring the stand-ins. A dict of what they do."""
     state = {"calls": [], "noval": None, "error": None}
 
@@ -25,12 +18,12 @@ def download(originals, monkeypatch):
         state["calls"].append("voc")
         if state["error"]:
             raise state["error"]
-        shutil.copytree(originals / "VOCdevkit", Path(root, "VOCdevkit"), dirs_exist_ok=True)
+        shutil.copytree(voc_and_sbd / "VOCdevkit", Path(root, "VOCdevkit"), dirs_exist_ok=True)
 
     def sbd(root, image_set, mode, download):
         assert download
         state["calls"].append("sbd")
-        shutil.copytree(originals / "benchmark_RELEASE" / "dataset", root)
+        shutil.copytree(voc_and_sbd / "benchmark_RELEASE" / "dataset", root)
 
     def url(url, root, filename, md5):
         assert url.endswith("train_noval.txt") and md5
