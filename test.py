@@ -11,6 +11,8 @@ from torch import nn
 from util.config import config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
+from util.data.fold_list import draw_fold_list
+from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
 from util.distributed import Processes, start_processes
 from util.errors import exits_on_user_error
@@ -66,12 +68,7 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
     folder = Path(cfg.run_dir) / "result"
     logger = get_logger(folder, processes.is_main)
     episodes = build_episodes(cfg, "val", testing=True)
-    runs = [
-        DrawnRun(
-            seed, draw_test_episodes(episodes.lists, cfg.shot, cfg.test_num, seed, cfg.workers)
-        )
-        for seed in run_seeds(cfg.test_runs)
-    ]
+    runs = _draw_runs(cfg, episodes.lists)
     if args.episodes is not None:
         runs = read_or_write_list(args.episodes, episodes, cfg.data_set, cfg.split, runs)
         logger.info(f"{len(runs)} × {len(runs[0].draws)} episodes of {args.episodes}")
@@ -121,6 +118,15 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
             journal.remove()
         logger.info(f"\n{text.rstrip()}")
         logger.info(f"results in {output} and beside it")
+
+
+def _draw_runs(cfg, lists: ImageLists) -> list[DrawnRun]:
+    if cfg.fold_list:
+        return draw_fold_list(cfg.fold_list, lists, cfg.shot, cfg.test_num, cfg.test_runs)
+    return [
+        DrawnRun(seed, draw_test_episodes(lists, cfg.shot, cfg.test_num, seed, cfg.workers))
+        for seed in run_seeds(cfg.test_runs)
+    ]
 
 
 def _write_results(

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
 from util.checkpoint import read_checkpoint
 from util.config import load_config
+from util.data.dataset import read_mask
 from util.demo_data import write_demo
 from util.metrics import SCORES
 from util.snapshots import find_best
@@ -247,6 +249,27 @@ def test_the_size_of_the_network_can_be_tested(scripts, trained):
     report = scripts.report()
     assert report["settings"]["ori_resize"] is False and report["settings"]["episodes"] == 3
     assert not any(path.exists() for path in others)
+
+
+def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained):
+    names = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
+    present = {
+        Path(image).stem: set(read_mask(str(scripts.data / mask)).flat) for image, mask in names
+    }
+    lines = [f"{image}__01" for image, classes in present.items() if 1 in classes][:3]
+    assert len(lines) == 3
+    path = scripts.exp.parent / "fold 0.txt"
+    path.write_text("\n".join(lines))
+    settings = (f"fold_list={path}", "min_pixels=1", "test_runs=1", "test_num=4", "vis_num=0")
+    scripts("test.sh", "1", "--per_episode", *settings)
+    (run,) = scripts.report()["runs"]
+    assert run["seed"] == 0 and set(run["class_iou"]) == {"1", "2", "3", "4", "5"}
+    result = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "result"
+    (table,) = result.glob("test-*.csv")
+    with open(table) as handle:
+        rows = list(csv.DictReader(handle))
+    assert [f"{Path(row['query']).stem}__01" for row in rows] == [*lines, lines[0]]
+    assert len({row["class_name"] for row in rows}) == 1
 
 
 def test_another_fold_refuses_the_weights(scripts, trained):

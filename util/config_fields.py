@@ -68,6 +68,7 @@ class DataFields(BaseModel):
     base_data_root: str | None = None  # folder of base labels; unset: computed on the fly
     train_list: str | None = None
     val_list: str | None = None
+    fold_list: str | None = None  # IMAGE__CLASS per line: queries of the test, in their order
     list_dir: str = "lists"  # cache of the parsed lists
     classes: Literal[2] = 2  # background and foreground
     num_classes: Annotated[int, Field(ge=1, le=254)]  # without background

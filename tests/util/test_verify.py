@@ -318,6 +318,16 @@ def test_fewer_images_than_a_batch_are_an_error(experiment):
     assert "fewer than one batch of 10" in rows["fold 0 train"].details[0]
 
 
+def test_a_fold_list_has_to_be_of_the_test_images(experiment, tmp_path):
+    path = tmp_path / "fold0.txt"
+    path.write_text("val ü 1 0__01\nval ü 1 2__01\n")
+    assert bad(experiment.rows("fold_list", str(path))) == {}
+    path.write_text("val ü 2 0__02\n")
+    rows = experiment.rows("fold_list", str(path))
+    assert bad(rows) == {"fold 0 val": ERROR}
+    assert "no image val ü 2 0 of the test shows class 2" in rows["fold 0 val"].details[0]
+
+
 def test_validation_on_base_classes_has_a_row_of_its_own(experiment):
     rows = experiment.rows("select_on", "base")
     assert rows["fold 0 val (base classes)"].found.startswith("9 images")

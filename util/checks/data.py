@@ -20,6 +20,7 @@ from util.data.dataset import (
     require_same_size,
     unknown_class,
 )
+from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
@@ -218,6 +219,8 @@ class _Part:
             check_any(lists, fold, part, cfg.min_pixels, self.list_file)
             if self.part == "train":
                 check_batch(self.list_file, len(lists.entries), cfg.batch_size)
+            elif cfg.fold_list and (split, part) == (cfg.split, "val"):
+                draw_fold_list(cfg.fold_list, lists, cfg.shot, 1, 1)
         except UserError as error:
             problems.append(str(error))
         sizes = [len(files) for files in lists.class_files.values()]

@@ -99,9 +99,9 @@ def _check_draw(path: str, draw: Draw, episodes: EpisodeDataset) -> None:
         len(draw.supports) == episodes.shot
         and all(isinstance(image, int) and 0 <= image < len(present) for image in images)
         and all(draw.class_id in present[image] for image in images)
-        and len(set(images)) == len(images)
+        and draw.index not in draw.supports
     ):
         raise UserError(
             f"--episodes {path}: the episode {[draw.index, draw.class_id, *draw.supports]} cannot be: "
-            f"a query and {episodes.shot} as supports, all different, have to show the class"
+            f"a query and {episodes.shot} others as supports have to show the class"
         )

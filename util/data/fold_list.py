@@ -1,0 +1,82 @@
+"""Test episodes by a fold list, as HSNet (Min et al., ICCV 2021) has them: a query and class per line.
+
+A line is `IMAGE__CLASS`: the name of an image without folder and extension, and a class counted
+from 1. The queries are the lines in order, from the first again after the last; the supports of one
+are drawn by numpy from the lines of its class until none is the query, and may repeat. Not compared
+with HSNet's own code.
+"""
+
+from pathlib import PurePath
+
+import numpy as np
+
+from util.data.draws import Draw, DrawnRun
+from util.data.lists import ImageLists
+from util.errors import UserError
+
+
+def draw_fold_list(
+    path: str, lists: ImageLists, shot: int, number: int, runs: int
+) -> list[DrawnRun]:
+    """Runs of `number` episodes with the seeds 0, 1, 2, … (HSNet's is 0).
+
+    Args:
+        path: of the fold list.
+        lists: the images of the test.
+        shot: supports of an episode.
+
+    Raises:
+        UserError: the file cannot be read, has a line that is none, names an image that `lists` does
+            not have with that class, or has a class once.
+    """
+    pairs = _read_pairs(path, lists)
+    of_class: dict[int, list[int]] = {}
+    for index, class_id in pairs:
+        of_class.setdefault(class_id, []).append(index)
+    for class_id, images in of_class.items():
+        if len(set(images)) == 1:
+            raise UserError(f"fold_list {path}: class {class_id} has one image; it needs two")
+    return [DrawnRun(seed, _draw(pairs, of_class, shot, number, seed)) for seed in range(runs)]
+
+
+def _draw(
+    pairs: list[tuple[int, int]], of_class: dict[int, list[int]], shot: int, number: int, seed: int
+) -> list[Draw]:
+    stream = np.random.RandomState(seed)
+    draws = []
+    for episode in range(number):
+        query, class_id = pairs[episode % len(pairs)]
+        supports: list[int] = []
+        while len(supports) < shot:
+            support = int(stream.choice(of_class[class_id], 1, replace=False)[0])
+            if support != query:
+                supports.append(support)
+        draws.append(Draw(query, class_id, supports))
+    return draws
+
+
+def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
+    """(index into the lists, class) of each line."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            lines = [line.strip() for line in handle if line.strip()]
+    except OSError as error:
+        raise UserError(f"fold_list {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"fold_list {path}: is no text of lines IMAGE__CLASS") from None
+    if not lines:
+        raise UserError(f"fold_list {path}: is empty")
+    index_of = {PurePath(image).stem: i for i, (image, _) in enumerate(lists.entries)}
+    pairs = []
+    for line in lines:
+        name, mark, class_text = line.rpartition("__")
+        if not mark or not class_text.isdecimal():
+            raise UserError(f"fold_list {path}: {line!r} is not IMAGE__CLASS")
+        index, class_id = index_of.get(name), int(class_text)
+        if index is None or class_id not in lists.present[index]:
+            raise UserError(
+                f"fold_list {path}: no image {name} of the test shows class {class_id}; "
+                "set min_pixels 1 for images of small objects, and the fold of the list (split)"
+            )
+        pairs.append((index, class_id))
+    return pairs
