@@ -34,7 +34,7 @@ def main() -> None:
 
 def train(cfg, processes, viz: bool) -> None:
     """Train until `base_epochs`, going on from the last checkpoint."""
-    if cfg.backbone_weight is None:
+    if cfg.imagenet_weight is None:
         raise UserError(
             "backbone_weight is not set; give ImageNet weights, or none for random ones"
         )
@@ -70,8 +70,8 @@ def train(cfg, processes, viz: bool) -> None:
     )
     if saved:
         trainer.restore(saved, base_classes)
-    elif cfg.backbone_weight != "none":
-        load_backbone(net.backbone, cfg.backbone_weight)
+    elif cfg.imagenet_weight != "none":
+        load_backbone(net.backbone, cfg.imagenet_weight)
     if trainer.state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return

@@ -151,7 +151,7 @@ class BaseFields(BaseModel):
     base_weight_decay: NonNegative = 1e-4
     base_power: NonNegative = 0.9
     base_val_freq: Count = 1  # epochs
-    backbone_weight: str | None = None  # ImageNet weights, or "none": start from random ones
+    backbone_weight: str | None = None  # ImageNet weights; "none": start from random ones
 
 
 class MethodFields(BaseModel):

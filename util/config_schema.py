@@ -22,6 +22,10 @@ from util.precision import DTYPES
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight")
+PUBLISHED_IMAGENET = {
+    "vgg16": "vgg16_bn.pth",
+    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
+}
 SMALLEST_VGG = 57  # vgg's grid is half as fine
 
 
@@ -173,6 +177,13 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
         return "vgg" if self.vgg else f"resnet{self.layers}"
+
+    @property
+    def imagenet_weight(self) -> str | None:
+        """`backbone_weight`; unset, the file that the published code starts from, if it has one."""
+        if self.backbone_weight is None and self.backbone in PUBLISHED_IMAGENET:
+            return os.path.join("initmodel", PUBLISHED_IMAGENET[self.backbone])
+        return self.backbone_weight
 
     @property
     def run_dir(self) -> str:

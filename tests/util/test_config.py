@@ -148,7 +148,7 @@ def test_shipped_files_load_and_mean_what_their_names_say(path):
     cfg = load_config(path)
     dataset, split, net = Path(path).stem.split("_")
     assert (cfg.data_set, f"split{cfg.split}", cfg.net_name) == (dataset, split, net)
-    assert cfg.train_list and cfg.val_list and cfg.data_root and cfg.backbone_weight
+    assert cfg.train_list and cfg.val_list and cfg.data_root and cfg.imagenet_weight
     size, epochs, ratio = {
         "pascal": (473, 200, 1.0),
         "coco": (633, 50, 10.0),
@@ -209,6 +209,20 @@ def test_the_word_none_is_an_explicit_no_value(tmp_path):
     cfg = load(tmp_path, SMALL, "manual_seed", "none", "resume", "None", "backbone_weight", "none")
     assert (cfg.manual_seed, cfg.resume, cfg.backbone_weight) == (None, "none", "none")
     assert load(tmp_path).manual_seed == 321 and load(tmp_path).backbone_weight is None
+
+
+@pytest.mark.parametrize(
+    ("opts", "path"),
+    [
+        (("layers", "101"), "initmodel/resnet101_v2.pth"),
+        (("vgg", "True"), "initmodel/vgg16_bn.pth"),
+        (("layers", "18"), None),
+        (("layers", "50", "backbone_weight", "none"), "none"),
+        (("layers", "50", "backbone_weight", "my.pth"), "my.pth"),
+    ],
+)
+def test_stage_1_starts_from_the_published_files_unless_told(opts, path, tmp_path):
+    assert load(tmp_path, SMALL, *opts).imagenet_weight == path
 
 
 def test_paths_tell_shots_and_experiments_apart(tmp_path):

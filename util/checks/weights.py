@@ -50,7 +50,7 @@ def _base_rows(cfg: Config) -> Iterator[Row]:
 
 
 def _imagenet_row(cfg: Config) -> Row:
-    path = cfg.backbone_weight
+    path = cfg.imagenet_weight
     mend = (
         how_to_get(IMAGENET, cfg) if path else "set backbone_weight; none starts from random ones"
     )

@@ -60,7 +60,7 @@ def experiment(
 def place_of(kind: str, cfg: Config) -> Path | None:
     """Where the commands look for weights of that kind; None where they start from random ones."""
     if kind == IMAGENET:
-        return None if cfg.backbone_weight in (None, "none") else Path(cfg.backbone_weight)
+        return None if cfg.imagenet_weight in (None, "none") else Path(cfg.imagenet_weight)
     if kind == BASE:
         return Path(cfg.initmodel_base_path)
     return snapshot_dir(cfg.run_dir) / PUBLISHED
