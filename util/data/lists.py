@@ -96,8 +96,9 @@ def shortages(lists, shot, class_names=None, where="lists"):
         files = {lists.entries[i] for i in lists.class_files.get(class_id, [])}
         if len(files) < shot + 1:
             name = f" ({class_names[class_id - 1]})" if class_names else ""
+            images = "image" if len(files) == 1 else "images"
             yield (
-                f"class {class_id}{name} has {len(files)} usable images in {where} but shot "
+                f"class {class_id}{name} has {len(files)} usable {images} in {where} but shot "
                 f"{shot} needs at least {shot + 1}; it is in {candidates[class_id]} query images: "
                 "add images of it, lower min_pixels or the shot"
             )

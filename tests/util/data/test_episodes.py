@@ -132,7 +132,7 @@ def test_a_query_too_small_for_its_class_can_take_every_file():
 
 def test_too_few_images_are_refused_not_drawn_for_ever():
     fold = fold_classes(8, [[2, 7]], 0)
-    with pytest.raises(UserError, match="class 7 has 1 usable images in val but shot 1"):
+    with pytest.raises(UserError, match="class 7 has 1 usable image in val but shot 1"):
         EpisodeDataset(LISTS, fold, "val", 1, "", None)
 
 

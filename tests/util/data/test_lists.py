@@ -267,5 +267,5 @@ def test_a_class_that_is_only_small_in_queries_is_refused():
 
 def test_an_image_listed_twice_counts_once():
     lists = ImageLists([("a", "A")] * 3, [(2,)] * 3, {2: [0, 1, 2]})
-    with pytest.raises(UserError, match="class 2 has 1 usable images"):
+    with pytest.raises(UserError, match="class 2 has 1 usable image in"):
         check_enough(lists, 1)
