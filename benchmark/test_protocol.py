@@ -127,7 +127,7 @@ def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -
             f"{cfg.test_runs} runs of {cfg.test_num} episodes, {cfg.shot}-shot, {cfg.backbone} at "
             f"{cfg.val_size} px, {plain['images']} pictures, feature_cache_gb "
             f"{cfg.feature_cache_gb:g}, one process:\n",
-            markdown_table(["", "seconds", "episodes a second", "peak memory, GB"], rows),
+            markdown_table(["", "seconds", "episodes a second", "peak memory, GiB"], rows),
             f"{plain['seconds'] / shared['seconds']:.1f} times as fast. Pixels of the final "
             f"predictions that differ, by rounding: {moved} of {counts[0].sum()}.",
         ]
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=90, help="to draw (%(default)s)")
     parser.add_argument("--size", type=int, default=241, help="pixels (%(default)s)")
     parser.add_argument("--runs", type=int, default=10, help="(%(default)s)")
-    parser.add_argument("--episodes", type=int, default=30, help="of a run (%(default)s)")
+    parser.add_argument("--episodes", type=int, default=70, help="of a run (%(default)s)")
     parser.add_argument("--net", default="resnet50", help="resnet18, resnet50, vgg (%(default)s)")
     parser.add_argument("--weight", help="checkpoint; else random weights")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="other settings")
