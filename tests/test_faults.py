@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmark.faults import FAULTS, SAVE_ITERS, Laboratory
+from benchmark.faults import FAULTS
+from benchmark.laboratory import SAVE_ITERS, Laboratory
 
 pytestmark = pytest.mark.faults
 
