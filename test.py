@@ -78,7 +78,7 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
     }
-    output = folder / f"test-{_test_name(cfg)}-{path.stem}.json"
+    output = folder / f"test-{_test_name(cfg, runs)}-{path.stem}.json"
     is_there = _is_there(output, identity)
     missing = args.per_episode and not output.with_suffix(".csv").exists()
     if args.if_missing and is_there and not missing:
@@ -112,7 +112,7 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
             cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
         )
         if not is_there:
-            _remove_results(cfg, output)
+            _remove_results(cfg, runs, output)
         text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
         for journal in journals:
             journal.remove()
@@ -145,22 +145,22 @@ def _write_results(
         write_csv(output.with_suffix(".csv"), records)
         text += "\n" + slice_tables(records)
         worst = [records.index(record) for record in worst_episodes(records)]
-    suffix = _test_name(cfg)
+    suffix = _test_name(cfg, runs)
     draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
     write_atomically(output.with_suffix(".md"), text)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
     return text
 
 
-def _test_name(cfg) -> str:
-    return f"{cfg.shot}shot{variant_name(cfg)}"
+def _test_name(cfg, runs: list[DrawnRun]) -> str:
+    return f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}"
 
 
-def _remove_results(cfg, output: Path) -> None:
+def _remove_results(cfg, runs: list[DrawnRun], output: Path) -> None:
     """Remove what another test of this name has left: its CSV beside this report would mislead."""
     for path in (output, output.with_suffix(".csv"), output.with_suffix(".md")):
         path.unlink(missing_ok=True)
-    remove_pictures(output.parent, _test_name(cfg))
+    remove_pictures(output.parent, _test_name(cfg, runs))
 
 
 def _is_there(output: Path, identity: dict[str, Any]) -> bool:
