@@ -110,6 +110,7 @@ class Trainer:
             "world_size": processes.world_size,
         }
         self._resumed = False
+        self._skipped = 0  # iterations in a row
         self._streams: dict[str, Any] | None = None
 
     @property
@@ -175,6 +176,8 @@ class Trainer:
             return
         if state.step:
             state.step = min(round(state.step * self.steps / steps), self.steps - 1)
+            # An order that no epoch has: the one of this epoch would begin with what was seen.
+            state.shuffle = self.epochs * (state.step + 1)
             self.logger.info("the rest of the epoch is drawn anew: its batches would be others")
         # Not what the first epoch drew.
         seed_everything(
@@ -230,7 +233,7 @@ class Trainer:
                 if validated:
                     self._save()
                     self._validate(validate, epoch, request)
-                state.epoch, state.step = epoch, 0
+                state.epoch, state.step, state.shuffle = epoch, 0, 0
                 stops = validated and state.waited(cfg.stop_interval)
                 if stops or epoch % cfg.save_freq == 0 or epoch in (self.epochs, state.best_epoch):
                     self._save()
@@ -241,31 +244,34 @@ class Trainer:
     def _train_epoch(self, wrapped, rate_of, validate, halves, request) -> None:
         state, cfg = self.state, self.cfg
         batches = self._start_epoch()
+        if halves:
+            # Where a validation was interrupted, or the run before it began.
+            self._validate_half(validate, request)
         wrapped.train()
         meter = Meter()
-        skipped = 0
         while state.step < self.steps:
             iteration = state.epoch * self.steps + state.step + 1
             rate = rate_of(iteration)
             set_rate(self.optimizer, rate)
             values, blame, stops = self._iteration(batches, meter, request)
             meter.count(self.global_batch)
-            skipped = 0 if values is not None else skipped + 1
             if values is not None:
+                self._skipped = 0
                 meter.add(values)
             else:
+                self._skipped += 1
                 meter.skip()
-            if skipped >= cfg.max_nonfinite and blame is not None:
+            if self._skipped >= cfg.max_nonfinite and blame is not None:
                 raise UserError(
-                    f"the loss or its gradient is not finite, {skipped} times in a row, last at "
+                    f"the loss or its gradient is not finite, {self._skipped} times in a row, last at "
                     f"iteration {iteration} with {blame}; lower the rate, or look at these files"
                 )
             state.step += 1
             if iteration % cfg.print_freq == 0 or state.step == self.steps:
                 self._report(meter, rate, iteration)
-            if halves and state.epoch > 0 and state.step == (self.steps + 1) // 2:
+            if halves and not stops and self._half_is_due():
                 self._save()
-                self._validate(validate, state.epoch + 0.5, request)
+                self._validate_half(validate, request)
                 wrapped.train()
             if stops or (cfg.save_iters and iteration % cfg.save_iters == 0):
                 self._save()
@@ -273,11 +279,22 @@ class Trainer:
                 self.logger.info("told to stop: saved, the same command goes on from here")
                 sys.exit(STOPPED)
 
+    def _half_is_due(self) -> bool:
+        """Whether this is the middle of an epoch, not the first, and has yet to be validated."""
+        state = self.state
+        middle = state.epoch > 0 and state.step == (self.steps + 1) // 2
+        return middle and state.half_validated <= state.epoch
+
+    def _validate_half(self, validate, request: StopRequest) -> None:
+        if self._half_is_due():
+            self._validate(validate, self.state.epoch + 0.5, request)
+            self.state.half_validated = self.state.epoch + 1
+
     def _start_epoch(self) -> Iterator[Batch]:
         """The batches of the epoch, or of what is left of it, with every random stream in place."""
         state, cfg, streams = self.state, self.cfg, self._streams
         self._streams = None
-        self.loader.set_epoch(state.epoch)
+        self.loader.set_epoch(state.epoch + state.shuffle)
         if not state.step:
             if streams is not None:
                 set_streams(streams["process"])

@@ -23,13 +23,16 @@ class RunState:
     """Where a training run stands.
 
     epoch: epochs done; step: iterations done in the next one; best: the best mIoU so far;
-    best_epoch: its epoch.
+    best_epoch: its epoch; half_validated: the epoch, from 1, whose middle was validated last;
+    shuffle: added to the number of the epoch where its order is drawn.
     """
 
     epoch: int = 0
     step: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    half_validated: int = 0
+    shuffle: int = 0
 
     def waited(self, epochs: int) -> bool:
         """Whether that many epochs (0: any number) brought no better mIoU since the best one."""

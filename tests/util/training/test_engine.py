@@ -103,7 +103,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("at", [1, 2, 4, 5, 7, 11])
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 10, 11])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, tmp_path):
     whole = Training(tmp_path / "whole", workers=workers)
     expected = whole.run(halves=True)
@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, tmp_path):
     state = again.trainer.state
     assert 4 * state.epoch + state.step == at
     assert same(again.run(halves=True), expected)
-    assert again.trainer.state == whole.trainer.state == RunState(3, 0, 0.5, 2)
+    assert again.trainer.state == whole.trainer.state == RunState(3, 0, 0.5, 2, half_validated=3)
     assert cut.validated + again.validated == whole.validated
 
 
@@ -154,6 +154,37 @@ def test_validation_can_be_left_at_once(tmp_path):
     again.run()
     assert again.validated == [(0, 4), (1, 4), (2, 4)]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(tmp_path):
+    whole = Training(tmp_path / "whole")
+    expected = whole.run(halves=True)
+    cut = Training(tmp_path / "cut", save_iters=0)
+    plain = cut.validate
+
+    def interrupted():
+        if cut.trainer.state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain()
+
+    cut.validate = interrupted
+    with pytest.raises(SystemExit):
+        cut.run(halves=True)
+    again = Training(tmp_path / "cut", save_iters=0)
+    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 2)
+    assert same(again.run(halves=True), expected)
+    assert cut.validated + again.validated == whole.validated
+
+
+def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_path, monkeypatch):
+    cut = Training(tmp_path)
+    cut.before_iteration = lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 6 else None
+    with pytest.raises(SystemExit):
+        cut.run()
+    orders = []
+    monkeypatch.setattr(TrainLoader, "set_epoch", lambda _, epoch: orders.append(epoch))
+    Training(tmp_path, batch_size=6).run()
+    assert orders[0] not in range(3) and orders[1:] == [2]
 
 
 def test_other_batches_than_before_are_said_and_trained(tmp_path):
@@ -262,8 +293,12 @@ def test_gradients_that_no_scale_mends_end_the_training(tmp_path):
 
 
 def test_training_stops_when_losses_stay_non_finite_and_names_the_files(tmp_path):
-    training = Training(tmp_path, broken=range(12), max_nonfinite=3)
+    training = Training(tmp_path / "few", broken=range(12), max_nonfinite=3)
     with pytest.raises(UserError, match=r"3 times in a row, last at iteration 3 with \d+.jpg, "):
+        training.run()
+    # An epoch has four.
+    training = Training(tmp_path / "many", broken=range(12), max_nonfinite=6)
+    with pytest.raises(UserError, match="6 times in a row, last at iteration 6 with"):
         training.run()
 
 
