@@ -151,8 +151,8 @@ class HDMNet(FeatureEncoder):
             self.hierarchy, F.relu(merged + F.conv2d(prior * 10, of_prior))
         )
         meta, correlations = self._match(query_maps, support, prior)
-        adjustment = self.ensemble.adjustment(distances)
         with full_precision(query.base.device):
+            adjustment = self.ensemble.adjustment(distances)
             final = self.ensemble(widened(meta), query.base, adjustment, class_index)
         logits = (
             resize(logits, size=size, mode="bilinear", align_corners=True)

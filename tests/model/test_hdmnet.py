@@ -161,3 +161,15 @@ def test_wrong_options_are_named():
         build_hdmnet("resnet18", 5, low_fea="layer9")
     with pytest.raises(ValueError, match="kshot_order 'random'"):
         build_hdmnet("resnet18", 5, kshot_order="random")
+
+
+def test_prior_and_ensemble_stay_in_float32_in_mixed_precision(net, batch):
+    types = []
+    handle = net.ensemble.shot_weights.register_forward_hook(
+        lambda _, inputs, output: types.extend([inputs[0].dtype, output.dtype])
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = net(batch["query"], batch["support"], batch["support_mask"])
+    handle.remove()
+    tensors = (out.final, out.meta, out.base, out.adjustment, out.prior)
+    assert {*types, *(tensor.dtype for tensor in tensors)} == {torch.float32}
