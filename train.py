@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
-from util.checkpoint import check_classes, load_weights, read_checkpoint
+from util.checkpoint import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.config import VIZ, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.loaders import build_train_loader, build_validation_episodes
 from util.distributed import Processes, start_processes
 from util.errors import UserError, exits_on_user_error
+from util.pretrained.kinds import recognise
 from util.snapshots import find_base_learner, script, snapshot_dir
 from util.testing.evaluator import evaluate_episodes
 from util.testing.predictor import build_predictor
@@ -57,7 +58,12 @@ def build_model(
         )
     content = read_checkpoint(path)
     check_classes(content, base_classes, str(path))
-    load_weights(part, content["state_dict"], str(path))
+    state = content["state_dict"]
+    if cfg.pre_weight and recognise(content, str(path)).shot != cfg.shot:
+        logger.info(f"{path}: of another shot, the weights of the supports start anew")
+        own = {key: value for key, value in net.state_dict().items() if is_shot_weight(key)}
+        state = own | {key: value for key, value in state.items() if not is_shot_weight(key)}
+    load_weights(part, state, str(path))
     return net
 
 

@@ -151,6 +151,11 @@ def load_weights(net: nn.Module, state: StateDict, source: str) -> None:
     net.load_state_dict(state)
 
 
+def is_shot_weight(key: str) -> bool:
+    """Whether an entry of HDMNet weighs the supports: those are made for one number of supports."""
+    return key.startswith("ensemble.shot_weights.")
+
+
 def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source: str) -> None:
     """Refuse a checkpoint of ours that was trained on other base classes, which shapes cannot tell.
 

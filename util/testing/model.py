@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from model import build_hdmnet
-from util.checkpoint import check_classes, load_weights, read_checkpoint
+from util.checkpoint import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.config import Config
 from util.pretrained.kinds import recognise
 
@@ -29,7 +29,7 @@ def load_tested(
     arguments = cfg.model_arguments
     if shot != cfg.shot:
         logger.info(shot_note(shot, cfg.shot, cfg.scale_to_trained_shot))
-        state = {k: v for k, v in state.items() if not k.startswith("ensemble.shot_weights.")}
+        state = {key: value for key, value in state.items() if not is_shot_weight(key)}
         arguments["kshot_trans_dim"] = None
         if cfg.scale_to_trained_shot:
             arguments["trained_shot"] = shot

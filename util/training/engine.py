@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,13 @@ def distributed(net: nn.Module, processes: Processes) -> nn.Module:
     if synchronises(processes):
         synchronise(net)
     devices = [processes.device] if processes.device.type == "cuda" else None
-    # Without batch norms that learn no buffer changes: no need to send them round every step.
-    learns = bool(learning_norms(net))
-    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=learns)
+    # The strides of a dimension of one are anyone's, and those of 1×1 convolutions disagree.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    wrapped = DistributedDataParallel(net, device_ids=devices)
+    # Without batch norms that learn no buffer changes: no need to send them round every step. Set
+    # here, for the argument has another name in newer releases of torch.
+    wrapped.broadcast_buffers = bool(learning_norms(net))
+    return wrapped
 
 
 class Trainer:
