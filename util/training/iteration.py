@@ -1,6 +1,5 @@
 """One iteration: the gradients of some batches, and a step of the optimiser if all is finite."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -78,7 +77,9 @@ class Iteration:
             done.append((losses["loss"].detach(), _indices(batch)))
         scaler.unscale_(self.optimizer)
         sums["gradient"] = _gradient_norm(self.optimizer)
-        broken = np.array([not math.isfinite(float(sums[key])) for key in ("loss", "gradient")])
+        # Both at once: here the host waits for the device.
+        finite = torch.stack([sums["loss"], sums["gradient"]]).isfinite()
+        broken = ~finite.cpu().numpy()
         overflow = False
         if broken[1] and scaler.is_enabled():
             # The scaler answers gradients that overflow, until there is nothing left to scale down.
