@@ -41,18 +41,20 @@ def prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+class _Worker(multiprocessing.Process):
+    """A process, started as the platform does, that is killed where others get a SIGTERM."""
+
+    def start(self) -> None:
+        """Start it."""
+        super().start()
+        # What both torch and Python's own exit use.
+        self._popen.terminate = self._popen.kill
+
+
 def _context_that_kills() -> multiprocessing.context.BaseContext:
     """How this platform starts processes; torch ends idle workers by SIGTERM, which ours ignore."""
-    context = multiprocessing.get_context(multiprocessing.get_start_method())
-
-    class Worker(context.Process):
-        def start(self) -> None:
-            super().start()
-            # What both torch and Python's own exit use.
-            self._popen.terminate = self._popen.kill
-
-    context = copy.copy(context)
-    context.Process = Worker
+    context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
+    context.Process = _Worker
     return context
 
 

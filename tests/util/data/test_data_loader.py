@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import random
 import signal
@@ -64,6 +65,27 @@ def test_a_pass_goes_on_in_its_middle_as_if_it_had_not_stopped(workers, done):
     seed_everything(99)
     other.resume_at(torch.load(file, weights_only=True))
     assert (drawn(other), drawn(other), random.random()) == expected
+
+
+@pytest.fixture(params=["forkserver", "spawn"])
+def other_start_method(request):
+    """A function: from its call on processes start as on other platforms."""
+    before = multiprocessing.get_start_method()
+    yield lambda: multiprocessing.set_start_method(request.param, force=True)
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_go_on_alike_however_the_platform_starts_them(other_start_method):
+    loader = make(2)
+    seed_everything(5)
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    position, expected = loader.position(), drawn(batches)
+    other_start_method()
+    other = make(2)
+    other.resume_at(position)
+    assert drawn(other) == expected
 
 
 def test_a_resumed_pass_can_be_resumed_again():
