@@ -12,6 +12,10 @@ SHELL = shutil.which("dash") or "sh"
 SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
 DATASETS = ("coco", "demo", "pascal")  # those that come with the repository
 USAGE = "error: usage: sh {} EXP DATASET GPUS"
+SETTINGS = (
+    *("NET", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("MAX_RESTARTS", "VIRTUAL_ENV"),
+)
 
 STAND_IN = """#!/bin/sh
 [ "$1" = -c ] && exit 0
@@ -46,11 +50,7 @@ def run(root, script, *words, cwd="/", failing="", **settings):
     """Run a script; returns the finished process and the calls of Python it made."""
     calls = root / "calls"
     calls.unlink(missing_ok=True)
-    clean = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("NET", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "VIRTUAL_ENV")
-    }
+    clean = {key: value for key, value in os.environ.items() if key not in SETTINGS}
     env = clean | {"PYTHON": str(root / "stand in"), "CALLS": str(calls), "FAILING": failing}
     done = subprocess.run(
         [SHELL, str(root / script), *words],
@@ -120,6 +120,13 @@ def test_several_processes_and_nodes_go_through_the_launcher(repository):
     assert calls == [call("-m", "util.launch", "4", *options)]
     _, calls = run(repository, "train_base.sh", "split0", "coco", "1", NNODES="2")
     assert calls == [call("-m", "util.launch", "1", *options)]
+
+
+def test_restarts_need_the_launcher_for_one_process_too(repository):
+    options = ("train_base.py", "--config", "config/coco/coco_split0_resnet50.yaml", "--opts")
+    for restarts, launcher in (("3", ("-m", "util.launch", "1")), ("0", ()), ("", ())):
+        _, calls = run(repository, "train_base.sh", "split0", "coco", "1", MAX_RESTARTS=restarts)
+        assert calls == [call(*launcher, *options)]
 
 
 def test_the_demo_has_its_own_default_backbone(repository):

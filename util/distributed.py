@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from util.errors import UserError
+from util.errors import UserError, is_out_of_memory
 
 TIMEOUT = datetime.timedelta(minutes=30)
 LOST_CONNECTION = "lost the connection to another process"
@@ -116,6 +116,8 @@ def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
+    if is_out_of_memory(error):
+        return False  # NCCL allocates too
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
         word in text for word in ("gloo", "nccl", "connection closed", "connection reset")

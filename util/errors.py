@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: one line, no stack trace."""
 
+import errno
 import functools
 import json
 import os
@@ -11,6 +12,14 @@ from contextlib import contextmanager
 from util.files import write_atomically
 
 EXIT_CODE = 2
+# The words of CUDA, of its libraries (CUBLAS_STATUS_ALLOC_FAILED), and of torch on the CPU.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
 
 
 class UserError(Exception):
@@ -33,7 +42,8 @@ def data_errors():
 def exits_on_user_error(main):
     """Wrap a script's `main` so that a `UserError` prints one line and exits with code 2.
 
-    So does memory that does not suffice, of this process or of one that loads data for it.
+    So does a full disk, and memory that does not suffice, of this process or of one that loads
+    data for it.
 
     That of a `DataError` names the command that finds all problems. Of several processes none
     prints: each leaves the message where torchrun looks for it, and `util.launch` prints the first.
@@ -43,8 +53,8 @@ def exits_on_user_error(main):
     def wrapper(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except (UserError, RuntimeError, MemoryError) as error:
-            message = str(error) if isinstance(error, UserError) else _memory_advice(error)
+        except (UserError, RuntimeError, MemoryError, OSError) as error:
+            message = str(error) if isinstance(error, UserError) else _advice(error)
             if message is None:
                 raise
             if isinstance(error, DataError):
@@ -60,15 +70,23 @@ def exits_on_user_error(main):
     return wrapper
 
 
-def _memory_advice(error):
-    """What to say of memory that did not suffice; None of any other error."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory did not suffice, of the GPU or of the host."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)
+
+
+def _advice(error):
+    """What to say of a disk or memory that did not suffice; None of any other error."""
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; make room, what was saved before is untouched"
     first = str(error).strip().partition("\n")[0].rstrip(". ")
     if "DataLoader worker" in first:
         # torch raises it wherever the process happens to be when a worker dies.
         return f"{first} (out of memory?); lower workers, or free memory"
-    # The words of CUDA, and of torch's allocators on the CPU.
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+    if not is_out_of_memory(error):
         return None
     return (
         f"out of memory ({first}); the global batch stays with a lower batch_size and a higher "

@@ -5,6 +5,7 @@
 Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR in the
 environment. MASTER_PORT chooses the port; on one machine a free one is taken if it is not set.
 MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then goes on.
+Told to stop, it gives the processes STOP_TIMEOUT seconds (300) to finish what they save.
 torchrun answers a failing process with a page of its own traceback; here the process's own
 message stands alone, and its exit code is the command's.
 """
@@ -15,10 +16,12 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from util.data.list_cache import available_cores
@@ -27,6 +30,8 @@ from util.errors import EXIT_CODE, UserError, exits_on_user_error
 from util.training.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500
+STOP_TIMEOUT = 300  # seconds for the iteration and its checkpoint
+DEATH_TIMEOUT = 30  # seconds, after which torchrun kills the others of a process that died
 
 
 def _whole_number(name: str, default: int, least: int, most: int) -> int:
@@ -77,9 +82,69 @@ def torchrun_arguments(processes: int) -> list[str]:
     ]
 
 
-def _explain(error: ChildFailedError) -> int:
+@contextmanager
+def _patience(seconds: int) -> Iterator[dict[int, ProcessFailure]]:
+    """While entered, the processes get so many seconds when this one is told to stop.
+
+    Where one of them dies, the others get `DEATH_TIMEOUT` as ever: they wait for it in vain.
+
+    Yields:
+        How they ended, by rank, once this process was told to stop.
+    """
+    close, ends = PContext.close, {}
+
+    def patient(
+        context: PContext, death_sig: signal.Signals | None = None, timeout: int = DEATH_TIMEOUT
+    ):
+        # torchrun closes the same way in both cases, but here while it handles its own signal.
+        if not isinstance(sys.exc_info()[1], SignalException):
+            return close(context, death_sig, timeout)
+        # Another signal, of a terminal or of `timeout`, would leave the processes behind.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        close(context, death_sig, seconds)
+        for local_rank, handler in context.subprocess_handlers.items():
+            code = handler.proc.poll()
+            ends[int(context.envs[local_rank]["RANK"])] = ProcessFailure(
+                local_rank,
+                handler.proc.pid,
+                # None: killed, but for now within a call of the system.
+                -signal.SIGKILL if code is None else code,
+                context.error_files[local_rank],
+            )
+
+    PContext.close = patient
+    try:
+        yield ends
+    finally:
+        PContext.close = close
+
+
+def _explain_stop(number: signal.Signals, ends: dict[int, ProcessFailure], seconds: int) -> int:
+    """Say in one line if not all processes ended as they should; returns the exit code."""
+    told = 128 + number
+    codes = {failure.exitcode for failure in ends.values()}
+    for in_order in (0, STOPPED, told):
+        if codes == {in_order}:
+            return in_order
+    failed = {
+        rank: end
+        for rank, end in ends.items()
+        if end.exitcode > 0 and end.exitcode not in (STOPPED, told)
+    }
+    if failed:
+        return _explain(failed)
+    if -signal.SIGKILL in codes:
+        reason = f"STOP_TIMEOUT = {seconds}: processes were killed after so many seconds,"
+    else:
+        reason = f"processes were ended by {number.name}"
+    print(f"error: {reason} before they could save", file=sys.stderr)
+    return told
+
+
+def _explain(failures: dict[int, ProcessFailure]) -> int:
     """Say in one line what ended the processes, unless they said it; returns the exit code."""
-    rank, failure = _cause(error)
+    rank, failure = _cause(failures)
     if failure.exitcode == STOPPED:
         return STOPPED
     if failure.exitcode < 0:
@@ -88,7 +153,8 @@ def _explain(error: ChildFailedError) -> int:
         print(f"error: process {rank} was ended by {name}{hint}", file=sys.stderr)
         return 128 - failure.exitcode
     if os.path.isfile(failure.error_file):
-        print(f"error: {failure.message}", file=sys.stderr)
+        whose = f"process {rank}: " if _is_its_own(failure, failures) else ""
+        print(f"error: {whose}{failure.message}", file=sys.stderr)
     elif failure.exitcode != EXIT_CODE:
         print(
             f"error: process {rank} failed with exit code {failure.exitcode}; see above",
@@ -97,18 +163,29 @@ def _explain(error: ChildFailedError) -> int:
     return failure.exitcode
 
 
-def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+def _is_its_own(failure: ProcessFailure, failures: dict[int, ProcessFailure]) -> bool:
+    """Whether another process failed otherwise: a wrong setting is met by all, if they get so far."""
+    others = [other for other in failures.values() if other.exitcode != -signal.SIGTERM]
+    differ = any(other.message != failure.message for other in others)
+    return differ and LOST_CONNECTION not in str(failure.message)
+
+
+def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """The failure that made the others fail: a killed process, else the first with its own reason."""
+    first = min(failure.timestamp for failure in failures.values())
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
         _, failure = item
+        by_torchrun = (
+            failure.exitcode == -signal.SIGTERM or failure.timestamp - first >= DEATH_TIMEOUT
+        )
         return (
-            failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM,
+            failure.exitcode >= 0 or by_torchrun,
             LOST_CONNECTION in str(failure.message),
             failure.timestamp,
         )
 
-    return min(error.failures.items(), key=order)
+    return min(failures.items(), key=order)
 
 
 @exits_on_user_error
@@ -121,15 +198,16 @@ def main(argv=None) -> None:
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         raise UserError(f"GPUS = {processes}: this machine has {torch.cuda.device_count()}")
     options = torchrun_arguments(processes)
+    seconds = _whole_number("STOP_TIMEOUT", STOP_TIMEOUT, 1, 10**6)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="hdmnet-") as logs:
+    logging.disable(logging.ERROR)  # torchrun's loggers have levels of their own
+    with tempfile.TemporaryDirectory(prefix="hdmnet-") as logs, _patience(seconds) as ends:
         try:
             torchrun.run(torchrun.parse_args([*options, f"--log-dir={logs}", *argv[1:]]))
         except ChildFailedError as error:
-            sys.exit(_explain(error))
-        except SignalException:
-            sys.exit(STOPPED)
+            sys.exit(_explain(error.failures))
+        except SignalException as stop:
+            sys.exit(_explain_stop(signal.Signals(stop.sigval), ends, seconds))
 
 
 if __name__ == "__main__":

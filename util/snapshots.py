@@ -51,6 +51,15 @@ def save_best(snapshot: Path, epoch: int, miou: float, content: dict[str, Any]) 
     return path
 
 
+def remove_leftovers(snapshot: Path) -> None:
+    """Remove what processes that were killed during a save left in a snapshot folder.
+
+    Only for the process that writes there: a checkpoint being written by another is removed too.
+    """
+    for path in snapshot.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _best_files(snapshot: Path) -> list[Best]:
     return [
         Best(float(match[2]), int(match[1]), path)

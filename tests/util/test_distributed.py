@@ -5,12 +5,14 @@ equally many that are not ignored: the episodes here do.
 """
 
 import numpy as np
+import pytest
 import torch
+import torch.distributed as dist
 
 from model import build_hdmnet, hdmnet_loss
 from tests.golden import golden_episode
 from tests.processes import spawn_two
-from util.distributed import start_processes
+from util.distributed import _is_lost_connection, start_processes
 from util.training.engine import distributed
 
 CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
@@ -59,3 +61,16 @@ def test_alone_nothing_is_summed():
         counts = np.arange(4)
         assert processes.sum(counts) is counts
         assert "1 process" in processes.describe()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("[gloo/transport] Connection closed by peer"), True),
+        (dist.DistBackendError("NCCL error: Cuda failure 2 'out of memory'"), False),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. 2 GiB are in use by NCCL"), False),
+    ],
+)
+def test_memory_that_nccl_lacks_is_no_lost_connection(error, lost):
+    assert _is_lost_connection(error) is lost

@@ -1,17 +1,24 @@
 """The launcher: torchrun's options from the environment, and readable ends of its processes."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.paths import ROOT
+from util.distributed import LOST_CONNECTION
 from util.errors import UserError
-from util.launch import torchrun_arguments
+from util.launch import _explain, _patience, torchrun_arguments
+from util.training.signals import STOPPED
 
-NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STOP_TIMEOUT")
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +130,124 @@ def test_the_processes_end_with_one_line_and_their_code(tmp_path, how, code, std
     if how == "fine":
         assert sorted(done.stdout.split("\n")) == ["", "rank 0 of 2", "rank 1 of 2"]
     assert [path.name for path in tmp_path.iterdir()] == ["a worker.py"]
+
+
+def failure(path, code, message=None, timestamp=100):
+    """A failure as torchrun finds it; `message` is what the process left for the launcher."""
+    file = path / f"{len(list(path.iterdir()))}.json"
+    if message is not None:
+        file.write_text(json.dumps({"message": message, "timestamp": timestamp}))
+    found = ProcessFailure(0, 1, code, str(file))
+    found.timestamp = timestamp
+    return found
+
+
+LOST = f"process 0 {LOST_CONNECTION} (closed)"
+WRONG = (2, "key = 3: unknown key")
+DAMAGED = (2, "image a.jpg is damaged")
+
+
+@pytest.mark.parametrize(
+    ("failures", "code", "line"),
+    [
+        ([WRONG, WRONG], 2, "key = 3: unknown key"),
+        ([WRONG, (-signal.SIGTERM,)], 2, "key = 3: unknown key"),
+        ([(2, LOST), DAMAGED], 2, "process 1: image a.jpg is damaged"),
+        ([(STOPPED, None, 101), DAMAGED], 2, "process 1: image a.jpg is damaged"),
+        ([(-signal.SIGKILL, None, 130), DAMAGED], 2, "process 1: image a.jpg is damaged"),
+        ([(2, LOST), (2, LOST.replace("0", "1"))], 2, LOST),
+        (
+            [(2, LOST), (-signal.SIGKILL, None, 101)],
+            137,
+            "process 1 was ended by SIGKILL (out of memory?)",
+        ),
+    ],
+)
+def test_the_cause_is_told_and_the_process_only_if_it_is_its_own(
+    tmp_path, capsys, failures, code, line
+):
+    found = {rank: failure(tmp_path, *values) for rank, values in enumerate(failures)}
+    assert _explain(found) == code
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.fixture
+def same_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_only_who_is_told_to_stop_has_patience(monkeypatch, same_signals):
+    timeouts = []
+    monkeypatch.setattr(PContext, "close", lambda *arguments: timeouts.append(arguments[-1]))
+    context = SimpleNamespace(subprocess_handlers={})
+    with _patience(300):
+        PContext.close(context)
+        try:
+            raise SignalException("told to stop", signal.SIGTERM)
+        except SignalException as stop:
+            PContext.close(context, stop.sigval, 30)
+    PContext.close(context, signal.SIGTERM, 5)
+    assert timeouts == [30, 300, 5]
+
+
+STOPPING = """
+import json, os, signal, sys, time
+hows = sys.argv[1:]
+how = hows[int(os.environ["RANK"])]
+def stop(number, frame):
+    if how == "replies":
+        with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as reply:
+            json.dump({"message": "the disk is full", "timestamp": 1}, reply)
+    time.sleep(60 if how == "hangs" else 0.5)
+    sys.exit({"saves": 75, "ends": 128 + number, "replies": 2, "finishes": 0}[how])
+if how != "dies":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hows", "number", "code", "stderr"),
+    [
+        (("saves", "saves"), signal.SIGTERM, STOPPED, ""),
+        (("ends", "ends"), signal.SIGINT, 130, ""),
+        (("finishes", "finishes"), signal.SIGTERM, 0, ""),
+        (("saves", "replies"), signal.SIGTERM, 2, "error: the disk is full\n"),
+        (
+            ("saves", "dies"),
+            signal.SIGTERM,
+            143,
+            "error: processes were ended by SIGTERM before they could save\n",
+        ),
+        (
+            ("saves", "hangs"),
+            signal.SIGINT,
+            130,
+            "error: STOP_TIMEOUT = 2: processes were killed after so many seconds, before they could "
+            "save\n",
+        ),
+    ],
+)
+def test_told_to_stop_it_waits_and_says_whether_all_was_saved(tmp_path, hows, number, code, stderr):
+    script = tmp_path / "stopping.py"
+    script.write_text(STOPPING)
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "util.launch", "2", str(script), *hows],
+        cwd=ROOT,
+        env=os.environ | {"STOP_TIMEOUT": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert [launcher.stdout.readline() for _ in hows] == ["ready\n"] * 2
+    launcher.send_signal(number)
+    assert (launcher.communicate(timeout=60)[1], launcher.returncode) == (stderr, code)
 
 
 def test_the_usage_is_one_line():

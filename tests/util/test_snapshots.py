@@ -10,6 +10,7 @@ from util.snapshots import (
     find_base_learner,
     find_best,
     find_test_weight,
+    remove_leftovers,
     save_best,
     snapshot_dir,
 )
@@ -37,6 +38,14 @@ def test_the_best_checkpoint_replaces_the_older_ones(tmp_path):
         "best_epoch_11_0.3750.pth",
         "best_epoch_notes.pth",
     ]
+
+
+def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path):
+    remove_leftovers(tmp_path / "not yet there")
+    for name in ("last.pth", "next.pth.4711.tmp", "best_epoch_3_0.2500.pth.12.tmp", "tmp.pth"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pth", "tmp.pth"]
 
 
 def test_base_learner_of_stage_1_the_published_one_or_a_partial_one(cfg):

@@ -20,7 +20,7 @@ from util.errors import UserError
 from util.log import Meter, RemainingTime, Scalars, get_logger
 from util.precision import Precision
 from util.seed import seed_everything, set_deterministic, untouched_random_streams
-from util.snapshots import save_best
+from util.snapshots import remove_leftovers, save_best
 from util.training.iteration import Batch, Iteration, Losses
 from util.training.memory import peak_memory
 from util.training.norms import learning_norms, running_statistics, synchronise, synchronises
@@ -214,6 +214,7 @@ class Trainer:
         """
         state, cfg = self.state, self.cfg
         if self.processes.is_main:
+            remove_leftovers(self.snapshot)
             dump_config(cfg, os.path.join(self.folder, "config.yaml"))
         self._remaining = RemainingTime(self.total, state.epoch * self.steps + state.step)
         self._table = ProgressTable(self.epochs, self.total)

@@ -138,6 +138,18 @@ def test_an_exception_loses_what_came_after_the_last_checkpoint(tmp_path):
     assert same(again.run(), expected)
 
 
+def test_what_a_kill_during_a_save_left_is_removed(tmp_path):
+    torn = tmp_path / "snapshot" / "next.pth.123.tmp"
+    torn.parent.mkdir()
+    torn.touch()
+    Training(tmp_path).run()
+    assert {path.name for path in torn.parent.iterdir()} == {
+        "last.pth",
+        "previous.pth",
+        "best_epoch_2_0.5000.pth",
+    }
+
+
 def test_validation_can_be_left_at_once(tmp_path):
     training = Training(tmp_path)
     plain = training.validate
