@@ -87,9 +87,7 @@ def prepare_custom(
     check_name(name)
     require_folder(images, "give the folder of the images as --images")
     require_folder(masks, "give the folder of the masks as --masks")
-    for option, folder in (("--images", images), ("--out", out)):
-        if Path(folder).resolve().is_relative_to(Path(masks).resolve()):
-            raise UserError(f"{option} {folder} lies in --masks {masks}: part them")
+    _require_apart(images, masks, out)
     pairs, class_names = find_pairs(images, masks, class_names)
     _require_text([out, lists, *(class_names or [])])
     check_names(pair.entry for pair in pairs)
@@ -125,6 +123,16 @@ def prepare_custom(
         *class_lines(data, counts),
         *fold_lines(data, entries, counts, list_files),
     ]
+
+
+def _require_apart(images, masks, out):
+    for option, folder, other_option, other in (
+        ("--images", images, "--masks", masks),
+        ("--out", out, "--masks", masks),
+        ("--out", out, "--images", images),
+    ):
+        if Path(folder).resolve().is_relative_to(Path(other).resolve()):
+            raise UserError(f"{option} {folder} lies in {other_option} {other}: part them")
 
 
 def _place(pairs, out, copy, workers, name):

@@ -262,7 +262,9 @@ def fails(capsys, *options, code=2, **settings):
         (["--masks", "nowhere"], "nowhere is not a folder: give the folder of the masks"),
         (["--images", "masks"], "--images masks lies in --masks masks"),
         (["--out", "masks/new"], "--out masks/new lies in --masks masks"),
-        (["--out", "pics/n00.jpg"], "cannot write in pics/n00.jpg: "),
+        (["--out", "pics"], "--out pics lies in --images pics: part them"),
+        (["--out", "pics/new"], "--out pics/new lies in --images pics: part them"),
+        (["--out", "val.txt"], "cannot write in val.txt: "),
         (["--name", "a b"], "--name a b: names a folder: letters"),
         (["--name", "pascal"], "config/datasets/pascal.yaml is there and not from this command"),
         (["--name", "base"], "config/base is there and not from this command"),
@@ -356,6 +358,11 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def as_float_tiff(path):
+    Image.new("F", SIZE[::-1]).save(path.with_suffix(".tif"))
+    path.unlink()
+
+
 INDEX, BINARY = "masks/n04.png", "masks/class2/n04.png"
 
 
@@ -363,6 +370,7 @@ INDEX, BINARY = "masks/n04.png", "masks/class2/n04.png"
     ("path", "spoil", "message"),
     [
         ("pics/n04.jpg", truncate, "image pics/n04.jpg is damaged or truncated"),
+        ("pics/n04.jpg", as_float_tiff, "pics/n04.tif is damaged or truncated, or of a kind that "),
         (INDEX, truncate, "mask masks/n04.png is damaged or truncated"),
         (
             INDEX,

@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from io import BytesIO
 
+import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from util.data.dataset import read_image
 from util.errors import UserError
 from util.files import write_atomically
 from util.preparation.shared import link_or_copy
@@ -25,6 +27,7 @@ _STAMP = re.compile(rb"tEXt" + _KEY.encode() + rb"\0([0-9a-f]{32})")
 _HEAD = 128  # bytes of a PNG with the stamp in them: it follows the header chunk
 _END = bytes.fromhex("0000000049454e44ae426082")  # the last chunk of every whole PNG
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for 90° and 270°
+_JPEG = ("JPEG", "MPO")  # MPO: several JPEGs in a file, of which the first counts
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -40,17 +43,32 @@ def fingerprint(*sources):
 def image_size(path):
     """(height, width) in pixels of the image `path` as OpenCV reads it, all of it decoded.
 
-    Raises UserError if it is no image or a damaged or truncated one.
+    Raises UserError if it is no image, a damaged or truncated one, or one that OpenCV, which
+    training reads with, cannot decode.
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-            # A JPEG is read to its end, but only an eighth of its size is computed.
-            image.draft("L", (1, 1))
-            image.load()
+            if image.format in _JPEG:
+                return _jpeg_size(image)
+            kind = f"{image.format}, mode {image.mode}"
     except _UNREADABLE as error:
         raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
+    try:
+        return read_image(path).shape[:2]
+    except (UserError, cv2.error) as error:
+        raise UserError(
+            f"image {path} is damaged or truncated, or of a kind that OpenCV cannot decode "
+            f"({kind}): save it as an 8-bit PNG or JPEG"
+        ) from error
+
+
+def _jpeg_size(image):
+    """By Pillow: OpenCV fills what a truncated JPEG lacks with gray."""
+    width, height = image.size
+    turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    # It is read to its end, but only an eighth of its size is computed.
+    image.draft("L", (1, 1))
+    image.load()
     return (width, height) if turned else (height, width)
 
 
