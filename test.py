@@ -33,6 +33,7 @@ from util.testing.report import (
     settings_of,
     variant_name,
 )
+from util.testing.stopping import ends_on_signals
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if any"),
@@ -43,6 +44,7 @@ BASELINE_EPISODES = 200
 PATIENCE = datetime.timedelta(days=7)
 
 
+@ends_on_signals()
 @exits_on_user_error
 def main() -> None:
     parser = config_parser(__doc__, flags=FLAGS)
@@ -105,8 +107,9 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
     drawn = [run.draws for run in runs]
     evaluation = evaluate_episodes(predictor, drawn, processes, threshold, journals[0], "testing")
     if processes.is_main:
+        published = published_miou(cfg, trained_shot)
         report = identity | build_report(
-            settings, trained_shot, evaluation, threshold, published_miou(cfg), processes.world_size
+            settings, trained_shot, evaluation, threshold, published, processes.world_size
         )
         artist = build_predictor(
             cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options

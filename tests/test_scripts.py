@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,21 +56,22 @@ class Scripts:
         assert process.returncode == code, stdout + stderr
         return subprocess.CompletedProcess(process.args, code, stdout, stderr)
 
-    def kill_when(self, happened, *command):
-        """Kill the script and all it started as soon as something has happened."""
+    def _started_until(self, happened, *command):
         process = self._started(*command)
         while not happened():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
+        return process
+
+    def kill_when(self, happened, *command):
+        """Kill the script and all it started as soon as something has happened."""
+        process = self._started_until(happened, *command)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
     def kill_rank_when(self, happened, word, *command):
         """Kill one of the processes, whose arguments hold the word, as soon as something happened."""
-        process = self._started(*command)
-        while not happened():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        process = self._started_until(happened, *command)
         table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True).stdout
         ranks = [line for line in table.splitlines() if word in line and " test.py " in line]
         ranks = [line for line in ranks if "test.sh" not in line and "util.launch" not in line]
@@ -77,6 +79,15 @@ class Scripts:
         os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
         _, stderr = process.communicate()
         assert process.returncode and "was ended by SIGKILL" in stderr
+
+    def stop_when(self, happened, number, *command):
+        """Send a signal to what the script runs; returns exit code and stderr."""
+        process = self._started_until(happened, *command)
+        words = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+        child = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        os.kill(int(child), number)
+        _, stderr = process.communicate()
+        return process.returncode, stderr
 
     def report(self, shot=1):
         """The report of the last test."""
@@ -93,8 +104,10 @@ def scripts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(scripts):
-    """What both stages printed."""
-    return scripts("train.sh", "2", "--viz").stdout
+    """What both stages printed, none of it a notice of a library."""
+    result = scripts("train.sh", "2", "--viz")
+    assert "Warning" not in result.stderr
+    return result.stdout
 
 
 def test_both_stages_train_on_two_processes(scripts, trained):
@@ -182,6 +195,28 @@ def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained
     assert "drawn for shot 1, this test has 2" in result.stderr
 
 
+def test_a_test_that_is_told_to_stop_says_one_line_and_goes_on(scripts, trained):
+    weight = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
+    exp = scripts.exp.parent / "tested and stopped"
+    settings = (f"exp_dir={exp}", f"weight={weight}", "test_num=400", "test_runs=1", "vis_num=0")
+    result = exp / "demo/HDMNet/split0/resnet18/result"
+
+    def lines():
+        return sum(path.read_bytes().count(b"\n") for path in result.glob("journal-*"))
+
+    def some_more(before):
+        return lines() > before + 2
+
+    ways = [("1", signal.SIGINT, 130), ("1", signal.SIGTERM, 143), ("2", signal.SIGINT, 130)]
+    for gpus, number, code in ways:
+        happened = partial(some_more, lines())
+        stopped = scripts.stop_when(happened, number, "test.sh", gpus, *settings)
+        assert stopped == (code, "interrupted; the same command goes on from here\n")
+    printed = scripts("test.sh", "1", *settings).stdout
+    kept = re.search(r"testing: (\d+) of 400 episodes were counted before", printed)
+    assert 9 <= int(kept[1]) < 400
+
+
 def test_two_shot_uses_the_one_shot_weights(scripts, trained):
     printed = scripts("test.sh", "1", "shot=2", "test_runs=1", "vis_num=0").stdout
     assert "trained with 1-shot" in printed
@@ -267,7 +302,7 @@ def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained):
     (run,) = scripts.report()["runs"]
     assert run["seed"] == 0 and set(run["class_iou"]) == {"1", "2", "3", "4", "5"}
     result = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "result"
-    (table,) = result.glob("test-1shot-1x4-*.csv")
+    (table,) = result.glob("test-1shot-list-fold_0-1x4-*.csv")
     with open(table) as handle:
         rows = list(csv.DictReader(handle))
     assert [f"{Path(row['query']).stem}__01" for row in rows] == [*lines, lines[0]]

@@ -3,7 +3,7 @@
 `python -m util.report exp` finds every test-*.json below the folder and prints a table per dataset:
 a row per experiment and backbone, per number of supports the folds, their mean and FB-IoU. The mean
 is there only where all folds are. Tests of other settings (size, episodes, runs, ...) never share a
-row; of two tests for one cell the newer stands.
+row; of two tests for one cell the newer stands. Each test says how many folds there are.
 """
 
 import json
@@ -20,12 +20,23 @@ from util.published_results import PUBLISHED
 from util.tables import latex_table, markdown_table, write_or_print
 
 SHOTS = (1, 5)
+FOLDS = 4  # of the paper, and where neither the tests nor --folds say
 MISSING = "-"
 PUBLISHED_NAME = "HDMNet (published)"
 _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
 _FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
 # Settings of one fold, one shot or of no influence on the scores.
-_NOT_PROTOCOL = ("weight", "dataset", "split", "shot", "backbone", "seeds", "baselines")
+_NOT_PROTOCOL = (
+    "weight",
+    "dataset",
+    "split",
+    "fold_count",
+    "fold_list",
+    "shot",
+    "backbone",
+    "seeds",
+    "baselines",
+)
 
 
 class Experiment(NamedTuple):
@@ -43,12 +54,17 @@ class Experiment(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One test: `mean` holds {score: share of 1} over its runs."""
+    """One test.
+
+    fold_count: number of folds, None where the file does not say; mean: {score: share of 1} over the
+    runs.
+    """
 
     path: Path
     experiment: Experiment
     shot: int
     split: int
+    fold_count: int | None
     trained_shot: int
     mean: dict[str, float]
 
@@ -85,7 +101,9 @@ def _read(path):
         experiment = _experiment(path, settings)
         mean = {score: float(content["mean"][score]) for score in SCORES}
         shot, split = int(settings["shot"]), int(settings["split"])
-        return Result(path, experiment, shot, split, int(content["trained_shot"]), mean)
+        count = settings.get("fold_count")
+        count = None if count is None else int(count)
+        return Result(path, experiment, shot, split, count, int(content["trained_shot"]), mean)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -102,6 +120,8 @@ def _experiment(path, settings):
         name = "_".join(filter(None, _FOLD_OR_SHOT.sub("", exp.name).split("_")))
     protocol = {key: str(value) for key, value in settings.items() if key not in _NOT_PROTOCOL}
     protocol["runs"] = str(len(settings["seeds"]))
+    if settings.get("fold_list"):
+        protocol["fold_list"] = _without_fold(settings["fold_list"], settings["split"])
     return Experiment(
         dataset=settings["dataset"],
         backbone=settings["backbone"],
@@ -109,6 +129,11 @@ def _experiment(path, settings):
         name=name,
         protocol=tuple(sorted(protocol.items())),
     )
+
+
+def _without_fold(fold_list, split):
+    """The name of a fold list with * for its fold: the lists of all folds belong in one row."""
+    return re.sub(rf"(?<!\d){split}(?!\d)", "*", Path(fold_list).name)
 
 
 def experiment_names(experiments):
@@ -131,36 +156,36 @@ def experiment_names(experiments):
     return names
 
 
-def build_report(results, metric="mIoU", folds=4, style="markdown"):
+def build_report(results, metric="mIoU", folds=None, style="markdown"):
     """The tables of all datasets as text.
 
-    metric: one of SCORES. folds: number of folds a mean needs. style: "markdown" or "latex". Raises
-    UserError for a result of a fold beyond.
+    metric: one of SCORES. folds: number of folds a mean needs; None: what the results of a row say,
+    else those of the dataset, else FOLDS. style: "markdown" or "latex". Raises UserError for a result
+    of a fold beyond.
     """
-    for result in results:
-        if result.split >= folds:
-            raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
     newest, notes = _newest(results)
     shots = sorted({*SHOTS, *(result.shot for result in newest)})
     names = experiment_names(sorted({result.experiment for result in newest}))
     parts = []
     for dataset in sorted({experiment.dataset for experiment in names}):
-        rows = [
-            _row(name, [r for r in newest if r.experiment == experiment], metric, folds)
-            for experiment, name in names.items()
-            if experiment.dataset == dataset
-        ]
-        if metric == "mIoU" and folds == 4:
+        of_dataset = [result for result in newest if result.experiment.dataset == dataset]
+        columns = folds or _fold_count(of_dataset, FOLDS)
+        rows = []
+        for experiment, name in names.items():
+            of_row = [result for result in of_dataset if result.experiment == experiment]
+            if of_row:
+                rows.append(_row(name, of_row, metric, folds or _fold_count(of_row, columns)))
+        if metric == "mIoU" and columns == FOLDS:
             rows += _published(dataset, {row.backbone for row in rows})
         rows.sort(key=lambda row: row.backbone)
-        header, cells = _cells(rows, shots, folds)
+        header, cells = _cells(rows, shots, columns)
         title = f"{dataset}, {metric} in %"
         if style == "latex":
             parts.append(f"% {title}\n{latex_table(header, cells, left=(0, 1))}")
         else:
             parts.append(f"### {title}\n\n{markdown_table(header, cells, left=(0, 1))}")
     mark = "% " if style == "latex" else ""
-    notes = [f"The mean is over folds 0 to {folds - 1}, where all are there.", *notes]
+    notes = ["A mean is over all folds, where all are there.", *notes]
     return "\n".join([*parts, *(f"{mark}{note}" for note in notes)]) + "\n"
 
 
@@ -180,8 +205,16 @@ def _newest(results):
     return list(cells.values()), notes
 
 
+def _fold_count(results, otherwise):
+    """The largest number of folds that the results say."""
+    return max((result.fold_count for result in results if result.fold_count), default=otherwise)
+
+
 def _row(name, results, metric, folds):
     both = "FBIoU_m" if metric.endswith("_m") else "FBIoU"
+    for result in results:
+        if result.split >= folds:
+            raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
     cells = {(result.shot, result.split): 100 * result.mean[metric] for result in results}
     means, both_means = {}, {}
     for shot in {result.shot for result in results}:
@@ -233,10 +266,12 @@ def main(arguments=None):
     parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="where test-*.json are")
     parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
     parser.add_argument("--metric", choices=SCORES, default="mIoU", help="(%(default)s)")
-    parser.add_argument("--folds", type=int, default=4, help="number of folds (%(default)s)")
+    parser.add_argument(
+        "--folds", type=int, help=f"number of folds (what the tests say, else {FOLDS})"
+    )
     parser.add_argument("--out", metavar="FILE", help="write there, not to the console")
     options = parser.parse_args(arguments)
-    if options.folds < 1:
+    if options.folds is not None and options.folds < 1:
         parser.error(f"argument --folds: {options.folds} is no number of folds")
     results = find_results(options.paths)
     write_or_print(

@@ -82,7 +82,7 @@ def test_folds_and_shots_join_to_one_row_beside_the_paper(tmp_path):
 def test_no_mean_over_some_of_the_folds(tmp_path):
     write_folds(tmp_path, folds=(0, 1, 3))
     assert row(table(tmp_path), "HDMNet") == ["50.0", "51.0", "-", "53.0", "-", "-", *NONE]
-    assert "The mean is over folds 0 to 3" in build_report(find_results([tmp_path]))
+    assert "A mean is over all folds" in build_report(find_results([tmp_path]))
 
 
 def test_other_scores_stand_without_the_paper(tmp_path):
@@ -149,6 +149,36 @@ def test_another_number_of_folds(tmp_path):
     assert row(table(tmp_path, folds=3), "HDMNet")[:5] == ["50.0", "51.0", "52.0", "51.0", "61.0"]
     with pytest.raises(UserError, match="fold 2 of 2; give --folds"):
         table(tmp_path, folds=2)
+
+
+def test_the_tests_say_the_number_of_folds_of_each_dataset(tmp_path):
+    write_folds(tmp_path)
+    write_folds(tmp_path, folds=range(3), dataset="mine", fold_count=3)
+    write(tmp_path, dataset="mine", folds="seen", fold_count=1, name="seen")
+    mine, pascal = build_report(find_results([tmp_path])).split("### pascal")
+    assert [cells[2:7] for cells in rows(mine)[2:]] == [
+        ["50.0", "-", "-", "50.0", "60.0"],
+        ["50.0", "51.0", "52.0", "51.0", "61.0"],
+    ]
+    assert row(rows(pascal), "HDMNet")[4] == "51.5"
+    found = table(tmp_path / "pascal", folds=5)
+    assert row(found, "HDMNet")[:6] == ["50.0", "51.0", "52.0", "53.0", "-", "-"]
+
+
+def test_tests_that_do_not_say_the_number_of_folds_share_a_row_with_those_that_do(tmp_path):
+    write_folds(tmp_path, folds=(0, 1))
+    write_folds(tmp_path, folds=(2, 3), fold_count=4, fold_list=None)
+    assert row(table(tmp_path), "HDMNet")[4] == "51.5"
+
+
+def test_the_fold_lists_of_all_folds_share_a_row(tmp_path):
+    write_folds(tmp_path)
+    for split in range(4):
+        fold_list = f"lists/2017/fold{split}.txt"
+        write(tmp_path, f"split{split}", 0.1, "listed", split=split, fold_list=fold_list)
+    found = table(tmp_path)
+    assert row(found, "HDMNet")[4] == "51.5"
+    assert row(found, "HDMNet, fold_list fold*.txt")[4] == "10.0"
 
 
 def test_shots_beside_one_and_five_get_columns(tmp_path):

@@ -484,8 +484,31 @@ def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
     rows = experiment.rows(*opts)
     assert bad(rows) == {}
     assert "base learner" not in rows
-    # Training cannot change the shot, testing can.
-    assert bad(experiment.rows(*opts, "shot", "2")) == {"pre_weight": ERROR}
+    # Both can go on at another shot, not with another network.
+    assert bad(experiment.rows(*opts, "shot", "2")) == {}
+    other = ("layers", "34", "backbone_weight", "none")
+    assert bad(experiment.rows(*opts, *other)) == {"pre_weight": ERROR, "weight": ERROR}
+
+
+def test_the_run_s_own_checkpoint_is_checked_as_the_weights_of_the_test(experiment):
+    cfg = load_config(experiment.config)
+    snapshot = Path(cfg.run_dir) / "snapshot"
+    snapshot.mkdir(parents=True)
+    opts = ("base_weight", "nowhere.pth")
+    assert bad(experiment.rows(*opts)) == {"base learner": ERROR}
+    path = snapshot / "published.pth"
+    state = light_state(lambda: build_hdmnet("resnet18", CLASSES - 1))
+    experiment.save(path, state)
+    rows = experiment.rows(*opts)
+    assert bad(rows) == {"base learner": WARNING}
+    assert rows["base learner"].found.endswith("a test does without")
+    assert rows["weight"].found == f"{path}: HDMNet for resnet18"
+    no_start = ("base_weight", "none", "backbone_weight", "nowhere.pth")
+    assert bad(experiment.rows(*no_start)) == {"base learner": WARNING, "ImageNet weights": WARNING}
+    # The 1-shot weights are tested at five shots too, though the file does not say their shot.
+    assert bad(experiment.rows(*opts, "shot", "2")) == {"base learner": WARNING}
+    path.write_bytes(b"damaged")
+    assert bad(experiment.rows()) == {"weight": ERROR}
 
 
 def test_a_full_disk_is_an_error(experiment, monkeypatch):

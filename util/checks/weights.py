@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from util.checkpoint import read_checkpoint
 from util.checks.report import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.errors import UserError
-from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
+from util.pretrained.kinds import BASE, HDMNET, IMAGENET, recognise, require_fit
 from util.pretrained.places import foreign_sha256, how_to_get
 from util.snapshots import find_base_learner, find_test_weight, script, snapshot_dir
 
@@ -16,14 +17,17 @@ from util.snapshots import find_base_learner, find_test_weight, script, snapshot
 def weight_rows(cfg: Config) -> Iterator[Row]:
     """Check that the weights an experiment starts from are there and load into its network.
 
-    ImageNet weights are looked at where stage 1 is still to be trained.
+    ImageNet weights are looked at where stage 1 is still to be trained. Where weights to test are
+    there and fit, what only training needs is at most a warning.
     """
+    tested = _test_row(cfg)
     if cfg.pre_weight:
         yield _row("pre_weight", HDMNET, cfg, cfg.pre_weight, "set pre_weight to HDMNet weights")
     else:
-        yield from _base_rows(cfg)
-    if cfg.weight:
-        yield _test_row(cfg)
+        testable = tested is not None and tested.status == OK
+        yield from (_only_for_training(row) if testable else row for row in _base_rows(cfg))
+    if tested is not None:
+        yield tested
 
 
 def needs_stage_1(cfg: Config) -> bool:
@@ -65,22 +69,38 @@ def _imagenet_row(cfg: Config) -> Row:
     return row
 
 
-def _test_row(cfg: Config) -> Row:
-    mend = "set weight to HDMNet weights, or leave it out for the run's best"
+def _only_for_training(row: Row) -> Row:
+    if row.status != ERROR:
+        return row
+    return row._replace(status=WARNING, found=f"{row.found}; a test does without")
+
+
+def _test_row(cfg: Config) -> Row | None:
+    """The row of the checkpoint that a test would take; none where nothing was trained."""
+    mend = "set weight to HDMNet weights"
+    mend += ", or leave it out for the run's best" if cfg.weight else ""
     try:
         path = str(find_test_weight(cfg))
     except UserError as error:
-        return Row(ERROR, "weight", str(error), mend=mend)
+        return Row(ERROR, "weight", str(error), mend=mend) if cfg.weight else None
     return _row("weight", HDMNET, cfg, path, mend)
+
+
+def _as_trained(cfg: Config, content: dict[str, Any], source: str) -> Config:
+    """The experiment at the shot of the weights: HDMNet is tested and trained on at other ones, too."""
+    found = recognise(content, source)
+    if found.shot == cfg.shot:
+        return cfg
+    trained = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}
+    return cfg.model_copy(update=trained)
 
 
 def _row(subject: str, kind: str, cfg: Config, path: str | Path, mend: str) -> Row:
     """Whether a file is there, readable, and fits."""
     try:
         content = read_checkpoint(path)
-        # HDMNet is tested at other shots than it was trained for, too.
-        trained = {"shot": content.get("shot", cfg.shot)} if subject == "weight" else {}
-        require_fit(kind, content, cfg.model_copy(update=trained), str(path))
+        trained = _as_trained(cfg, content, str(path)) if kind == HDMNET else cfg
+        require_fit(kind, content, trained, str(path))
     except UserError as error:
         return Row(ERROR, subject, str(error), mend=mend)
     return Row(OK, subject, f"{path}: {kind} for {cfg.backbone}")

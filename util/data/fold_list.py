@@ -1,4 +1,4 @@
-"""Test episodes by a fold list, as HSNet (Min et al., ICCV 2021) has them: a query and class per line.
+"""Test episodes by a fold list, as HSNet (Min et al., ICCV 2021) has for PASCAL: a query per line.
 
 A line is `IMAGE__CLASS`: the name of an image without folder and extension, and a class counted
 from 1. The queries are the lines in order, from the first again after the last; the supports of one

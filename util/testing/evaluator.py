@@ -1,5 +1,6 @@
 """Evaluation on episodes, which validation and the test share, and that of the base learner."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from model import PSPNet
 from util.data.draws import Draw
 from util.data.loaders import evaluation_loader
 from util.distributed import Processes
+from util.log import LOGGER_NAME
 from util.metrics import SegmentationMetrics
 from util.testing.counts import Counts, RunCounts, UnitCounts
 from util.testing.journal import Journal
@@ -66,7 +68,7 @@ def evaluate_episodes(
         processes: this process among all.
         threshold: of the prior's baseline. None: histograms of the prior if `predictor` gives it.
         journal: where to go on, and to write what is done; None for neither.
-        progress: label of a progress bar, None for none.
+        progress: label of a progress bar and of what the journal held in the log, None for neither.
 
     Raises:
         UserError: an image cannot be read, or the journal cannot be written.
@@ -91,8 +93,11 @@ def evaluate_episodes(
     units = plan_units(draws, predictor.batch_size, np.flatnonzero(~done).tolist())
     mine = share_units(draws, units, processes.world_size)[processes.rank]
 
-    start = time.monotonic()
     hidden = progress is None or not processes.is_main
+    if done.any() and not hidden:
+        kept = f"{done.sum()} of {done.size} episodes were counted before and are kept"
+        logging.getLogger(LOGGER_NAME).info(f"{progress}: {kept}")
+    start = time.monotonic()
     with (
         nullcontext() if journal is None else journal.writing(processes.rank) as append,
         # None: a bar on a terminal, nothing in a file.

@@ -1,5 +1,7 @@
 """The report of a test: plain values for the JSON file, and the same as markdown."""
 
+import re
+from pathlib import PurePath
 from typing import Any
 
 from util.config import Config
@@ -13,8 +15,21 @@ from util.testing.prior_baseline import BASELINES, Threshold
 
 SPREAD = ("mean", "std", "±95%")  # of `mean_interval`
 GENERALISED = ("mIoU_base", "mIoU_novel", "mIoU_both")
-# The folds of the published results, by dataset.
-_PUBLISHED_FOLDS = {"pascal": "contiguous", "coco": "interleaved"}
+# What the published results were tested with, beside backbone and shot: of all datasets, of each.
+_PUBLISHED_SETTINGS = {
+    "num_folds": 4,
+    "min_pixels": 2048,
+    "fold_list": None,
+    "ann_type": "mask",
+    "ensemble": True,
+    "generalised": False,
+    "ori_resize": True,
+    "resized_val": True,
+}
+_PUBLISHED_BY_DATASET = {
+    "pascal": {"effective_folds": "contiguous", "val_size": 473},
+    "coco": {"effective_folds": "interleaved", "val_size": 633},
+}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are of the final prediction, `_m` of the "
     "meta learner, `mIoU_b` of the base learner."
@@ -41,6 +56,8 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
         "dataset": cfg.data_set,
         "split": cfg.split,
         "folds": cfg.effective_folds,
+        "fold_count": cfg.fold_count,
+        "fold_list": cfg.fold_list,
         "shot": cfg.shot,
         "backbone": cfg.backbone,
         "size": cfg.val_size,
@@ -57,17 +74,27 @@ def variant_name(cfg: Config) -> str:
     words += ["meta"] if not cfg.ensemble else []
     words += [f"generalised-{cfg.merge}"] if cfg.generalised else []
     words += ["unscaled"] if not cfg.scale_to_trained_shot else []
+    words += [f"list-{_file_word(cfg.fold_list)}"] if cfg.fold_list else []
     return "".join(f"-{word}" for word in words)
 
 
-def published_miou(cfg: Config) -> float | None:
-    """The paper's mIoU of this fold, in percent, where it has one."""
+def _file_word(path: str) -> str:
+    """The stem of a path without what a shell or a pattern of file names may take for its own."""
+    return re.sub(r"[^\w.-]+", "_", PurePath(path).stem)
+
+
+def published_miou(cfg: Config, trained_shot: int) -> float | None:
+    """The paper's mIoU of this fold, in percent; None where the test is not the paper's.
+
+    Args:
+        cfg: the test.
+        trained_shot: number of supports that the weights were trained with.
+    """
     result = PUBLISHED.get((cfg.data_set, cfg.backbone, cfg.shot))
-    if (
-        result is None
-        or cfg.effective_folds != _PUBLISHED_FOLDS[cfg.data_set]
-        or cfg.num_folds != 4
-    ):
+    if result is None or trained_shot != cfg.shot:
+        return None
+    published = _PUBLISHED_SETTINGS | _PUBLISHED_BY_DATASET[cfg.data_set]
+    if any(getattr(cfg, key) != value for key, value in published.items()):
         return None
     return result.folds[cfg.split]
 

@@ -1,3 +1,4 @@
+import logging
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from tests.small_model import SIZE, plain_output, small_episodes, small_net
 from util.data.draws import draw_test_episodes
 from util.distributed import Processes
+from util.log import LOGGER_NAME
 from util.metrics import EpisodeMetrics, confusion
 from util.testing.evaluator import evaluate_episodes
 from util.testing.generalised import GeneralisedMetrics, merge_prediction
@@ -248,11 +250,14 @@ def dying_after(units, predictor):
     return predictor
 
 
-def test_a_journal_goes_on_where_processes_died(small, tmp_path):
+def test_a_journal_goes_on_where_processes_died(small, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "info", said.append)
     episodes, net, runs = small[1]
     make = partial(Predictor, net, episodes, CPU, cache_bytes=2**30, prior=True)
     threshold = Threshold(1, 200)
-    whole = evaluate_episodes(make(), runs, ALONE, threshold)
+    whole = evaluate_episodes(make(), runs, ALONE, threshold, progress="testing")
+    assert not said
     journal = Journal(tmp_path, ["this test"])
     for rank, units in ((0, 4), (1, 3)):
         with pytest.raises(KilledError):
@@ -262,8 +267,10 @@ def test_a_journal_goes_on_where_processes_died(small, tmp_path):
     assert [len(path.read_bytes().splitlines()) for path in files] == [4, 3]
     files[0].write_bytes(files[0].read_bytes()[:-9])  # torn while it was written
 
-    rest = evaluate_episodes(make(), runs, ALONE, threshold, journal)
+    rest = evaluate_episodes(make(), runs, ALONE, threshold, journal, "testing")
     left = whole.work.episodes - rest.work.episodes
+    kept = f"testing: {left} of {whole.work.episodes} episodes were counted before and are kept"
+    assert said == [kept]
     assert 6 <= left < whole.work.episodes
     assert (rest.records == whole.records).all()
     for counts, expected in zip(rest.runs, whole.runs, strict=True):

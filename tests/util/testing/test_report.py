@@ -39,7 +39,7 @@ def report_of(cfg, runs=RUNS, threshold=None, **options):
     ]
     evaluation = Evaluation(counts, np.zeros((7, RECORD)), Work(21, 4.0, 5, 16))
     settings = settings_of(cfg, "best.pth", runs)
-    report = build_report(settings, 1, evaluation, threshold, published_miou(cfg), 3)
+    report = build_report(settings, 1, evaluation, threshold, published_miou(cfg, 1), 3)
     return json.loads(json.dumps(report))
 
 
@@ -116,6 +116,8 @@ def test_what_is_not_the_plain_test_is_said():
     assert variant_name(cfg) == "-bbox-meta-unscaled" and variant_name(config()) == ""
     merged = {variant_name(config("generalised=True", f"merge={m}")) for m in ("final", "base")}
     assert merged == {"-generalised-final", "-generalised-base"}
+    listed = config("fold_list=lists/fold 0 [trn].txt", "ann_type=point")
+    assert variant_name(listed) == "-point-list-fold_0_trn_"
 
 
 @pytest.mark.parametrize(
@@ -131,18 +133,44 @@ def test_what_is_not_the_plain_test_is_said():
     ],
 )
 def test_published_numbers_are_those_of_the_same_fold(words, published):
-    assert published_miou(config(*words)) == published
+    cfg = config(*words)
+    assert published_miou(cfg, cfg.shot) == published
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "ann_type=bbox",
+        "ensemble=False",
+        "generalised=True",
+        "fold_list=fold0.txt",
+        "min_pixels=1",
+        "val_size=633",
+        "ori_resize=False",
+        "resized_val=False",
+    ],
+)
+def test_published_numbers_are_those_of_the_same_protocol(word):
+    assert published_miou(config(word), 1) is None
+
+
+def test_published_numbers_are_those_of_weights_of_the_same_shot():
+    assert published_miou(config("shot=5"), 5) == 71.3
+    assert published_miou(config("shot=5"), 1) is None
 
 
 def test_published_numbers_of_coco_are_of_interleaved_folds():
     file = "config/coco/coco_split0_resnet50.yaml"
-    assert published_miou(config(file=file)) == 43.8
-    assert published_miou(config("use_split_coco=False", file=file)) is None
+    assert published_miou(config(file=file), 1) == 43.8
+    assert published_miou(config("val_size=473", file=file), 1) is None
+    assert published_miou(config("use_split_coco=False", file=file), 1) is None
 
 
 def test_settings_tell_tests_apart():
     plain = settings_of(config(), "best.pth", RUNS)
-    for word in ("ann_type=point", "ensemble=False", "generalised=True", "ori_resize=False"):
+    words = ("ann_type=point", "ensemble=False", "generalised=True", "ori_resize=False")
+    for word in (*words, "fold_list=fold0.txt", "num_folds=5"):
         assert settings_of(config(word), "best.pth", RUNS) != plain
+    assert (plain["fold_list"], plain["fold_count"]) == (None, 4)
     assert settings_of(config("batch_size_val=4", "feature_cache_gb=0"), "best.pth", RUNS) == plain
     assert json.loads(json.dumps(plain)) == plain
