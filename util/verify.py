@@ -35,7 +35,7 @@ def verify(cfg: Config, settings: str, full: bool = False, workers: int | None =
     return [
         Row(OK, "settings", described),
         *data_rows(cfg, full, workers, settings),
-        *weight_rows(cfg),
+        *weight_rows(cfg, settings),
         *resource_rows(cfg),
     ]
 

@@ -241,8 +241,8 @@ def run_folder_is_a_file(e):
         (other_list, "val files", "10 of 10 do not exist", "prepare_custom"),
         (too_few_images, "fold 0 train", r"class 3 \(gear\) has 1 usable", "lower shot"),
         (no_image_left, "fold 0 val", r"no image of .*val\.txt can be used", "more images"),
-        (no_base_learner, "base learner", "there is no such file", "sh train_base.sh split0 parts"),
-        (torn_base_learner, "base learner", "not readable as weights", "train_base.sh"),
+        (no_base_learner, "base learner", "there is no such file", "python train_base.py SETTINGS"),
+        (torn_base_learner, "base learner", "not readable as weights", "train_base.py"),
         (unsafe_base_learner, "base learner", r"SimpleNamespace.*import --unsafe", "import FILE"),
         (other_backbone, "base learner", "does not fit the configured model", "import FILE"),
         (other_fold, "base learner", r"trained on base classes \[1, 2, 3\]", "import FILE"),
@@ -419,12 +419,13 @@ def test_without_a_base_learner_the_start_of_stage_1_is_checked(experiment, tmp_
     opts = ["base_weight", "none", "backbone_weight"]
     rows = experiment.rows(*opts, "none")
     assert bad(rows) == {"base learner": WARNING}
-    assert "sh train_base.sh split0 parts 1" in rows["base learner"].mend
+    assert rows["base learner"].mend.startswith("python train_base.py SETTINGS ")
     assert rows["ImageNet weights"].found == "none: stage 1 starts from random weights"
 
     path = tmp_path / "resnet18 v2.pth"
     row = experiment.rows(*opts, str(path))["ImageNet weights"]
-    assert (row.status, row.mend) == (ERROR, "python -m util.weights import FILE")
+    assert row.status == ERROR
+    assert row.mend == "python -m util.weights import FILE (from where: initmodel/README.md)"
     assert "there is no such file" in row.found
 
     torch.save(imagenet("resnet18"), path)

@@ -11,21 +11,27 @@ from util.config import Config
 from util.errors import UserError
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, recognise, require_fit
 from util.pretrained.places import foreign_sha256, how_to_get
-from util.snapshots import find_base_learner, find_test_weight, script, snapshot_dir
+from util.snapshots import find_base_learner, find_test_weight, snapshot_dir
 
 
-def weight_rows(cfg: Config) -> Iterator[Row]:
+def weight_rows(cfg: Config, settings: str) -> Iterator[Row]:
     """Check that the weights an experiment starts from are there and load into its network.
 
     ImageNet weights are looked at where stage 1 is still to be trained. Where weights to test are
     there and fit, what only training needs is at most a warning.
+
+    Args:
+        cfg: its settings.
+        settings: the words of the command line that give `cfg`, for commands.
     """
     tested = _test_row(cfg)
     if cfg.pre_weight:
         yield _row("pre_weight", HDMNET, cfg, cfg.pre_weight, "set pre_weight to HDMNet weights")
     else:
         testable = tested is not None and tested.status == OK
-        yield from (_only_for_training(row) if testable else row for row in _base_rows(cfg))
+        yield from (
+            _only_for_training(row) if testable else row for row in _base_rows(cfg, settings)
+        )
     if tested is not None:
         yield tested
 
@@ -38,8 +44,8 @@ def needs_stage_1(cfg: Config) -> bool:
     return found is None or not found.complete
 
 
-def _base_rows(cfg: Config) -> Iterator[Row]:
-    train, found = script(cfg, "train_base.sh"), find_base_learner(cfg)
+def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
+    train, found = f"python train_base.py {settings}", find_base_learner(cfg)
     if found is None:
         nowhere = f"none in {snapshot_dir(cfg.base_dir)} or at {cfg.initmodel_base_path}"
         mend = f"{train} (train.sh does that first), or {how_to_get(BASE, cfg)}"
@@ -55,9 +61,10 @@ def _base_rows(cfg: Config) -> Iterator[Row]:
 
 def _imagenet_row(cfg: Config) -> Row:
     path = cfg.imagenet_weight
-    mend = (
-        how_to_get(IMAGENET, cfg) if path else "set backbone_weight; none starts from random ones"
-    )
+    mend = "set backbone_weight; none starts from random ones"
+    if path:
+        mend = how_to_get(IMAGENET, cfg)
+        mend += " (from where: initmodel/README.md)" if mend.endswith("FILE") else ""
     if path is None:
         return Row(ERROR, IMAGENET, "backbone_weight is not set", mend=mend)
     if path == "none":
