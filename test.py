@@ -80,7 +80,8 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
     }
-    output = folder / f"test-{_test_name(cfg, runs)}-{path.stem}.json"
+    name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}"
+    output = folder / f"test-{name}-{path.stem}.json"
     is_there = _is_there(output, identity)
     missing = args.per_episode and not output.with_suffix(".csv").exists()
     if args.if_missing and is_there and not missing:
@@ -115,8 +116,8 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
             cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
         )
         if not is_there:
-            _remove_results(cfg, runs, output)
-        text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
+            _remove_results(name, output)
+        text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, name, output)
         for journal in journals:
             journal.remove()
         logger.info(f"\n{text.rstrip()}")
@@ -139,6 +140,7 @@ def _write_results(
     runs: list[DrawnRun],
     evaluation: Evaluation,
     report: dict[str, Any],
+    name: str,
     output: Path,
 ) -> str:
     """Write the pictures, the tables and, last, the JSON file `output`; returns the tables."""
@@ -148,22 +150,17 @@ def _write_results(
         write_csv(output.with_suffix(".csv"), records)
         text += "\n" + slice_tables(records)
         worst = [records.index(record) for record in worst_episodes(records)]
-    suffix = _test_name(cfg, runs)
-    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
+    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, name)
     write_atomically(output.with_suffix(".md"), text)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
     return text
 
 
-def _test_name(cfg, runs: list[DrawnRun]) -> str:
-    return f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}"
-
-
-def _remove_results(cfg, runs: list[DrawnRun], output: Path) -> None:
+def _remove_results(name: str, output: Path) -> None:
     """Remove what another test of this name has left: its CSV beside this report would mislead."""
     for path in (output, output.with_suffix(".csv"), output.with_suffix(".md")):
         path.unlink(missing_ok=True)
-    remove_pictures(output.parent, _test_name(cfg, runs))
+    remove_pictures(output.parent, name)
 
 
 def _is_there(output: Path, identity: dict[str, Any]) -> bool:

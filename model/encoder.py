@@ -1,13 +1,11 @@
 """What depends on one image alone, a query or a support with its mask: computed once for any episode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from model.backbone import Features
@@ -17,6 +15,7 @@ from model.frozen import FrozenBase
 from model.hierarchy import Hierarchy, to_map, to_tokens
 from model.masked import MaskedPositions, MaskGrids
 from model.matching import MatchingLayer
+from model.norms import statistics_kept
 from model.precision import full_precision, widened
 from model.prior import masked_prototype, unit_rows
 from model.pspnet import PSPNet
@@ -183,24 +182,9 @@ class FeatureEncoder(nn.Module):
                 module,
                 *inputs,
                 use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _statistics_kept(module)),
+                context_fn=lambda: (nullcontext(), statistics_kept(module)),
             )
         return module(*inputs)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms that learn normalise as ever, but do not count the batch a second time."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
 
 
 def check_support(support: Tensor, mask: Tensor) -> None:

@@ -10,7 +10,7 @@ from util.checks.report import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.errors import UserError
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, recognise, require_fit
-from util.pretrained.places import foreign_sha256, how_to_get
+from util.pretrained.places import foreign_sha256, how_to_get, torchvision_source
 from util.snapshots import find_base_learner, find_test_weight, snapshot_dir
 
 
@@ -64,7 +64,8 @@ def _imagenet_row(cfg: Config) -> Row:
     mend = "set backbone_weight; none starts from random ones"
     if path:
         mend = how_to_get(IMAGENET, cfg)
-        mend += " (from where: initmodel/README.md)" if mend.endswith("FILE") else ""
+        if torchvision_source(cfg.net_name) is None:
+            mend += " (from where: initmodel/README.md)"
     if path is None:
         return Row(ERROR, IMAGENET, "backbone_weight is not set", mend=mend)
     if path == "none":

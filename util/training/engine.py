@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from model.norms import learning_norms
 from util.config import Config, dump_config
 from util.data.data_loader import TrainLoader
 from util.data.streams import get_streams, set_streams
@@ -23,7 +24,7 @@ from util.seed import seed_everything, set_deterministic, untouched_random_strea
 from util.snapshots import remove_leftovers, save_best
 from util.training.iteration import Batch, Iteration, Losses
 from util.training.memory import peak_memory
-from util.training.norms import learning_norms, running_statistics, synchronise, synchronises
+from util.training.norms import running_statistics, synchronise, synchronises
 from util.training.progress import Progress, ProgressTable
 from util.training.resume import RunState, Saved, restore, save_run
 from util.training.schedule import set_rate
@@ -250,8 +251,8 @@ class Trainer:
     def _train_epoch(self, wrapped, rate_of, validate, halves, request) -> None:
         state, cfg = self.state, self.cfg
         batches = self._start_epoch()
-        if halves:
-            # Where a validation was interrupted, or the run before it began.
+        if halves and self._half_is_due():
+            # It was interrupted, or the run was before it began.
             self._validate_half(validate, request)
         wrapped.train()
         meter = Meter()
@@ -292,9 +293,8 @@ class Trainer:
         return middle and state.half_validated <= state.epoch
 
     def _validate_half(self, validate, request: StopRequest) -> None:
-        if self._half_is_due():
-            self._validate(validate, self.state.epoch + 0.5, request)
-            self.state.half_validated = self.state.epoch + 1
+        self._validate(validate, self.state.epoch + 0.5, request)
+        self.state.half_validated = self.state.epoch + 1
 
     def _start_epoch(self) -> Iterator[Batch]:
         """The batches of the epoch, or of what is left of it, with every random stream in place."""

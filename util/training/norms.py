@@ -6,13 +6,9 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.norms import learning_norms
 from util.distributed import Processes
 from util.errors import UserError
-
-
-def learning_norms(net: nn.Module) -> list[_BatchNorm]:
-    """The batch norms whose running statistics a forward pass changes: those in training mode."""
-    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training]
 
 
 def running_statistics(net: nn.Module) -> list[Tensor]:

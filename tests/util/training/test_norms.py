@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
+from model.norms import learning_norms
 from tests.golden import golden_episode
 from tests.processes import spawn_two
 from tests.util.training.test_engine import Training
@@ -10,7 +11,6 @@ from util.distributed import Processes
 from util.errors import UserError
 from util.training.engine import distributed
 from util.training.norms import (
-    learning_norms,
     several_values_a_channel,
     synchronise,
     synchronises,
