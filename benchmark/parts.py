@@ -26,7 +26,7 @@ PLACES = {
         (plain, "_match"),
     ],
     "style": [(encoder.FeatureEncoder, "_gram"), (plain, "_style_distance")],
-    "decoder": [(decoder.Decoder, "forward")],
+    "decoder": [(decoder.Decoder, "forward"), (plain, "_decode")],
     "backward": [(torch.Tensor, "backward")],
 }
 

@@ -2,7 +2,8 @@
 
 It takes the weights of an `HDMNet` and computes the same numbers: the query and the supports pass
 the backbone one after the other, batch norms are not folded, the head convolves the resized pools,
-matching and prior compare every query position with every support position and then mask.
+matching and prior compare every query position with every support position and then mask, and the
+decoder applies its convolutions in turn.
 """
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import Features
+from model.decoder import Decoder
 from model.hdmnet import HDMNet, HDMNetOutput
 from model.hierarchy import Hierarchy, TransformerLayer, merge_heads, split_heads, to_map, to_tokens
 from model.matching import MatchingLayer
@@ -68,7 +70,7 @@ def plain_forward(
         )
         matched.append(fused)
         correlations.append(correlation)
-    meta = net.decoder(matched)
+    meta = _decode(net.decoder, matched)
     adjustment = net.ensemble.adjustment(distances)
     final = net.ensemble(meta, base, adjustment, class_index)
     logits = (
@@ -173,3 +175,19 @@ def _match(
     query = query + layer.dropout(gathered * scale)
     query = to_map(query + _ffn(layer.ffn, layer.norm2(query), size), size)
     return layer.fuse(torch.cat([query, prior], dim=1)), correlation.mean(1).unflatten(1, size)
+
+
+def _decode(decoder: Decoder, maps: list[Tensor]) -> Tensor:
+    *finer, out = maps
+    *parses, coarsest = decoder.parse
+    out = F.relu(_in_turn(coarsest, out))
+    for parse, x in zip(reversed(parses), reversed(finer), strict=True):
+        out = resize(out, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        out = out + F.relu(_in_turn(parse, x + out))
+    return _in_turn(decoder.classifier, out)
+
+
+def _in_turn(layers: nn.Sequential, x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x

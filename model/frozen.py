@@ -17,6 +17,7 @@ from model.folding import fingerprint, folded
 from model.hierarchy import to_tokens
 from model.masked import gather_rows
 from model.mm import resize
+from model.norms import scale_and_shift
 from model.precision import full_precision, widened
 from model.pspnet import PSPNet
 
@@ -77,7 +78,8 @@ class FrozenBase:
             else:
                 parts = (tensor.split(CPU_CHANNELS, dim=1) for tensor in (f4, weight))
                 for x, part in zip(*parts, strict=True):
-                    out += to_tokens(F.conv2d(x.contiguous(), part, padding=1))
+                    x = x.contiguous(memory_format=torch.channels_last)
+                    out += to_tokens(F.conv2d(x, part, padding=1))
             return self._normalised(out)
 
     @torch.no_grad()
@@ -116,9 +118,8 @@ class FrozenBase:
 
     def _normalised(self, x: Tensor) -> Tensor:
         """The head's batch norm on tokens (N, m, 512), in place."""
-        norm = self.base.head[1]
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return x.mul_(scale).add_(norm.bias - norm.running_mean * scale)
+        scale, shift = scale_and_shift(self.base.head[1])
+        return x.mul_(scale).add_(shift)
 
     def _of_f4(self, f4: Tensor) -> Tensor:
         """The weights of the head's convolution that read f4."""
@@ -133,13 +134,11 @@ class FrozenBase:
         for pool, taps in zip(pools, branches, strict=True):
             cells = pool[1:](widened(pool[0](f4)))  # (N, C/4, s, s)
             bins = cells.shape[-1]
-            # With zeros between them, the cells meet one tap at a time.
-            apart = cells.new_zeros(*cells.shape[:2], 3 * bins, 3 * bins)
-            apart[:, :, 1::3, 1::3] = cells
-            parts = F.conv2d(apart, taps, padding=1)  # (N, 512, 3s, 3s)
-            across.append(torch.einsum("xq,nopq->npxo", _shares(bins, width, cells), parts))
-            rows.append(_shares(bins, height, cells))
-        out = torch.einsum("yp,npxo->nyxo", torch.cat(rows, dim=1), torch.cat(across, dim=1))
+            parts = torch.einsum("nirc,oiyx->noryxc", cells, taps)
+            parts = torch.einsum("noryxc,cxw->nrywo", parts, _shares(bins, width, cells))
+            across.append(parts.flatten(1, 2))
+            rows.append(_shares(bins, height, cells).flatten(0, 1))
+        out = torch.einsum("ph,npwo->nhwo", torch.cat(rows), torch.cat(across, dim=1))
         return out.flatten(1, 2)
 
 
@@ -152,9 +151,8 @@ def _memory_format(backbone: Backbone, device: torch.device) -> torch.memory_for
 
 
 def _shares(bins: int, length: int, like: Tensor) -> Tensor:
-    """How much each cell counts, by each tap, at each position: (length, 3·bins), for `apart` above."""
+    """How much each cell counts, by each tap, at each position: (bins, 3, length)."""
     spread = torch.eye(bins, dtype=like.dtype, device=like.device)
     spread = F.interpolate(spread[None], size=length, mode="linear", align_corners=True)[0]
-    # A tap looks at a neighbour, and outside the map there is nothing. The taps run backwards.
-    taps = F.pad(spread, (1, 1)).unfold(1, length, 1).flip(1)  # (bins, 3, length)
-    return taps.flatten(0, 1).T
+    # A tap looks at a neighbour, and outside the map there is nothing.
+    return F.pad(spread, (1, 1)).unfold(1, length, 1)

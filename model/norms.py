@@ -1,15 +1,21 @@
-"""Batch norms whose running statistics a forward pass changes."""
+"""Batch norms: those that learn, and what the others do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def learning_norms(net: nn.Module) -> list[_BatchNorm]:
     """The batch norms whose running statistics a forward pass changes: those in training mode."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training]
+
+
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """What a batch norm in eval mode multiplies each channel by, and then adds, both (C,)."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 @contextmanager
