@@ -62,7 +62,7 @@ def matching_step(
     gathered.requires_grad_()
     rows = [
         (
-            unit_rows(torch.randn(1, side**2, channels, device=device)),
+            torch.randn(1, side**2, channels, device=device),
             unit_rows(torch.randn(1, *gathered.shape[:2], channels, device=device)),
         )
         for channels in CHANNELS[1:]

@@ -126,8 +126,8 @@ class FeatureEncoder(nn.Module):
                 merged,
                 self.frozen.logits(to_map(f5, merged.shape[-2:])),
                 self._gram(features),
-                unit_rows(f5),
-                unit_rows(to_tokens(features.f4)),
+                f5,
+                to_tokens(features.f4),
             )
 
     def _support_part(self, features: Features, positions: MaskedPositions) -> _SupportPart:

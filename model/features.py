@@ -20,7 +20,7 @@ class QueryFeatures(NamedTuple):
     merged: (B, 64, h, w), the image's own share of what enters the hierarchy, before ReLU.
     base: (B, N+1, h, w), logits of the base learner.
     gram: (B, C, C), cosines between the channels of the low-level feature.
-    f5, f4: (B, h·w, C), features of unit length for the prior.
+    f5, f4: (B, h·w, C), for the prior.
     """
 
     merged: Tensor
@@ -35,7 +35,7 @@ class SupportFeatures(NamedTuple):
 
     prototype: (B, K, 256), the mean feature over the mask.
     gram: (B, K, C, C), as of the query.
-    f5, f4: (B, K, m, C), as of the query; see `model.masked` for the rows of zeros.
+    f5, f4: (B, K, m, C), of unit length; see `model.masked` for the rows of zeros.
     stages: keys and values for the matching, (B, K, ...).
     """
 

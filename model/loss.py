@@ -78,6 +78,11 @@ def hdmnet_loss(
         for logits in (output.final, output.meta)
     )
     distillation = correlation_distillation(output.correlations, query_mask)
-    base = F.cross_entropy(output.base.float(), base_mask, ignore_index=IGNORE_LABEL)
+    # As rows of classes: these logits lie channels last, and would be copied.
+    base = F.cross_entropy(
+        output.base.float().movedim(1, -1).flatten(0, 2),
+        base_mask.flatten(),
+        ignore_index=IGNORE_LABEL,
+    )
     total = main + distillation_weight * distillation + base_weight * base
     return Losses(total, main, distillation, base)

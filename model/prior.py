@@ -37,17 +37,18 @@ def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
     """How much each query position resembles its best match inside the supports' masks.
 
     Args:
-        query: features of unit length (B, n, C).
-        support: those of the support positions inside the masks, (B, K, m, C). A row of zeros stands
-            for the positions outside.
+        query: features (B, n, C), of any length.
+        support: those of the support positions inside the masks, (B, K, m, C), of unit length. A row
+            of zeros stands for the positions outside.
 
     Returns:
         (B, n): the maximum over support positions of the cosine, positions outside the mask counting
         as 0, mean over the supports.
     """
     rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * support.shape[2]))
-    best = [
-        sum((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
-        for part in query.split(rows, dim=1)
-    ]
+    best = []
+    for part in map(widened, query.split(rows, dim=1)):
+        highest = sum((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
+        # A length is positive, so the maximum may be divided by it: one number for m.
+        best.append(highest / part.norm(dim=-1).clamp(min=1e-12))
     return torch.cat(best, dim=1) / support.shape[1]

@@ -9,8 +9,8 @@ from model.prior import masked_prototype, similarity_prior, unit_rows
 
 def test_tiles_change_nothing(monkeypatch):
     torch.manual_seed(0)
-    query, support = unit_rows(torch.randn(2, 13, 8)), unit_rows(torch.randn(2, 3, 7, 8))
-    cosines = torch.einsum("bqc,bkmc->bkqm", query, support)
+    query, support = torch.randn(2, 13, 8), unit_rows(torch.randn(2, 3, 7, 8))
+    cosines = torch.einsum("bqc,bkmc->bkqm", unit_rows(query), support)
     expected = cosines.amax(-1).mean(1)
     torch.testing.assert_close(similarity_prior(query, support), expected)
     monkeypatch.setattr(prior, "CPU_TILE", 30)
@@ -18,7 +18,7 @@ def test_tiles_change_nothing(monkeypatch):
 
 
 def test_a_row_of_zeros_is_a_cosine_of_zero():
-    query = unit_rows(torch.tensor([[[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]))
+    query = torch.tensor([[[-3.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
     support = torch.tensor([[[[1.0, 0.0]]]])
     assert similarity_prior(query, support).tolist() == [[-1, 1, 0]]
     outside = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
