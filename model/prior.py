@@ -8,7 +8,7 @@ from model.mm import resize
 from model.precision import full_precision, widened
 
 # Elements of one tile of cosines: few enough to stay in a cache, many enough to fill a GPU.
-CPU_TILE = 2**21
+CPU_TILE = 2**20
 GPU_TILE = 2**26
 
 
