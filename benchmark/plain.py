@@ -178,16 +178,11 @@ def _match(
 
 
 def _decode(decoder: Decoder, maps: list[Tensor]) -> Tensor:
+    in_turn = nn.Sequential.forward
     *finer, out = maps
     *parses, coarsest = decoder.parse
-    out = F.relu(_in_turn(coarsest, out))
+    out = F.relu(in_turn(coarsest, out))
     for parse, x in zip(reversed(parses), reversed(finer), strict=True):
         out = resize(out, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        out = out + F.relu(_in_turn(parse, x + out))
-    return _in_turn(decoder.classifier, out)
-
-
-def _in_turn(layers: nn.Sequential, x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
+        out = out + F.relu(in_turn(parse, x + out))
+    return in_turn(decoder.classifier, out)
