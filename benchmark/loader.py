@@ -26,7 +26,7 @@ from util.data import dataset, transform
 from util.data.data_loader import prepare_worker
 from util.data.loaders import build_base_data, build_train_loader, config_fold
 from util.demo_data import write_demo
-from util.tables import markdown_table
+from util.runtime.tables import markdown_table
 
 WAYS = ("plain", "fast")
 BATCH = 4

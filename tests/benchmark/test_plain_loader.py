@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmark.plain_loader import PlainEpisodes, PlainImages, base_training_steps, training_steps
-from util.config_schema import Config
+from util.config.schema import Config
 from util.data.loaders import build_base_data, build_train_loader, config_fold
 
 

@@ -10,7 +10,7 @@ from tests.paths import DATA
 from tests.util.voc_files import mask_of, write_dataset
 from util.data.folds import Fold, fold_classes
 from util.data.lists import ImageLists, check_enough, existing_entries, load_lists, read_entries
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())["lists"]
 FOLD = Fold(base=(2, 3), novel=(1,))
