@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from skimage.graph import MCP
-from skimage.morphology import skeletonize
 
 from util.data.folds import IGNORE
 
@@ -89,6 +87,9 @@ def _point(component: np.ndarray, side: int, rng: np.random.Generator) -> np.nda
 
 
 def _scribble(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    # Imported here, because it takes a second and few runs draw scribbles.
+    from skimage.morphology import skeletonize
+
     path = _longest_path(skeletonize(np.pad(component, 1))[1:-1, 1:-1])
     length = max(1, round(rng.uniform(SHORTEST, 1) * len(path)))
     start = rng.integers(len(path) - length + 1)
@@ -118,6 +119,8 @@ def _longest_path(skeleton: np.ndarray) -> list[tuple[int, int]]:
     The pixel farthest from any pixel is one end of it, and the pixel farthest from there the other:
     this is exact for a skeleton without loops and close to it otherwise.
     """
+    from skimage.graph import MCP
+
     end = tuple(np.argwhere(skeleton)[0])
     for _ in range(2):
         paths = MCP(np.where(skeleton, 1.0, np.inf))
