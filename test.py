@@ -8,32 +8,32 @@ from typing import Any
 
 from torch import nn
 
+from util.checkpoints.snapshots import find_test_weight
 from util.config import config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
 from util.data.fold_list import draw_fold_list
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
-from util.distributed import Processes, start_processes
-from util.errors import exits_on_user_error
-from util.files import write_atomically
-from util.log import get_logger
-from util.precision import Precision
-from util.slices import slice_tables, worst_episodes, write_csv
-from util.snapshots import find_test_weight
-from util.testing.evaluator import Evaluation, evaluate_episodes
-from util.testing.journal import Journal
-from util.testing.model import load_tested
-from util.testing.pictures import draw_pictures, episode_records, remove_pictures
-from util.testing.predictor import Predictor, build_predictor
-from util.testing.report import (
+from util.evaluation.evaluator import Evaluation, evaluate_episodes
+from util.evaluation.journal import Journal
+from util.evaluation.model import load_tested
+from util.evaluation.pictures import draw_pictures, episode_records, remove_pictures
+from util.evaluation.predictor import Predictor, build_predictor
+from util.evaluation.protocol_report import (
     build_report,
     published_miou,
     report_text,
     settings_of,
     variant_name,
 )
-from util.testing.stopping import ends_on_signals
+from util.evaluation.stopping import ends_on_signals
+from util.runtime.distributed import Processes, start_processes
+from util.runtime.errors import exits_on_user_error
+from util.runtime.files import write_atomically
+from util.runtime.log import get_logger
+from util.runtime.precision import Precision
+from util.slices import slice_tables, worst_episodes, write_csv
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if any"),

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
-from util.checkpoint import check_classes, is_shot_weight, load_weights, read_checkpoint
+from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
+from util.checkpoints.snapshots import find_base_learner, script, snapshot_dir
 from util.config import VIZ, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.loaders import build_train_loader, build_validation_episodes
-from util.distributed import Processes, start_processes
-from util.errors import UserError, exits_on_user_error
+from util.evaluation.evaluator import evaluate_episodes
+from util.evaluation.predictor import build_predictor
 from util.pretrained.kinds import recognise
-from util.snapshots import find_base_learner, script, snapshot_dir
-from util.testing.evaluator import evaluate_episodes
-from util.testing.predictor import build_predictor
+from util.runtime.distributed import Processes, start_processes
+from util.runtime.errors import UserError, exits_on_user_error
 from util.training.engine import Trainer, distributed, start_run
 from util.training.resume import Saved, find_saved, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate

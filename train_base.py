@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from model import build_pspnet
-from util.checkpoint import load_backbone
+from util.checkpoints.io import load_backbone
+from util.checkpoints.snapshots import find_base_learner, snapshot_dir
 from util.config import VIZ, load_config, parse_args
 from util.data.loaders import build_base_data
-from util.distributed import start_processes
-from util.errors import UserError, exits_on_user_error
-from util.snapshots import find_base_learner, snapshot_dir
-from util.testing.evaluator import evaluate_base
+from util.evaluation.evaluator import evaluate_base
+from util.runtime.distributed import start_processes
+from util.runtime.errors import UserError, exits_on_user_error
 from util.training.engine import Trainer, distributed, start_run
 from util.training.resume import find_saved
 from util.training.schedule import base_optimizer, poly_rate

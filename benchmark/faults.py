@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmark.laboratory import EPOCHS, SAVE_ITERS, Laboratory
 from benchmark.machine import describe_machine
-from util.checkpoint import read_checkpoint
+from util.checkpoints.io import read_checkpoint
 from util.training.signals import STOPPED
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from util.checkpoint import read_checkpoint
+from util.checkpoints.io import read_checkpoint
 from util.demo_data import write_demo
-from util.files import ROOT
+from util.runtime.files import ROOT
 
 EPOCHS, SAVE_ITERS = 6, 4
 # Of the table that a training logs: epoch/epochs, iteration/iterations.

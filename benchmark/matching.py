@@ -10,7 +10,7 @@ import torch
 
 from benchmark.machine import describe_machine
 from benchmark.worker import measure
-from util.tables import markdown_table
+from util.runtime.tables import markdown_table
 
 SHOTS = (1, 2, 5, 10)
 SIZES = (473, 633, 801)

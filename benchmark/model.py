@@ -14,7 +14,7 @@ from benchmark.cases import PUBLISHED, QUICK, Case
 from benchmark.machine import describe_machine
 from benchmark.worker import measure
 from model.backbone import BACKBONES
-from util.tables import markdown_table
+from util.runtime.tables import markdown_table
 
 HEADER = (
     "case",

@@ -17,7 +17,7 @@ import torch
 from benchmark.cases import QUICK, Case, Lab, difference
 from benchmark.matching_case import matching_step
 from benchmark.parts import timed_parts, wait_for
-from util.files import ROOT
+from util.runtime.files import ROOT
 
 # Threads wait without spinning, as in the scripts. For memory: from this size on the allocator of
 # glibc gives back what is freed, so that what a process holds is what is in use.

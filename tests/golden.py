@@ -8,7 +8,7 @@ import torch
 from model import build_hdmnet
 from tests.deterministic import episode, tensor_for
 from tests.paths import DATA
-from util.checkpoint import from_published
+from util.checkpoints.io import from_published
 
 FILES = sorted(path.stem for path in DATA.glob("golden_*shot.npz"))
 SHAPES = json.loads((DATA / "state_dict_shapes.json").read_text())

@@ -6,7 +6,7 @@ import socket
 import torch
 import torch.multiprocessing as mp
 
-from util.distributed import start_processes
+from util.runtime.distributed import start_processes
 
 
 def spawn_two(function, *arguments):

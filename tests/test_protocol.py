@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.golden import DATA, published_state
-from util.metrics import SCORES
+from util.evaluation.metrics import SCORES
 
 PROTOCOL = json.loads((DATA / "golden_protocol.json").read_text())
 

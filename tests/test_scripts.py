@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from util.checkpoint import read_checkpoint
+from util.checkpoints.io import read_checkpoint
+from util.checkpoints.snapshots import find_best
 from util.config import load_config
 from util.data.dataset import read_mask
 from util.demo_data import write_demo
-from util.metrics import SCORES
-from util.snapshots import find_best
+from util.evaluation.metrics import SCORES
 
 
 class Scripts:

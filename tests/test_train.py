@@ -7,9 +7,9 @@ import torch
 
 from model import build_hdmnet
 from train import build_model
-from util.checkpoint import is_shot_weight, save_checkpoint
-from util.config_schema import Config
-from util.errors import UserError
+from util.checkpoints.io import is_shot_weight, save_checkpoint
+from util.config.schema import Config
+from util.runtime.errors import UserError
 
 BASE_CLASSES = (1, 2, 3)
 

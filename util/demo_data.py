@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from util.demo.scene import draw_scene
-from util.errors import UserError, exits_on_user_error
-from util.files import write_atomically
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.files import write_atomically
 
 # (pattern, silhouette) of the classes 1..20. No two share both, and the five classes that a fold
 # holds out share neither.

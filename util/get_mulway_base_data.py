@@ -26,8 +26,8 @@ from util.data.folds import base_label_table
 from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths
-from util.errors import UserError, exits_on_user_error
-from util.files import write_atomically
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.files import write_atomically
 
 
 def write_base_labels(data_root, entries, fold, folder, progress=True):

@@ -25,8 +25,8 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from util.data.list_cache import available_cores
-from util.distributed import LOST_CONNECTION
-from util.errors import EXIT_CODE, UserError, exits_on_user_error
+from util.runtime.distributed import LOST_CONNECTION
+from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
 from util.training.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500

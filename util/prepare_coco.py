@@ -12,7 +12,6 @@ import os
 from functools import partial
 
 from util.config import Parser
-from util.errors import UserError
 from util.preparation.coco_instances import read_instances
 from util.preparation.coco_masks import draw_mask
 from util.preparation.masks import pair_summary, prepare_pair
@@ -27,6 +26,7 @@ from util.preparation.shared import (
     run_parallel,
     write_list,
 )
+from util.runtime.errors import UserError
 
 PARTS = ("train", "val")
 # Of COCO 2014 as published: images with annotations, categories.

@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from util.config import Parser
-from util.config_fields import DataFields
+from util.config.fields import DataFields
 from util.data.dataset import unknown_class
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.list_cache import load_counts
-from util.errors import UserError
-from util.files import write_atomically
 from util.preparation.custom_config import check_name, divide, path_in_config, write_config
 from util.preparation.custom_masks import place_pair
 from util.preparation.custom_pairs import IMAGE_FOLDER, MASK_FOLDER, find_pairs
@@ -35,6 +33,8 @@ from util.preparation.shared import (
     run_parallel,
     write_list,
 )
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
 
 VAL_SHARE = 0.2
 LISTS = "lists/NAME"

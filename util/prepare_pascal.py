@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.config import Parser
-from util.errors import UserError
 from util.preparation.download_pascal import download_pascal
 from util.preparation.masks import pair_summary, prepare_pair
 from util.preparation.shared import (
@@ -28,6 +27,7 @@ from util.preparation.shared import (
     write_list,
 )
 from util.preparation.voc_masks import sbd_mask, voc_mask
+from util.runtime.errors import UserError
 
 IMAGES, MASKS = "JPEGImages", "SegmentationClassAug"
 # Images that VOC 2012 and SBD as published give.

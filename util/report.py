@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.config import Parser
-from util.errors import UserError, exits_on_user_error
-from util.metrics import SCORES
-from util.published_results import PUBLISHED
-from util.tables import latex_table, markdown_table, write_or_print
+from util.evaluation.metrics import SCORES
+from util.evaluation.published_results import PUBLISHED
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.tables import latex_table, markdown_table, write_or_print
 
 SHOTS = (1, 5)
 FOLDS = 4  # of the paper, and where neither the tests nor --folds say

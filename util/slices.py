@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from util.config import Parser
-from util.errors import UserError, exits_on_user_error
-from util.files import write_atomically
-from util.metrics import as_array, confusion, foreground_iou
-from util.tables import markdown_table, write_or_print
+from util.evaluation.metrics import as_array, confusion, foreground_iou
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.files import write_atomically
+from util.runtime.tables import markdown_table, write_or_print
 
 SMALL, LARGE = 0.05, 0.20  # shares of the image that bound the middle size
 MANY_CLASSES = 4

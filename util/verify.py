@@ -12,11 +12,11 @@ import shlex
 import sys
 
 from util.checks.data import data_rows
-from util.checks.report import ERROR, OK, Row, table
 from util.checks.resources import resource_rows
+from util.checks.rows import ERROR, OK, Row, table
 from util.checks.weights import weight_rows
 from util.config import OPTS, Config, config_parser, load_config
-from util.errors import UserError, exits_on_user_error
+from util.runtime.errors import UserError, exits_on_user_error
 
 FULL = ("--full", "read every image and mask, not a sample of them")
 FOUND_ERRORS = 1

@@ -8,9 +8,8 @@ export  write a checkpoint of ours with the names of the published code
 
 import argparse
 
-from util.checkpoint import read_checkpoint, save_checkpoint, to_published
+from util.checkpoints.io import read_checkpoint, save_checkpoint, to_published
 from util.config import OPTS, Parser
-from util.errors import UserError
 from util.preparation.shared import resumable
 from util.pretrained.download import download
 from util.pretrained.importing import import_file
@@ -23,7 +22,8 @@ from util.pretrained.places import (
     place_of,
     torchvision_source,
 )
-from util.tables import markdown_table
+from util.runtime.errors import UserError
+from util.runtime.tables import markdown_table
 
 
 def print_list(args: argparse.Namespace) -> None:

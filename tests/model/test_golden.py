@@ -9,7 +9,7 @@ from torch import nn
 
 from model import hdmnet_loss
 from tests.golden import DATA, FILES, golden_episode, golden_model
-from util.checkpoint import to_published
+from util.checkpoints.io import to_published
 from util.training.schedule import hdmnet_optimizer, poly_rate, set_rate
 
 

@@ -20,7 +20,7 @@ from util.demo_data import (
     usual_hues,
     write_demo,
 )
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 TRAIN, VAL = 30, 20
 

@@ -13,9 +13,9 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.paths import ROOT
-from util.distributed import LOST_CONNECTION
-from util.errors import UserError
 from util.launch import _explain, _patience, torchrun_arguments
+from util.runtime.distributed import LOST_CONNECTION
+from util.runtime.errors import UserError
 from util.training.signals import STOPPED
 
 NAMES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "STOP_TIMEOUT")

@@ -20,9 +20,9 @@ from tests.util.coco_files import (
 from tests.util.prepare_files import contents, run_killed, write_jpeg
 from util.data.folds import Fold
 from util.data.lists import load_lists, read_entries
-from util.errors import UserError
 from util.preparation.coco_instances import read_instances
 from util.prepare_coco import main, prepare_coco
+from util.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from PIL import Image
 
-import util.config
 import util.preparation.custom_config
 import util.preparation.custom_masks
 import util.preparation.shared
@@ -23,13 +22,13 @@ from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
 from util.data.dataset import read_mask
 from util.data.lists import read_entries
-from util.errors import UserError
 from util.preparation.custom_config import divide
 from util.preparation.custom_masks import merged_mask
 from util.preparation.custom_pairs import Pair
 from util.preparation.custom_split import split
 from util.preparation.shared import INTERRUPTED
 from util.prepare_custom import main
+from util.runtime.errors import UserError
 
 SIZE = (48, 60)
 NETS = ("resnet101", "resnet18", "resnet50", "vgg")
@@ -42,7 +41,7 @@ def folder(tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(util.preparation.custom_config, "ROOT", tmp_path)
-    monkeypatch.setattr(util.config, "DATASETS", str(tmp_path / "config/datasets"))
+    monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path / "config/datasets"))
     monkeypatch.setattr(util.preparation.shared, "ROOT", tmp_path)
     return tmp_path
 

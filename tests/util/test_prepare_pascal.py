@@ -21,8 +21,8 @@ from tests.util.pascal_files import (
 from tests.util.prepare_files import contents, run_killed, write_jpeg
 from util.data.folds import fold_classes
 from util.data.lists import load_lists
-from util.errors import UserError
 from util.prepare_pascal import main, prepare_pascal
+from util.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from util.errors import UserError
-from util.metrics import SCORES
+from util.evaluation.metrics import SCORES
 from util.report import build_report, find_results, main
+from util.runtime.errors import UserError
 
 SETTINGS = {
     "weight": "w.pth",

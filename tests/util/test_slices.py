@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from util.errors import UserError
+from util.runtime.errors import UserError
 from util.slices import (
     COLUMNS,
     EpisodeRecord,

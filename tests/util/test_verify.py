@@ -18,12 +18,12 @@ from model.backbone import build_backbone
 from tests.paths import ROOT
 from tests.util.weight_data import imagenet, light_state
 from util.checks import data, resources
-from util.checks.report import ERROR, OK, WARNING, Row, table
+from util.checks.rows import ERROR, OK, WARNING, Row, table
 from util.config import load_config
 from util.data.loaders import build_base_data, build_episodes, build_train_loader
-from util.errors import DataError
 from util.get_mulway_base_data import main as write_base_labels
 from util.pretrained import places
+from util.runtime.errors import DataError
 from util.verify import main, verify
 
 CLASSES, IMAGES = 4, 3  # images of each class in each part

@@ -14,7 +14,7 @@ from model import build_hdmnet, build_pspnet
 from tests.golden import SHAPES
 from tests.util.weight_data import imagenet, light, light_state, published
 from util import weights
-from util.checkpoint import read_checkpoint
+from util.checkpoints.io import read_checkpoint
 from util.pretrained import places
 from util.pretrained.places import Source, torchvision_source
 from util.weights import main

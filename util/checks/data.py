@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from util.checks.report import ERROR, OK, WARNING, Row
+from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import (
     BaseLabels,
@@ -25,11 +25,11 @@ from util.data.folds import fold_classes
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
 from util.data.loaders import check_batch, config_fold
-from util.errors import UserError
 from util.preparation.masks import image_size
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
+from util.runtime.errors import UserError
 
 SAMPLE = 200  # pairs of a list that are read where not all are
 PARTS = ("train", "val")

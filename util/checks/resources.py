@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from util.checks.report import ERROR, OK, WARNING, Row
+from util.checkpoints.snapshots import snapshot_dir
+from util.checks.rows import ERROR, OK, WARNING, Row
 from util.checks.weights import needs_stage_1
 from util.config import Config
 from util.pretrained.kinds import BASE, HDMNET, model_of
-from util.snapshots import snapshot_dir
 from util.training.schedule import hdmnet_optimizer
 
 _SHARED = "/dev/shm"  # through which loader processes hand over their batches

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from util.checkpoint import read_checkpoint
-from util.checks.report import ERROR, OK, WARNING, Row
+from util.checkpoints.io import read_checkpoint
+from util.checkpoints.snapshots import find_base_learner, find_test_weight, snapshot_dir
+from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
-from util.errors import UserError
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, recognise, require_fit
 from util.pretrained.places import foreign_sha256, how_to_get, torchvision_source
-from util.snapshots import find_base_learner, find_test_weight, snapshot_dir
+from util.runtime.errors import UserError
 
 
 def weight_rows(cfg: Config, settings: str) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from torch.utils.data import (
 )
 
 from util.data.streams import get_streams, set_streams
-from util.errors import DataError, UserError
+from util.runtime.errors import DataError, UserError
 
 _STREAMS = "streams"
 

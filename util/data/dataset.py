@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from util.data.folds import IGNORE, base_label_table
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 def read_image(path):

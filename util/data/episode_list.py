@@ -10,8 +10,8 @@ import os
 
 from util.data.draws import Draw, DrawnRun
 from util.data.episodes import EpisodeDataset
-from util.errors import UserError
-from util.files import write_atomically
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
 
 
 def list_text(episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from util.data.draws import Draw, DrawnRun
 from util.data.lists import ImageLists
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 def draw_fold_list(

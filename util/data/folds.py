@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 IGNORE = 255
 MAX_CLASSES = IGNORE - 1

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from util.data.dataset import read_mask
 from util.data.folds import IGNORE
-from util.errors import UserError
-from util.files import write_atomically
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
 
 VERSION = 1
 

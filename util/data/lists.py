@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from util.data.dataset import unknown_class
 from util.data.list_cache import file_stamps, load_counts
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

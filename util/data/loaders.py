@@ -15,7 +15,7 @@ from util.data.episodes import EpisodeDataset
 from util.data.folds import fold_classes
 from util.data.lists import check_enough, existing_entries, load_lists
 from util.data.transform import base_train_transform, eval_transform, train_transform
-from util.errors import UserError, data_errors
+from util.runtime.errors import UserError, data_errors
 
 
 @data_errors()

@@ -5,7 +5,7 @@ import os
 from typing import NamedTuple
 
 from util.data.folds import IGNORE, MAX_CLASSES
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 class AnnotatedImage(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 _SMALLEST_POLYGON = 6  # numbers: three points
 

@@ -6,10 +6,10 @@ import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from util.config_fields import Name
+from util.config.fields import Name
 from util.data.folds import SEEN, count_folds
-from util.errors import UserError
-from util.files import ROOT, write_atomically
+from util.runtime.errors import UserError
+from util.runtime.files import ROOT, write_atomically
 
 MANY_CLASSES = 8  # from here on four folds, as PASCAL-5^i and COCO-20^i have
 _HEADER = "# Written by `python -m util.prepare_custom`"

@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 
 from util.data.dataset import require_same_size
-from util.errors import UserError
 from util.preparation.custom_pairs import Pair
 from util.preparation.masks import prepare_pair, read_png
+from util.runtime.errors import UserError
 
 _BITS = 8  # of a colour channel
 

@@ -9,7 +9,7 @@ import unicodedata
 from typing import NamedTuple
 
 from util.data.folds import MAX_CLASSES
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

@@ -2,9 +2,9 @@
 
 from util.data.folds import SEEN, count_folds, fold_classes
 from util.data.lists import check_any, filter_entries, shortages
-from util.errors import UserError
 from util.preparation.custom_split import PARTS
-from util.tables import markdown_table
+from util.runtime.errors import UserError
+from util.runtime.tables import markdown_table
 
 SHOTS = (1, 5)
 

@@ -4,8 +4,8 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from util.errors import UserError
 from util.preparation.custom_pairs import Pair, match_name
+from util.runtime.errors import UserError
 
 PARTS = ("train", "val")
 

@@ -4,7 +4,7 @@ import os
 import tarfile
 import tempfile
 
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 def download_pascal(voc, sbd):

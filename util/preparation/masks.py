@@ -17,9 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from util.data.dataset import read_image
-from util.errors import UserError
-from util.files import write_atomically
 from util.preparation.shared import link_or_copy
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
 
 VERSION = 1  # raise it when the same sources would give other masks
 _KEY = "made from"

@@ -29,11 +29,13 @@ from tqdm import tqdm
 
 from util.config import load_config
 from util.data.list_cache import available_cores
-from util.errors import UserError, exits_on_user_error
-from util.files import ROOT, write_atomically
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.files import ROOT, write_atomically
 
 INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
-_LEFTOVER = re.compile(r".+\.\w+\.(\d+)\.tmp")  # the temporary names of util.files and below
+_LEFTOVER = re.compile(
+    r".+\.\w+\.(\d+)\.tmp"
+)  # the temporary names of util.runtime.files and below
 
 
 def resumable(main):

@@ -11,8 +11,8 @@ from scipy.io import loadmat
 
 from util.data.dataset import check_labels
 from util.data.folds import IGNORE
-from util.errors import UserError
 from util.preparation.masks import read_png
+from util.runtime.errors import UserError
 
 NUM_CLASSES = 20
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 TIMEOUT = 30  # seconds without an answer
 _CHUNK = 1 << 20

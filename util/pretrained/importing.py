@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from util.checkpoint import read_checkpoint, save_checkpoint
+from util.checkpoints.io import read_checkpoint, save_checkpoint
+from util.checkpoints.snapshots import script
 from util.config import Config
 from util.data.loaders import config_fold
-from util.errors import UserError
-from util.files import write_atomically
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
 from util.pretrained.places import datasets, experiment, place_of
-from util.snapshots import script
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
 
 
 def import_file(

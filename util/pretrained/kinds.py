@@ -8,11 +8,11 @@ from torch import nn
 
 from model import build_hdmnet, build_pspnet
 from model.backbone import BACKBONES, build_backbone
-from util.checkpoint import check_classes, check_fit, imagenet_state
+from util.checkpoints.io import check_classes, check_fit, imagenet_state
+from util.checkpoints.published_names import from_imagenet
 from util.config import Config
 from util.data.loaders import config_fold
-from util.errors import UserError
-from util.published import from_imagenet
+from util.runtime.errors import UserError
 
 IMAGENET, BASE, HDMNET = "ImageNet weights", "base learner", "HDMNet"
 

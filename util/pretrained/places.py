@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from util.checkpoint import read_checkpoint
+from util.checkpoints.io import read_checkpoint
+from util.checkpoints.snapshots import PUBLISHED, find_best, snapshot_dir
 from util.config import DATASETS, Config, load_config
-from util.errors import UserError
 from util.pretrained.download import file_sha256
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
-from util.snapshots import PUBLISHED, find_best, snapshot_dir
+from util.runtime.errors import UserError
 
 _SETTINGS = Path(DATASETS).parent / "base"
 # What the authors of BAM publish base learners for.

@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from model.norms import learning_norms
+from util.checkpoints.snapshots import remove_leftovers, save_best
 from util.config import Config, dump_config
 from util.data.data_loader import TrainLoader
 from util.data.streams import get_streams, set_streams
-from util.distributed import Processes
-from util.errors import UserError
-from util.log import Meter, RemainingTime, Scalars, get_logger
-from util.precision import Precision
-from util.seed import seed_everything, set_deterministic, untouched_random_streams
-from util.snapshots import remove_leftovers, save_best
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
+from util.runtime.log import Meter, RemainingTime, Scalars, get_logger
+from util.runtime.precision import Precision
+from util.runtime.seed import seed_everything, set_deterministic, untouched_random_streams
 from util.training.iteration import Batch, Iteration, Losses
 from util.training.memory import peak_memory
 from util.training.norms import running_statistics, synchronise, synchronises

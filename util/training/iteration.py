@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from util.distributed import Processes
-from util.log import Meter
-from util.precision import Precision
+from util.runtime.distributed import Processes
+from util.runtime.log import Meter
+from util.runtime.precision import Precision
 from util.training.norms import running_statistics, several_values_a_channel
 from util.training.signals import StopRequest
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.norms import learning_norms
-from util.distributed import Processes
-from util.errors import UserError
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 
 
 def running_statistics(net: nn.Module) -> list[Tensor]:

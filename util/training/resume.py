@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from util.checkpoint import check_classes, load_weights, read_checkpoint, save_checkpoint
-from util.distributed import Processes
-from util.errors import UserError
-from util.snapshots import LAST, PREVIOUS, find_best
+from util.checkpoints.io import check_classes, load_weights, read_checkpoint, save_checkpoint
+from util.checkpoints.snapshots import LAST, PREVIOUS, find_best
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from util.data.data_loader import Loader, TrainLoader
-from util.errors import UserError, exits_on_user_error
-from util.seed import seed_everything
+from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.seed import seed_everything
 
 
 class Draws(Dataset):

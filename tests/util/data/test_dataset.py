@@ -15,8 +15,8 @@ from util.data.dataset import (
 from util.data.folds import Fold
 from util.data.lists import read_entries
 from util.data.transform import base_train_transform, eval_transform
-from util.errors import UserError
 from util.get_mulway_base_data import main, write_base_labels
+from util.runtime.errors import UserError
 
 FOLD = Fold(base=(1, 3), novel=(2,))
 

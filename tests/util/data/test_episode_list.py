@@ -6,7 +6,7 @@ import pytest
 from tests.small_model import small_episodes
 from util.data.draws import DrawnRun, draw_test_episodes
 from util.data.episode_list import list_digest, list_text, read_list, read_or_write_list
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from util.data.episodes import EpisodeDataset, draw_episode
 from util.data.folds import fold_classes
 from util.data.lists import ImageLists, load_lists
 from util.data.transform import eval_transform, train_transform
-from util.distributed import Processes
-from util.errors import UserError
+from util.evaluation.evaluator import evaluate_episodes
+from util.evaluation.predictor import Predictor
 from util.get_mulway_base_data import write_base_labels
-from util.testing.evaluator import evaluate_episodes
-from util.testing.predictor import Predictor
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())
 SIZE = (GOLDEN["size"], GOLDEN["size"])

@@ -6,7 +6,7 @@ import pytest
 from tests.small_model import small_episodes
 from util.data.draws import Draw
 from util.data.fold_list import draw_fold_list
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from util.data.folds import Fold, base_label_table, class_label_table, count_folds, fold_classes
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 
 def test_pascal_fold_holds_out_five_consecutive_classes():

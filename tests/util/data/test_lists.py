@@ -21,7 +21,7 @@ from util.data.lists import (
     read_entries,
 )
 from util.data.loaders import config_fold
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())["lists"]
 PASCAL_LISTS = json.loads((DATA / "pascal_lists.json").read_text())

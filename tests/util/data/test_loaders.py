@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tests.paths import DATA
-from util.config_schema import Config
+from util.config.schema import Config
 from util.data.loaders import (
     build_base_data,
     build_episodes,
     build_train_loader,
     evaluation_loader,
 )
-from util.errors import UserError
+from util.runtime.errors import UserError
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tests.util.coco_files import HEIGHT, WIDTH, box, region, run_lengths
-from util.errors import UserError
 from util.preparation.coco_masks import decompress, draw_mask
+from util.runtime.errors import UserError
 
 
 def draw(*segmentations):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.errors import UserError
 from util.preparation.masks import fingerprint, image_size, pair_summary, prepare_pair, read_png
+from util.runtime.errors import UserError
 
 LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8)
 

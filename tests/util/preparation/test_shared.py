@@ -13,7 +13,6 @@ import pytest
 
 from tests.paths import ROOT
 from util.data.lists import read_entries
-from util.errors import UserError
 from util.preparation.shared import (
     add_shared_options,
     count_line,
@@ -26,6 +25,7 @@ from util.preparation.shared import (
     run_parallel,
     write_list,
 )
+from util.runtime.errors import UserError
 
 NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
@@ -199,7 +199,7 @@ def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
 def test_next_commands_of_a_dataset_that_has_a_description_alone(tmp_path, monkeypatch):
     description = (ROOT / "config/datasets/demo.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(description)
-    monkeypatch.setattr("util.config.DATASETS", str(tmp_path))
+    monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     verify, train = next_commands("mine", "data/demo", "here")
     lists = "train_list here/train.txt val_list here/val.txt"

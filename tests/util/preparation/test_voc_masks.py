@@ -4,8 +4,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.util.pascal_files import write_palette_png
-from util.errors import UserError
 from util.preparation.voc_masks import sbd_mask, voc_colour, voc_mask
+from util.runtime.errors import UserError
 
 
 def png(tmp_path, image):

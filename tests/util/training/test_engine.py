@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
 
-from util.config_schema import Config
+from util.checkpoints.snapshots import find_best
+from util.config.schema import Config
 from util.data.data_loader import TrainLoader
-from util.distributed import Processes
-from util.errors import UserError
-from util.log import Scalars, get_logger
-from util.seed import seed_everything, untouched_random_streams
-from util.snapshots import find_best
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
+from util.runtime.log import Scalars, get_logger
+from util.runtime.seed import seed_everything, untouched_random_streams
 from util.training.engine import Trainer
 from util.training.iteration import to_device
 from util.training.memory import peak_memory

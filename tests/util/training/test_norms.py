@@ -7,8 +7,8 @@ from model.norms import learning_norms
 from tests.golden import golden_episode
 from tests.processes import spawn_two
 from tests.util.training.test_engine import Training
-from util.distributed import Processes
-from util.errors import UserError
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 from util.training.engine import distributed
 from util.training.norms import (
     several_values_a_channel,

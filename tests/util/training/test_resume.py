@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from util.distributed import Processes
-from util.errors import UserError
-from util.snapshots import save_best
+from util.checkpoints.snapshots import save_best
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 from util.training.resume import (
     BatchPlan,
     RunState,

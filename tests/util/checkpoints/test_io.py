@@ -1,0 +1,232 @@
+import re
+
+import pytest
+import torch
+
+from model import build_hdmnet, build_pspnet
+from model.backbone import build_backbone
+from tests.golden import SHAPES, published_state
+from util.checkpoints.io import (
+    check_classes,
+    check_fit,
+    from_published,
+    load_backbone,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    to_published,
+)
+from util.runtime.errors import UserError
+
+
+def model_of(variant):
+    """Our model of a published variant, without allocating its weights."""
+    kind, dataset, backbone, *rest = variant.split("_")
+    classes = {"pascal": 15, "coco": 60}[dataset]
+    with torch.device("meta"):
+        if kind == "pspnet":
+            return build_pspnet(backbone, classes)
+        shot = int(rest[0].removesuffix("shot"))
+        return build_hdmnet(backbone, classes, shot, 0 if rest[-1] == "dim0" else 2)
+
+
+@pytest.mark.parametrize("variant", SHAPES)
+def test_conversion_covers_every_variant_both_ways(variant):
+    published = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[variant].items()}
+    ours = model_of(variant).state_dict()
+    converted = from_published({f"module.{key}": value for key, value in published.items()})
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}
+    back = to_published(ours)
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
+
+
+def test_conversion_there_and_back_keeps_the_values():
+    published = published_state("pspnet_pascal_vgg16")
+    # The published file holds the encoder's tensors twice.
+    published |= {
+        key: published[key.replace("encoder.", "layer")]
+        for key in published
+        if key.startswith("encoder.")
+    }
+    back = to_published(from_published(published))
+    assert back.keys() == published.keys()
+    assert all(torch.equal(back[key], published[key]) for key in published)
+
+
+def test_a_foreign_entry_is_named():
+    with pytest.raises(UserError, match=r"'backbone\.conv\.weight' belongs to no known"):
+        from_published({"layer0.0.weight": torch.ones(1), "backbone.conv.weight": torch.ones(1)})
+
+
+def test_a_foreign_entry_in_a_file_names_the_file(tmp_path):
+    state = {"layer0.0.weight": torch.ones(1), "other.weight": torch.ones(1)}
+    torch.save(state, tmp_path / "some.pth")
+    with pytest.raises(UserError, match=r"'other\.weight' belongs.*some\.pth\)$"):
+        read_checkpoint(tmp_path / "some.pth")
+
+
+def small():
+    return torch.nn.Linear(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("bias"), r"bias is missing \(1 of 2"),
+        (lambda s: s.update(other=torch.ones(1)), r"other is unexpected \(1 of 2"),
+        (lambda s: s.update(bias=torch.ones(4)), r"bias has shape \(4,\), the model has \(3,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_whole(change, message):
+    net = small()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = small().state_dict()
+    change(state)
+    with pytest.raises(UserError, match=f"checkpoint some.pth does not fit.*{message}"):
+        load_weights(net, state, "some.pth")
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_saved_files_come_back(tmp_path):
+    path = tmp_path / "new folder" / "last.pth"
+    state = small().state_dict()
+    save_checkpoint(path, {"state_dict": state, "shot": 5})
+    content = read_checkpoint(path)
+    assert content["shot"] == 5
+    assert torch.equal(content["state_dict"]["weight"], state["weight"])
+    assert [p.name for p in path.parent.iterdir()] == ["last.pth"]
+
+
+def test_a_failed_save_leaves_the_file_before(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, {"state_dict": small().state_dict()})
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"state_dict": {}, "unpicklable": lambda: None})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_weights_of_another_fold_are_refused():
+    content = {"base_classes": [1, 2, 4]}
+    check_classes(content, (1, 2, 4), "some.pth")
+    check_classes({}, (1, 2, 3), "published.pth")
+    with pytest.raises(UserError, match=r"some.pth was trained on base classes \[1, 2, 4\]"):
+        check_classes(content, (1, 2, 3), "some.pth")
+
+
+def test_reading_for_a_fold_refuses_other_folds(tmp_path):
+    path = tmp_path / "some.pth"
+    save_checkpoint(path, {"state_dict": small().state_dict(), "base_classes": [1, 2, 4]})
+    assert read_checkpoint(path, (1, 2, 4))["base_classes"] == [1, 2, 4]
+    assert read_checkpoint(path)["base_classes"] == [1, 2, 4]
+    with pytest.raises(UserError, match=r"some\.pth was trained on base classes \[1, 2, 4\]"):
+        read_checkpoint(path, (1, 2, 3))
+
+
+def test_fitting_is_checked_without_memory_for_the_model():
+    with torch.device("meta"):
+        net = small()
+    check_fit(net, small().state_dict(), "some.pth")
+    with pytest.raises(UserError, match=r"checkpoint some\.pth does not fit.*bias is missing"):
+        check_fit(net, {"weight": torch.ones(3, 2)}, "some.pth")
+
+
+class Touch:
+    """Makes a file when it is unpickled: what an evil checkpoint would do."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_not_run_and_the_flag_is_named(zipped, tmp_path):
+    path, made = tmp_path / "some weights.pth", tmp_path / "made"
+    content = {"state_dict": small().state_dict(), "args": Touch(str(made))}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError) as error:
+        read_checkpoint(path)
+    assert f"checkpoint {path}: holds more than tensors (io.open)" in str(error.value)
+    assert f"`python -m util.weights import --unsafe '{path}'`" in str(error.value)
+    assert "\n" not in str(error.value) and not made.exists()
+    read_checkpoint(path, unsafe=True)
+    assert made.exists()
+
+
+def test_published_files_are_read_with_our_names(tmp_path):
+    state = published_state("pspnet_pascal_vgg16")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a"
+    )
+    torch.save(state, tmp_path / "b")
+    for name in "ab":
+        load_weights(
+            build_pspnet("vgg16", 15), read_checkpoint(tmp_path / name)["state_dict"], name
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"", "not readable as weights"),
+        (b"PK\x03\x04 torn", "not readable as weights"),
+        (b"<html>not found</html>", r"not readable as weights (Unsupported operand 60)"),
+        ([1, 2], "holds no state_dict"),
+        ({"state_dict": {"weight": 3}}, "holds no state_dict"),
+    ],
+)
+def test_unusable_files_are_named(content, message, tmp_path):
+    path = tmp_path / "some.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=re.escape(f"checkpoint {path}: {message}")) as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_imagenet_vgg_weights_of_torchvision_fit(tmp_path):
+    from torchvision.models import vgg16_bn
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        donor = vgg16_bn().eval()
+    # The file that torchvision serves is older than these counters.
+    state = {k: v for k, v in donor.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "vgg16_bn.pth")
+    backbone = build_backbone("vgg16").eval()
+    load_backbone(backbone, tmp_path / "vgg16_bn.pth")
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        # The last stage ends before torchvision's last pool.
+        expected = donor.features[:43](image)
+        torch.testing.assert_close(backbone(image).f4, expected)
+
+
+def test_imagenet_deep_stem_weights_fit(tmp_path):
+    donor = build_backbone("resnet50")
+    state = {}
+    for key, value in donor.state_dict().items():
+        match = re.match(r"stages\.0\.(\d)\.(.*)", key)
+        if match:
+            kind = "bn" if int(match[1]) % 3 else "conv"
+            key = f"{kind}{int(match[1]) // 3 + 1}.{match[2]}"
+        state[re.sub(r"^stages\.(\d)", r"layer\1", key)] = value
+    assert {"conv1.weight", "bn3.running_var", "layer4.2.conv3.weight"} <= set(state)
+    state |= {"fc.weight": torch.ones(1000, 2048), "fc.bias": torch.ones(1000)}
+    torch.save(state, tmp_path / "resnet50_v2.pth")
+    backbone = build_backbone("resnet50")
+    load_backbone(backbone, tmp_path / "resnet50_v2.pth")
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, donor.state_dict()[key]), key
+
+
+def test_the_stem_of_torchvision_is_named(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet50.pth")
+    with pytest.raises(UserError, match=r"resnet50\.pth has the stem of torchvision's ResNets"):
+        load_backbone(build_backbone("resnet50"), tmp_path / "resnet50.pth")

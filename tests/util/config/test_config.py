@@ -1,0 +1,442 @@
+"""Configuration: what loads, what wins, and one clear line for everything that is wrong."""
+
+import glob
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.paths import ROOT
+from util.config import VIZ, Config, dump_config, load_config, parse_args
+from util.config.fields import SECTIONS
+from util.runtime.errors import UserError
+
+DATASETS = ("coco", "demo", "pascal")  # beside them may be the user's own
+SHIPPED = [
+    path
+    for dataset in DATASETS
+    for path in sorted(glob.glob(str(ROOT / f"config/{dataset}/*_split*_*.yaml")))
+]
+
+# As the configuration files of the published code are written: capitals, comments, empty values,
+# no number of classes, no zoom_factor in the older ones.
+PUBLISHED = """
+DATA:
+  data_root: ../data/VOCdevkit2012/VOC2012
+  base_data_root:
+  train_list: ./lists/pascal/voc_sbd_merge_noduplicate.txt
+  val_list: ./lists/pascal/val.txt
+  classes: 2
+
+TRAIN:
+  # Aug
+  train_h: 473
+  train_w: 473
+  val_size: 473
+  scale_min: 0.9  # minimum random scale
+  scale_max: 1.1
+  rotate_min: -10
+  rotate_max: 10
+  ignore_label: 255
+  padding_label: 255
+  # Dataset & Mode
+  split: 1
+  shot: 1
+  data_set: 'pascal'
+  use_split_coco: False
+  # Optimizer
+  batch_size: 4
+  base_lr: 1e-4
+  pre_weight:
+  epochs: 200
+  start_epoch: 0
+  stop_interval: 75
+  index_split: -1
+  power: 0.9
+  momentum: 0.9
+  weight_decay: 0.01
+  warmup: False
+  # Viz & Save & Resume
+  print_freq: 10
+  save_freq: 10
+  resume:
+  # Validate
+  evaluate: True
+  SubEpoch_val: True
+  fix_random_seed_val: True
+  batch_size_val: 1
+  resized_val: True
+  ori_resize: True
+  # Else
+  workers: 8
+  fix_bn: True
+  manual_seed: 321
+  seed_deterministic: False
+
+METHOD:
+  layers: 50
+  vgg: True
+  aux_weight1: 1
+  aux_weight2: 1.0
+  low_fea: 'layer2'
+  kshot_trans_dim: 2
+  merge: 'final'
+  merge_tau: 0.9
+
+Test_Finetune:
+  weight:
+  ann_type: 'mask'
+"""
+
+SMALL = "Train: {data_set: tiny}\nData: {num_classes: 8}\n"
+
+
+def write(folder, text, name="some config.yaml"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def load(folder, text=SMALL, *opts):
+    return load_config(write(folder, text), list(opts))
+
+
+def test_a_published_file_loads_unchanged(tmp_path):
+    cfg = load(tmp_path, PUBLISHED)
+    assert cfg.data_root == "../data/VOCdevkit2012/VOC2012"
+    assert cfg.base_data_root is None and cfg.weight is None and cfg.resume == "auto"
+    assert (cfg.num_classes, cfg.class_names[-1], cfg.test_num) == (20, "tvmonitor", 1000)
+    assert cfg.base_lr == 1e-4 and cfg.zoom_factor == 8
+    assert isinstance(cfg.aux_weight1, float) and isinstance(cfg.rotate_min, float)
+    assert (cfg.backbone, cfg.net_name, cfg.merge) == ("vgg16", "vgg", "final")
+    assert cfg.run_dir == "exp/pascal/HDMNet/split1/vgg"
+    assert cfg.base_dir == "exp/pascal/PSPNet/split1/vgg"
+    assert cfg.initmodel_base_path == "initmodel/PSPNet/pascal/split1/vgg/best.pth"
+
+
+def test_published_coco_folds_follow_use_split_coco(tmp_path):
+    text = PUBLISHED.replace("pascal", "coco")
+    assert load(tmp_path, text).effective_folds == "contiguous"
+    interleaved = load(tmp_path, text, "use_split_coco", "True")
+    assert interleaved.effective_folds == "interleaved"
+    assert (interleaved.num_classes, interleaved.test_num) == (80, 10000)
+    assert interleaved.class_names[0] == "person" and interleaved.class_names[79] == "toothbrush"
+
+
+def test_values_left_empty_are_set_by_opts(tmp_path):
+    cfg = load(tmp_path, PUBLISHED, "weight", "some where/best.pth", "pre_weight=a=b")
+    assert (cfg.weight, cfg.pre_weight) == ("some where/best.pth", "a=b")
+
+
+def test_every_fold_of_every_dataset_has_its_files():
+    names = [os.path.basename(path) for path in SHIPPED]
+    for dataset, nets in (
+        ("pascal", ("resnet50", "resnet101", "vgg")),
+        ("coco", ("resnet50", "resnet101", "vgg")),
+        ("demo", ("resnet18", "resnet50", "vgg")),
+    ):
+        for net in nets:
+            for split in range(4):
+                assert f"{dataset}_split{split}_{net}.yaml" in names
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=os.path.basename)
+def test_shipped_files_load_and_mean_what_their_names_say(path):
+    cfg = load_config(path)
+    dataset, split, net = Path(path).stem.split("_")
+    assert (cfg.data_set, f"split{cfg.split}", cfg.net_name) == (dataset, split, net)
+    assert cfg.train_list and cfg.val_list and cfg.data_root and cfg.imagenet_weight
+    size, epochs, ratio = {
+        "pascal": (473, 200, 1.0),
+        "coco": (633, 50, 10.0),
+        "demo": (cfg.val_size, cfg.epochs, cfg.base_encoder_ratio),
+    }[dataset]
+    assert (cfg.train_h, cfg.train_w, cfg.val_size) == (size, size, size)
+    assert (cfg.epochs, cfg.base_encoder_ratio) == (epochs, ratio)
+    assert cfg.effective_folds == ("interleaved" if dataset == "coco" else "contiguous")
+
+
+def test_the_child_wins_over_its_bases_and_a_later_base_over_an_earlier(tmp_path):
+    write(tmp_path, "Train: {shot: 2, epochs: 5, workers: 1}\nData: {num_classes: 8}", "b/one.yaml")
+    write(tmp_path, "Train: {epochs: 6, workers: 2}", "b/two.yaml")
+    text = "_base_: [b/one.yaml, b/two.yaml]\nTrain: {data_set: tiny, workers: 3, epochs: }"
+    cfg = load(tmp_path, text)
+    assert (cfg.shot, cfg.epochs, cfg.workers) == (2, 6, 3)
+    assert load(tmp_path, text, "workers", "4").workers == 4
+
+
+def test_two_bases_may_share_a_base(tmp_path):
+    write(tmp_path, SMALL, "root.yaml")
+    write(tmp_path, "_base_: root.yaml", "left.yaml")
+    write(tmp_path, "_base_: [root.yaml]", "right.yaml")
+    assert load(tmp_path, "_base_: [left.yaml, right.yaml]").data_set == "tiny"
+
+
+def test_the_dataset_is_described_by_one_file_and_loses_against_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path / "datasets"))
+    described = "Data: {num_classes: 6, folds: [[1, 2], [3, 5]], min_pixels: 7}"
+    write(tmp_path, described, "datasets/birds.yaml")
+    text = "Train: {data_set: birds, split: 1}\nData: {min_pixels: }"
+    cfg = load(tmp_path, text)
+    assert (cfg.num_classes, cfg.effective_folds, cfg.min_pixels) == (6, [[1, 2], [3, 5]], 7)
+    assert load(tmp_path, text, "min_pixels", "9").min_pixels == 9
+    assert load(tmp_path, "Train: {data_set: other}", "data_set=birds").num_classes == 6
+
+
+def test_a_key_is_good_in_any_section(tmp_path):
+    assert load(tmp_path, SMALL + "Method: {shot: 5}").shot == 5
+
+
+def test_opts_forms_and_order(tmp_path):
+    cfg = load(
+        tmp_path,
+        SMALL,
+        *("shot=2", "TRAIN.split", "1", "rotate_min", "-20", "base_lr", "1e-3", "Method.vgg=True"),
+        *("folds", "[[1, 2], [3]]", "exp_name", "2024", "shot", "3", "merge", "final"),
+    )
+    assert (cfg.shot, cfg.split, cfg.rotate_min, cfg.base_lr, cfg.vgg) == (3, 1, -20.0, 1e-3, True)
+    assert (cfg.folds, cfg.exp_name, cfg.merge) == ([[1, 2], [3]], "2024", "final")
+
+
+def test_an_empty_opt_takes_an_earlier_one_back(tmp_path):
+    assert load(tmp_path, SMALL, "shot", "2", "shot", "").shot == 1
+
+
+def test_the_word_none_is_an_explicit_no_value(tmp_path):
+    cfg = load(tmp_path, SMALL, "manual_seed", "none", "resume", "None", "backbone_weight", "none")
+    assert (cfg.manual_seed, cfg.resume, cfg.backbone_weight) == (None, "none", "none")
+    assert load(tmp_path).manual_seed == 321 and load(tmp_path).backbone_weight is None
+
+
+@pytest.mark.parametrize(
+    ("opts", "path"),
+    [
+        (("layers", "101"), "initmodel/resnet101_v2.pth"),
+        (("vgg", "True"), "initmodel/vgg16_bn.pth"),
+        (("layers", "18"), None),
+        (("layers", "50", "backbone_weight", "none"), "none"),
+        (("layers", "50", "backbone_weight", "my.pth"), "my.pth"),
+    ],
+)
+def test_stage_1_starts_from_the_published_files_unless_told(opts, path, tmp_path):
+    assert load(tmp_path, SMALL, *opts).imagenet_weight == path
+
+
+def test_paths_tell_shots_and_experiments_apart(tmp_path):
+    assert load(tmp_path, SMALL, "shot", "5").run_dir == "exp/tiny/HDMNet/split0_5shot/resnet50"
+    named = load(tmp_path, SMALL, "exp_name", "wide", "exp_dir", "out", "layers", "101")
+    assert named.run_dir == "out/tiny/HDMNet/wide/resnet101"
+    assert named.base_dir == "out/tiny/PSPNet/split0/resnet101"
+
+
+def test_the_configuration_cannot_change(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path).shot = 5
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        [],
+        ["manual_seed", "none", "base_lr", "1e-7", "folds", "[[1,2],[3,4]]", "merge", "base"],
+        ["backbone_weight", "none", "resume", "none", "weight", "wörds and blanks.pth"],
+    ],
+)
+def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path, opts):
+    cfg = load(tmp_path, SMALL, *opts)
+    path = tmp_path / "new folder" / "config.yaml"
+    dump_config(cfg, path)
+    assert load_config(path) == cfg
+    assert list(yaml.safe_load(path.read_text(encoding="utf-8"))) == list(SECTIONS)
+    assert [entry.name for entry in path.parent.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Train: {bathc_size: 3}", "bathc_size = 3: unknown key; did you mean batch_size?"),
+        ("Train: {subepoch_val: 1}", "subepoch_val = 1: unknown key; did you mean SubEpoch_val?"),
+        ("Tain: {shot: 3}", "Tain: unknown section; did you mean Train?"),
+        ("Xyz: {shot: 3}", "Xyz: unknown section; sections are Data, Train, Base, Method, Test_F"),
+        ("shot: 3", "shot: unknown section; put this key under Train:"),
+        ("Train: 3", "Train = 3: a section holds KEY: VALUE lines"),
+        ("Data: {shot: 2}\nTrain: {shot: 3}", "shot = 3: another section of this file says 2"),
+        ("Train: {shot: 2, shot: 3}", "line 1: not valid YAML: the key shot is there twice"),
+        ("Train: [", "not valid YAML: "),
+        ("- 1", "holds a list, not sections with keys"),
+        ("Train: {shot: 3}", "data_set is not set"),
+        ("", "data_set is not set"),
+        ("Train: {data_set: pascla}", "data_set = pascla: unknown dataset; did you mean pascal?"),
+        ("Train: {data_set: xyz}", "num_classes in "),
+        ("_base_: no.yaml", "_base_ = no.yaml: there is no file "),
+        ("_base_: {a: b}", "_base_ = {'a': 'b'}: must be a list of files"),
+        ("_base_: [some config.yaml]", "_base_ leads back to this file"),
+    ],
+)
+def test_wrong_files_are_one_line_that_names_them(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"missing.yaml: no such configuration file"):
+        load_config(tmp_path / "missing.yaml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary.yaml: not a text file in UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+WRONG = [
+    ("shot = 0", "should be greater than or equal to 1"),
+    ("shot = 1.5", "should be a valid integer"),
+    ("shot = true", "should be a valid integer"),
+    ("zoom_factor = true", "should be 8"),
+    ("zoom_factor = 3", "should be 8"),
+    ("base_lr = fast", "should be a valid number"),
+    ("base_lr = true", "should be a valid number"),
+    ("base_lr = 0", "should be greater than 0"),
+    ("base_lr = .nan", "should be a"),
+    ("weight_decay = -1", "should be greater than or equal to 0"),
+    ("momentum = 2", "should be less than or equal to 1"),
+    ("fix_bn = 1", "should be a valid boolean"),
+    ("classes = 3", "should be 2"),
+    ("ignore_label = 0", "should be 255"),
+    ("layers = 51", "should be 18, 34, 50, 101 or 152"),
+    ("low_fea = layer1", "should be 'layer2', 'layer3' or 'layer4'"),
+    ("ann_type = box", "should be 'mask', 'bbox', 'scribble' or 'point'"),
+    ("merge = meta", "should be 'final' or 'base'"),
+    ("merge_tau = 1.5", "should be less than or equal to 1"),
+    ("kshot_order = up", "should be 'sorted' or 'restored'"),
+    ("manual_seed = -1", "should be greater than or equal to 0"),
+    ("val_size = 472", "must be 8·n + 1 and at least 33; the nearest is 473"),
+    ("val_size = 9", "must be 8·n + 1 and at least 33; the nearest is 33"),
+    ("base_h = 100", "must be 8·n + 1"),
+    ("train_h = 97", "episodes are square: train_h 97 and train_w 473 differ"),
+    ("scale_max = 0.5", "scale_min 0.9 is above scale_max 0.5"),
+    ("rotate_min = 20", "rotate_min 20 is above rotate_max 10"),
+    ("base_scale_min = 3", "base_scale_min 3 is above base_scale_max 2"),
+    ("base_rotate_max = -20", "base_rotate_min -10 is above base_rotate_max -20"),
+    ("start_epoch = 200", "must be below the number of epochs, 200"),
+    ("batch_size_val = 0", "should be greater than or equal to 1"),
+    ("split = 4", "the folds are 0..3"),
+    ("num_classes = 300", "should be less than or equal to 254"),
+    ("num_classes = 0", "should be greater than or equal to 1"),
+    ("num_classes = 1", "a single class cannot be both trained on and held out; set folds to seen"),
+    ("num_folds = 3", "8 classes do not split into 3 equal folds"),
+    ("class_names = [a, b]", "2 class names for num_classes 8"),
+    ("class_names = [a, b, c, d, e, f, g, a]", "the name a is there twice"),
+    ("folds = thirds", "should be 'contiguous', 'interleaved' or 'seen'"),
+    ("folds = []", "the list of folds is empty"),
+    ("folds = [[1], [2, 9]]", "fold 1: class 9 is not within 1..8"),
+    ("folds = [[1], [2, 2]]", "fold 1: a class is there twice"),
+    ("folds = [[1], []]", "fold 1: no class is held out"),
+    ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out, none is left"),
+    ("exp_name = a/b", "names a folder"),
+]
+
+
+@pytest.mark.parametrize(("setting", "message"), WRONG)
+def test_wrong_values_are_one_line_with_origin_key_and_value(tmp_path, setting, message):
+    key, text = setting.split(" = ")
+    shown = str(yaml.safe_load(text))
+    path = write(tmp_path, SMALL.replace("num_classes: 8", "num_classes: 8, min_pixels: 1"))
+    with pytest.raises(UserError) as caught:
+        load_config(path, [key, text])
+    assert str(caught.value).startswith(f"--opts: {key} = {shown}: ")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    if key == "num_classes":
+        return
+    path = write(tmp_path, f"{SMALL}Method: {{{key}: {text}}}")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: {key} = {shown}: ")
+    assert message in str(caught.value)
+
+
+def test_a_wrong_value_of_a_base_names_the_base(tmp_path):
+    base = write(tmp_path, "Train: {shot: 0}", "base.yaml")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, "_base_: base.yaml\n" + SMALL.replace("tiny}", "tiny, epochs: 3}"))
+    assert str(caught.value).startswith(f"{base}: shot = 0: ")
+
+
+def test_folds_that_hold_no_class_out(tmp_path):
+    cfg = load(tmp_path, SMALL, "folds", "seen", "num_classes", "1", "class_names", "[cell]")
+    assert (cfg.num_classes, cfg.effective_folds, cfg.fold_count) == (1, "seen", 1)
+    assert cfg.base_dir == "exp/tiny/PSPNet/split0/resnet50"
+    assert load(tmp_path, SMALL, "folds", "seen", "num_classes", "7").fold_count == 1
+    with pytest.raises(UserError, match=r"^--opts: split = 1: the folds are 0\.\.0$"):
+        load(tmp_path, SMALL, "folds", "seen", "split", "1")
+    with pytest.raises(
+        UserError, match=r"--opts: folds = \[\[1\]\]: a single class cannot be both"
+    ):
+        load(tmp_path, SMALL.replace("8", "1"), "folds", "[[1]]")
+
+
+def test_two_folds_of_two_classes(tmp_path):
+    cfg = load(tmp_path, SMALL.replace("8", "2"), "num_folds", "2", "split", "1")
+    assert (cfg.fold_count, cfg.effective_folds) == (2, "contiguous")
+    assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
+
+
+def test_the_keys_of_the_generalised_test_ask_for_nothing_by_themselves(tmp_path):
+    published = load(tmp_path, PUBLISHED)
+    assert (published.generalised, published.merge, published.merge_tau) == (False, "final", 0.9)
+    asked = load(tmp_path, PUBLISHED, "generalised", "True", "merge", "base")
+    assert (asked.generalised, asked.merge) == (True, "base")
+    with pytest.raises(UserError, match="--opts: generalised = True: the generalised test needs"):
+        load(tmp_path, SMALL, "folds", "seen", "generalised", "True")
+
+
+def test_small_vgg_inputs_are_refused(tmp_path):
+    assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
+    with pytest.raises(UserError, match="--opts: base_h = 49: vgg needs at least 57 pixels"):
+        load(tmp_path, SMALL, "base_h", "49", "vgg", "True")
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["shot"], "--opts: shot: the value is missing"),
+        (["shto", "1"], "--opts: shto = 1: unknown key; did you mean shot?"),
+        (["shto=1"], "--opts: shto = 1: unknown key; did you mean shot?"),
+        (["Tran.shot", "1"], "--opts: Tran.shot = 1: unknown section Tran; did you mean Train?"),
+        (["shot", "[1"], "--opts: shot = [1: should be a valid integer"),
+    ],
+)
+def test_wrong_opts(tmp_path, opts, message):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, SMALL, *opts)
+    assert str(caught.value) == message
+
+
+def test_the_command_line():
+    words = ["--config", "a b.yaml", "--opts", "rotate_min", "-10", "shot=5", "--viz"]
+    args = parse_args("Train.", flags=[VIZ], argv=[*words, "--opts", "split", "1"])
+    assert args.config == "a b.yaml" and args.viz is True
+    assert args.opts == ["rotate_min", "-10", "shot=5", "split", "1"]
+    args = parse_args("Train.", flags=[VIZ], argv=["--config", "a", "--opts"])
+    assert (args.opts, args.viz) == ([], False)
+    argv = ["--config", "a", "--opts", "shot", "5", "--viz", "split=1", "epochs", "2"]
+    args = parse_args("Train.", flags=[VIZ], argv=argv)
+    assert (args.opts, args.viz) == (["shot", "5", "split=1", "epochs", "2"], True)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--config"], ["--config", "a", "--vis"], ["--config", "a", "b", "--vis"], ["a"]]
+)
+def test_a_wrong_command_line_is_a_user_error(words):
+    with pytest.raises(UserError, match=r"--config|--vis"):
+        parse_args("Train.", flags=[VIZ], argv=words)
+
+
+def test_sections_share_no_key():
+    keys = [key for fields in SECTIONS.values() for key in fields.model_fields]
+    assert len(keys) == len(set(keys)) == len(Config.model_fields)

@@ -1,0 +1,96 @@
+import logging
+
+import pytest
+import torch
+
+from model import build_hdmnet
+from util.checkpoints.published_names import to_published
+from util.config import load_config
+from util.evaluation.model import load_tested
+from util.runtime.errors import UserError
+
+BASE_CLASSES = tuple(range(6, 21))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a checkpoint of weights trained with some shot, and returns the net and its path."""
+
+    def write(shot, published=False, **options):
+        torch.manual_seed(shot)
+        net = build_hdmnet("resnet18", 15, shot=shot, **options)
+        content = {"state_dict": net.state_dict(), "shot": shot}
+        if published:
+            content = {"state_dict": to_published(net.state_dict())}
+        path = tmp_path / f"{shot}{published}.pth"
+        torch.save(content, path)
+        return net, path
+
+    return write
+
+
+def load(path, caplog, **settings):
+    words = [f"{key}={value}" for key, value in settings.items()]
+    cfg = load_config("config/demo/demo_split0_resnet18.yaml", words)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        net, shot = load_tested(cfg, BASE_CLASSES, path, logging.getLogger())
+    return net, shot, caplog.text
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_at_the_shot_of_training_the_weights_are_all_there(write, caplog, published):
+    trained, path = write(5, published)
+    net, shot, said = load(path, caplog, shot=5)
+    assert shot == 5 and not said
+    assert net.match_scale == 1 and net.ensemble.shot_weights is not None
+    states = net.state_dict(), trained.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize(("trained_shot", "shot"), [(1, 5), (5, 1), (5, 2)])
+def test_at_another_shot_matching_is_scaled_and_supports_weigh_alike(
+    write, caplog, published, trained_shot, shot
+):
+    _, path = write(trained_shot, published)
+    net, found, said = load(path, caplog, shot=shot)
+    assert found == trained_shot and f"multiplied by {trained_shot}/{shot}" in said
+    assert net.match_scale == trained_shot / shot
+    distances = torch.rand(3, shot)
+    assert net.ensemble.adjustment(distances).equal(distances.mean(1))
+    plain, _, said = load(path, caplog, shot=shot, scale_to_trained_shot=False)
+    assert plain.match_scale == 1 and "left as it is" in said
+    assert plain.ensemble.adjustment(distances).equal(distances.mean(1))
+    states = plain.state_dict(), net.state_dict()
+    assert all(states[0][key].equal(states[1][key]) for key in states[1])
+
+
+def test_the_scale_is_what_differs(write, caplog):
+    _, path = write(1)
+    image, support, mask = (
+        torch.rand(1, 3, 65, 65),
+        torch.rand(1, 2, 3, 65, 65),
+        torch.ones(1, 2, 65, 65),
+    )
+    outputs = []
+    for scaled in (True, False):
+        net, _, _ = load(path, caplog, shot=2, scale_to_trained_shot=scaled)
+        with torch.no_grad():
+            outputs.append(net.eval()(image, support, mask).meta)
+    assert not torch.allclose(*outputs)
+
+
+def test_linear_weights_of_supports_tell_the_shot_too(write, caplog):
+    _, path = write(5, True, kshot_trans_dim=0)
+    _, shot, _ = load(path, caplog, shot=5, kshot_trans_dim=0)
+    assert shot == 5
+
+
+def test_other_weights_are_refused(write, caplog, tmp_path):
+    net, _ = write(1)
+    path = tmp_path / "base.pth"
+    torch.save({"state_dict": net.base.state_dict()}, path)
+    with pytest.raises(UserError, match="does not fit the configured model"):
+        load(path, caplog)

@@ -1,0 +1,88 @@
+import random
+
+import pytest
+
+from util.data.draws import Draw
+from util.evaluation.plan import plan_units, share_units
+
+
+def drawn(episodes=200, images=40, classes=4, shot=1, seed=0):
+    """Episodes of `images` queries; a query shows one or two classes."""
+    rng = random.Random(seed)
+    draws = []
+    for number in range(episodes):
+        index = number % images
+        class_id = 1 + (index + rng.choice((0, 0, 0, 1))) % classes
+        files = [image for image in range(images) if image % classes == class_id - 1]
+        draws.append(Draw(index, class_id, rng.sample([f for f in files if f != index], shot)))
+    return draws
+
+
+def flat(unit):
+    return [position for batch in unit for position in batch]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 12])
+def test_units_hold_every_episode_once_and_no_query_is_in_two(batch_size):
+    draws = drawn()
+    units = plan_units(draws, batch_size, range(len(draws)))
+    assert sorted(p for unit in units for p in flat(unit)) == list(range(len(draws)))
+    queries = [{draws[p].index for p in flat(unit)} for unit in units]
+    assert sum(map(len, queries)) == len(set().union(*queries)) == 40
+    for unit in units:
+        assert all(len(batch) == batch_size for batch in unit[:-1])
+        assert 1 <= len(unit[-1]) <= batch_size
+    assert all(len(flat(unit)) >= batch_size for unit in units[:-1])
+
+
+def test_a_query_that_fills_a_batch_is_a_unit_and_its_classes_follow_each_other():
+    draws = drawn()
+    for unit in plan_units(draws, 5, range(len(draws))):
+        assert len({draws[p].index for p in flat(unit)}) == 1
+        classes = [draws[p].class_id for p in flat(unit)]
+        assert classes == sorted(classes)
+
+
+def test_queries_of_a_class_follow_each_other():
+    draws = drawn(episodes=400)
+    mains = []
+    for unit in plan_units(draws, 1, range(len(draws))):
+        classes = [draws[position].class_id for position in flat(unit)]
+        mains.append(max(sorted(set(classes)), key=classes.count))
+    assert mains == sorted(mains) and set(mains) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_without_finished_units_the_others_stay_as_they_are(batch_size):
+    draws = drawn()
+    units = plan_units(draws, batch_size, range(len(draws)))
+    left = [unit for number, unit in enumerate(units) if number % 3]
+    positions = sorted(p for unit in left for p in flat(unit))
+    assert plan_units(draws, batch_size, positions) == left
+
+
+def test_nothing_left_is_no_unit():
+    assert plan_units(drawn(), 2, []) == []
+    assert share_units(drawn(), [], 3) == [[], [], []]
+
+
+def cost_of(draws, share):
+    positions = [p for unit in share for p in flat(unit)]
+    supports = {(s, draws[p].class_id) for p in positions for s in draws[p].supports}
+    return len({draws[p].index for p in positions}) + len(supports) + 0.1 * len(positions)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_processes_get_stretches_of_like_cost(processes):
+    draws = drawn(episodes=2000, images=200, shot=2)
+    units = plan_units(draws, 1, range(len(draws)))
+    shares = share_units(draws, units, processes)
+    assert [unit for share in shares for unit in share] == units
+    costs = [cost_of(draws, share) for share in shares]
+    assert len(costs) == processes and max(costs) < 1.1 * sum(costs) / processes
+
+
+def test_more_processes_than_units_leave_some_without_work():
+    draws = drawn(episodes=8, images=8)
+    shares = share_units(draws, plan_units(draws, 1, range(4)), 7)
+    assert len(shares) == 7 and sorted(map(len, shares)) == [0, 0, 0, 1, 1, 1, 1]

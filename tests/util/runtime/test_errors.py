@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch.distributed import DistBackendError
+
+from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
+from util.runtime.log import Scalars
+
+
+def message_of(action, capsys):
+    with pytest.raises(SystemExit) as end:
+        exits_on_user_error(action)()
+    assert end.value.code == EXIT_CODE
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def fails(error):
+    def action():
+        raise error
+
+    return action
+
+
+def test_a_user_error_is_one_line(capsys):
+    assert message_of(fails(UserError("no such file")), capsys) == "error: no such file\n"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: torch.empty(2**60),
+        fails(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")),
+        fails(RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")),
+        fails(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")),
+        fails(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+        fails(RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")),
+        fails(DistBackendError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'")),
+        fails(MemoryError()),
+    ],
+)
+def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsys):
+    text = message_of(action, capsys)
+    for setting in ("grad_accum", "batch_size", "checkpoint_activations True", "amp bf16"):
+        assert setting in text
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys):
+    (tmp_path / "scalars.jsonl").symlink_to("/dev/full")
+    text = message_of(lambda: Scalars(tmp_path).add("train", {"loss": 1.0}, 1), capsys)
+    assert text == "error: No space left on device; make room, what was saved before is untouched\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError("no a.png")])
+def test_any_other_error_keeps_its_trace(error):
+    with pytest.raises(type(error), match=str(error)):
+        exits_on_user_error(fails(error))()

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from model import build_hdmnet, hdmnet_loss
+from util.runtime.errors import UserError
+from util.runtime.precision import Precision
+from util.training.schedule import hdmnet_optimizer
+
+CPU = torch.device("cpu")
+
+
+def test_float16_is_for_cuda():
+    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
+        Precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_products_are_computed_in_the_chosen_type(amp, dtype):
+    with Precision(amp, CPU).autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+def losses_of_training(amp, backbone_dtype=None):
+    """Losses of twenty iterations on one batch, (20, 3): total, main, distillation."""
+    torch.manual_seed(0)
+    net = build_hdmnet(backbone="resnet18", base_classes=3, backbone_dtype=backbone_dtype).train()
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 3, 65, 65, generator=generator)
+    support = torch.randn(2, 1, 3, 65, 65, generator=generator)
+    mask = torch.zeros(2, 65, 65, dtype=torch.long)
+    mask[:, 16:48, 16:48] = 1
+    # Empty masks, of supports and of queries, make the teacher of the distillation flat.
+    support_mask = mask[:, None].clone()
+    support_mask[1] = 0
+    optimizer = hdmnet_optimizer(net, 1e-4)
+    precision = Precision(amp, CPU)
+    rows = []
+    for step in range(20):
+        torch.manual_seed(step)  # the same dropout
+        with precision.autocast():
+            out = net(query, support, support_mask, torch.zeros(2, dtype=torch.long))
+        losses = hdmnet_loss(out, mask, mask)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        assert losses.total.dtype == losses.distillation.dtype == torch.float32
+        rows.append([losses.total.item(), losses.main.item(), losses.distillation.item()])
+    return torch.tensor(rows)
+
+
+def test_reduced_precision_follows_float32_within_two_percent():
+    expected = losses_of_training("off")
+    assert expected[-1, 0] < expected[0, 0] - 0.1
+    for losses in (losses_of_training("bf16"), losses_of_training("off", torch.bfloat16)):
+        assert losses.isfinite().all()
+        torch.testing.assert_close(losses, expected, rtol=0.02, atol=0.02)

@@ -1,0 +1,52 @@
+"""The command line that the scripts and commands share."""
+
+import argparse
+
+from util.config.loading import OPTS
+from util.runtime.errors import UserError
+
+VIZ = ("--viz", "write curves for tensorboard")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s, one line as everywhere."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        """As of argparse, but settings may follow other options too: `--opts shot 5 --viz split 1`."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest and (not hasattr(options, "opts") or any(word.startswith("-") for word in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            options.opts = [*options.opts, *rest]
+        return options
+
+
+def parse_args(description: str, flags=(), argv=None) -> argparse.Namespace:
+    """The command line that train_base, train, test and the tools share.
+
+    flags: pairs (option, help) of further switches, for instance `VIZ`.
+    argv: the words of the command line; those of the process if None.
+    Returns `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
+    Raises UserError for a wrong command line.
+    """
+    return config_parser(description, flags).parse_args(argv)
+
+
+def config_parser(description: str, flags=()) -> Parser:
+    """The parser of `parse_args`, for a tool that adds options of its own."""
+    parser = Parser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the settings")
+    parser.add_argument(
+        OPTS,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings that win over the file: KEY VALUE or KEY=VALUE, as many as you like",
+    )
+    for option, text in flags:
+        parser.add_argument(option, action="store_true", help=text)
+    return parser

@@ -1,0 +1,231 @@
+"""Reading the settings: YAML files and `--opts` in, one validated `Config` out.
+
+A value comes from the first of these that gives one: `--opts`, the file, the files it names under
+`_base_` (later ones first), config/datasets/NAME.yaml of its `data_set`, the default.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from util.config.fields import SECTION_NAMES, SECTION_OF, SECTIONS
+from util.config.schema import KEEPS_NO_VALUE, NO_VALUE, Config
+from util.runtime.errors import UserError
+from util.runtime.files import ROOT, write_atomically
+
+DATASETS = os.fspath(ROOT / "config" / "datasets")
+BASE_KEY = "_base_"
+OPTS = "--opts"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as the user gave it, and where: a file's path or `--opts`."""
+
+    value: Any
+    origin: str
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML whose mappings may not name a key twice (PyYAML would keep the last in silence)."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key_node.value} is there twice", problem_mark=mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _shown(value) -> str:
+    return str(value) if not isinstance(value, str) or value else "''"
+
+
+def _error(key: str, given: Given, text: str) -> UserError:
+    return UserError(f"{given.origin}: {key} = {_shown(given.value)}: {text}")
+
+
+def _nearest(name: str, valid) -> str:
+    by_lower = {candidate.lower(): candidate for candidate in valid}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            content = yaml.load(handle, _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: not valid YAML: {what}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not sections with keys")
+    return content
+
+
+def _read_sections(path: str, content: dict) -> dict[str, Given]:
+    """The keys of one file, flattened. Keys without a value are left out."""
+    values: dict[str, Given] = {}
+    for section, entries in content.items():
+        if str(section).lower() not in SECTION_NAMES:
+            if section in SECTION_OF:
+                hint = f"; put this key under {SECTION_OF[section]}:"
+            else:
+                hint = _nearest(str(section), SECTIONS) or f"; sections are {', '.join(SECTIONS)}"
+            raise UserError(f"{path}: {section}: unknown section{hint}")
+        if entries is None:
+            continue
+        if not isinstance(entries, dict):
+            raise UserError(f"{path}: {section} = {entries}: a section holds KEY: VALUE lines")
+        for key, value in entries.items():
+            given = Given(value, path)
+            if key not in SECTION_OF:
+                raise _error(key, given, f"unknown key{_nearest(str(key), SECTION_OF)}")
+            if value is None:
+                continue
+            if key in values and values[key].value != value:
+                text = f"another section of this file says {_shown(values[key].value)}"
+                raise _error(key, given, text)
+            values[key] = given
+    return values
+
+
+def _read_file(path: str, parents: tuple[str, ...] = ()) -> dict[str, Given]:
+    """The keys of a file and of the files under its `_base_`, the file's own winning."""
+    identity = os.path.realpath(path)
+    if identity in parents:
+        raise UserError(f"{path}: {BASE_KEY} leads back to this file")
+    content = _read_yaml(path)
+    bases = content.pop(BASE_KEY, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: {BASE_KEY} = {bases}: must be a list of files")
+    values: dict[str, Given] = {}
+    for base in bases:
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if not os.path.isfile(base_path):
+            raise UserError(f"{path}: {BASE_KEY} = {base}: there is no file {base_path}")
+        values |= _read_file(base_path, (*parents, identity))
+    return values | _read_sections(path, content)
+
+
+def _read_opts(opts: list[str]) -> dict[str, Given]:
+    """`KEY VALUE` and `KEY=VALUE` words to values; a later one wins, an empty one is unset."""
+    values: dict[str, Given] = {}
+    words = iter(opts)
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            text = next(words, None)
+            if text is None:
+                raise UserError(f"{OPTS}: {name}: the value is missing")
+        section, dot, key = name.rpartition(".")
+        if dot and section.lower() not in SECTION_NAMES:
+            hint = _nearest(section, SECTIONS)
+            raise UserError(f"{OPTS}: {name} = {text}: unknown section {section}{hint}")
+        if key not in SECTION_OF:
+            raise _error(name, Given(text, OPTS), f"unknown key{_nearest(key, SECTION_OF)}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if _is_text(key):
+            value = text or None
+        if value is None:
+            values.pop(key, None)
+        else:
+            values[key] = Given(value, OPTS)
+    return values
+
+
+def _is_text(key: str) -> bool:
+    """Whether the setting is a string, so that `--opts exp_name 2024` means the word "2024"."""
+    kind = Config.model_fields[key].annotation
+    plain = [
+        get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(kind)
+    ]
+    return kind is str or set(plain) == {str, type(None)}
+
+
+def _dataset_file(name) -> str:
+    return os.path.join(DATASETS, f"{name}.yaml")
+
+
+def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
+    """Put the dataset's own description below everything else, and see that it is complete."""
+    data_set = values.get("data_set")
+    if data_set is None:
+        raise UserError(f"{path}: data_set is not set; name the dataset under Train:")
+    description = _dataset_file(data_set.value)
+    if os.path.isfile(description):
+        values = _read_file(os.path.relpath(description)) | values
+    if "num_classes" not in values:
+        known = [name.removesuffix(".yaml") for name in sorted(os.listdir(DATASETS))]
+        near = _nearest(str(data_set.value), known) or "."
+        text = (
+            f"unknown dataset{near} A new one needs data_root, train_list, val_list and "
+            f"num_classes in {os.path.relpath(description)}"
+        )
+        raise _error("data_set", data_set, text)
+    return values
+
+
+def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserError:
+    """What is wrong with the first wrong setting; of a combination, a key given by `--opts`."""
+    details = error.errors()
+    first = details[0]
+    same = [detail["msg"] for detail in details if detail["loc"][:1] == first["loc"][:1]]
+    text = " or ".join(dict.fromkeys(message.removeprefix("Input ") for message in same))
+    given = [key for key in first.get("ctx", {}).get("keys") or first["loc"][:1] if key in values]
+    by_opts = [key for key in given if values[key].origin == OPTS]
+    key = (by_opts or given)[0]
+    return _error(key, values[key], text)
+
+
+def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read the YAML file `path` and the words `opts` of `--opts`, and validate the whole.
+
+    opts: ["shot", "5", "base_lr=1e-3", "Train.split", "1"]; values are YAML.
+    Raises UserError, one line naming file (or `--opts`), key and value, if anything is wrong.
+    """
+    path = os.fspath(path)
+    values = _with_dataset(path, _read_file(path) | _read_opts(list(opts)))
+    try:
+        return Config(**{key: given.value for key, given in values.items()})
+    except ValidationError as error:
+        raise _as_user_error(error, values) from None
+
+
+def dump_config(cfg: Config, path: str) -> None:
+    """Write every setting of `cfg` to the YAML file `path`, which loads to an equal `Config`."""
+    settings = cfg.model_dump()
+    content = {
+        section: {key: _dumped(key, settings[key]) for key in fields.model_fields}
+        for section, fields in SECTIONS.items()
+    }
+    write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _dumped(key: str, value):
+    # "none" wins over the dataset's description; an empty value would fall back to it.
+    return NO_VALUE if value is None and key not in KEEPS_NO_VALUE else value

@@ -1,0 +1,210 @@
+"""The one object that holds every setting: what fits together, and the paths that follow from it.
+
+Settings are flat attributes (`cfg.train_h`, `cfg.layers`). Loading and error messages live in
+`util.config`, the single settings with their types and defaults in `util.config.fields`.
+"""
+
+import os
+
+from pydantic import ConfigDict, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from util.config.fields import (
+    SIZES,
+    BaseFields,
+    DataFields,
+    MethodFields,
+    TestFields,
+    TrainFields,
+)
+from util.data.folds import SEEN, count_folds
+from util.runtime.precision import DTYPES
+
+NO_VALUE = "none"
+KEEPS_NO_VALUE = ("resume", "backbone_weight")
+PUBLISHED_IMAGENET = {
+    "vgg16": "vgg16_bn.pth",
+    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
+}
+SMALLEST_VGG = 57  # vgg's grid is half as fine
+
+
+def _impossible(keys: tuple[str, ...], text: str) -> PydanticCustomError:
+    """An error of a combination; `keys` are those to blame, the likeliest first."""
+    return PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
+
+
+class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
+    """Every setting, validated. Raises `pydantic.ValidationError` when built from wrong values."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, coerce_numbers_to_str=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _spelled_out_no_value(cls, value, info):
+        """The word `none` is an explicit "no value", for keys that can be without one."""
+        if isinstance(value, str) and value.lower() == NO_VALUE:
+            if info.field_name in KEEPS_NO_VALUE:
+                return NO_VALUE
+            return None
+        return value
+
+    @model_validator(mode="after")
+    def _possible_together(self):
+        for low, high in (
+            ("scale_min", "scale_max"),
+            ("rotate_min", "rotate_max"),
+            ("base_scale_min", "base_scale_max"),
+            ("base_rotate_min", "base_rotate_max"),
+        ):
+            bottom, top = getattr(self, low), getattr(self, high)
+            if bottom > top:
+                raise _impossible((low, high), f"{low} {bottom:g} is above {high} {top:g}")
+        if self.train_h != self.train_w:
+            raise _impossible(
+                ("train_w", "train_h"),
+                f"episodes are square: train_h {self.train_h} and train_w {self.train_w} differ",
+            )
+        if self.start_epoch >= self.epochs:
+            raise _impossible(
+                ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
+            )
+        if self.vgg and (small := [key for key in SIZES if getattr(self, key) < SMALLEST_VGG]):
+            raise _impossible((small[0], "vgg"), f"vgg needs at least {SMALLEST_VGG} pixels")
+        self._check_classes()
+        return self
+
+    def _check_classes(self):
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise _impossible(
+                ("class_names", "num_classes"),
+                f"{len(names)} class names for num_classes {self.num_classes}",
+            )
+        if names is not None and len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _impossible(("class_names",), f"the name {twice} is there twice")
+        if self.folds != SEEN:
+            self._check_division()
+        elif self.generalised:
+            raise _impossible(
+                ("generalised", "folds"),
+                "the generalised test needs held-out classes beside base ones",
+            )
+        if self.split >= self.fold_count:
+            raise _impossible(
+                ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
+            )
+
+    def _check_division(self):
+        """Whether the folds hold classes out and leave some to train on."""
+        folds = self.folds
+        if self.num_classes == 1:
+            raise _impossible(
+                ("folds", "num_classes"),
+                "a single class cannot be both trained on and held out; set folds to seen",
+            )
+        if isinstance(folds, str):
+            divides = self.num_classes % self.num_folds == 0
+            if self.num_folds > self.num_classes or (
+                self.effective_folds == "contiguous" and not divides
+            ):
+                raise _impossible(
+                    ("num_folds", "num_classes", "folds"),
+                    f"{self.num_classes} classes do not split into {self.num_folds} equal folds; "
+                    "list the held-out classes of each fold in folds",
+                )
+        elif not folds:
+            raise _impossible(("folds",), "the list of folds is empty")
+        else:
+            for index, held_out in enumerate(folds):
+                self._check_fold(index, held_out)
+
+    def _check_fold(self, index: int, held_out: list[int]):
+        outside = [label for label in held_out if not 1 <= label <= self.num_classes]
+        if outside:
+            text = f"class {outside[0]} is not within 1..{self.num_classes}"
+        elif len(set(held_out)) != len(held_out):
+            text = "a class is there twice"
+        elif not held_out:
+            text = "no class is held out"
+        elif len(held_out) == self.num_classes:
+            text = "all classes are held out, none is left to train on; folds: seen holds none out"
+        else:
+            return
+        raise _impossible(("folds", "num_classes"), f"fold {index}: {text}")
+
+    @property
+    def fold_count(self) -> int:
+        return count_folds(self.folds, self.num_folds)
+
+    @property
+    def effective_folds(self) -> str | list[list[int]]:
+        """`folds`, where the published `use_split_coco: False` asks for contiguous ones."""
+        if self.folds == "interleaved" and not self.use_split_coco:
+            return "contiguous"
+        return self.folds
+
+    @property
+    def fold_name(self) -> str:
+        """Name of the fold in paths: splitN, apart for the folds of `use_split_coco: False`."""
+        contiguous = self.effective_folds != self.folds
+        return f"split{self.split}" + ("_contiguous" if contiguous else "")
+
+    @property
+    def backbone(self) -> str:
+        """Name of the network: "vgg16", "resnet50", ..."""
+        return "vgg16" if self.vgg else f"resnet{self.layers}"
+
+    @property
+    def model_arguments(self) -> dict:
+        """What the settings say of the network, as `model.build_hdmnet` takes it."""
+        keys = (
+            "backbone",
+            "shot",
+            "kshot_trans_dim",
+            "low_fea",
+            "kshot_order",
+            "fix_bn",
+            "checkpoint_activations",
+        )
+        arguments = {key: getattr(self, key) for key in keys}
+        return arguments | {"backbone_dtype": DTYPES.get(self.backbone_dtype)}
+
+    @property
+    def net_name(self) -> str:
+        """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
+        return "vgg" if self.vgg else f"resnet{self.layers}"
+
+    @property
+    def imagenet_weight(self) -> str | None:
+        """`backbone_weight`; unset, the file that the published code starts from, if it has one."""
+        if self.backbone_weight is None and self.backbone in PUBLISHED_IMAGENET:
+            return os.path.join("initmodel", PUBLISHED_IMAGENET[self.backbone])
+        return self.backbone_weight
+
+    @property
+    def run_dir(self) -> str:
+        """Folder of stage 2, exp/DATASET/HDMNet/EXP/NET.
+
+        EXP is `exp_name` or splitN; other than one shot appends it (split0_5shot), so that a
+        5-shot run never overwrites the 1-shot one.
+        """
+        exp = self.exp_name or self.fold_name
+        if self.shot != 1:
+            exp += f"_{self.shot}shot"
+        return os.path.join(self.exp_dir, self.data_set, "HDMNet", exp, self.net_name)
+
+    @property
+    def base_dir(self) -> str:
+        """Folder of stage 1, exp/DATASET/PSPNet/splitN/NET."""
+        return os.path.join(self.exp_dir, self.data_set, "PSPNet", self.fold_name, self.net_name)
+
+    @property
+    def initmodel_base_path(self) -> str:
+        """Where the published code looks for the base learner."""
+        return os.path.join(
+            "initmodel", "PSPNet", self.data_set, self.fold_name, self.net_name, "best.pth"
+        )

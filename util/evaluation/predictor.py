@@ -1,0 +1,284 @@
+"""Runs a model on drawn episodes, in units; features that episodes share are computed once."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import HDMNet
+from model.features import (
+    QueryFeatures,
+    SupportFeatures,
+    map_tensors,
+    split_supports,
+    stack_queries,
+    stack_supports,
+)
+from util.data.data_loader import Loader
+from util.data.draws import Draw
+from util.data.episodes import EpisodeDataset
+from util.data.folds import class_label_table
+from util.data.list_cache import available_cores
+from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, SupportKey
+from util.evaluation.feature_cache import FeatureCache
+from util.evaluation.generalised import merge_prediction
+from util.evaluation.metrics import confusion
+from util.evaluation.plan import Unit
+from util.runtime.errors import data_errors
+
+
+class Prediction(NamedTuple):
+    """An episode's maps at the size that is compared, on the host.
+
+    position: of the episode among all drawn ones. final, meta: uint8 (H, W), 0/1. label: uint8
+    (H, W), 0, 1, 255 = ignore. base_label: uint8 (H, W), 0..N, 255. base_counts: confusion of the
+    base learner (N+1, N+1). classes: number of classes in the query. prior: (2, H, W) or None.
+    merged: of `merge_prediction`, or None. correlations: maps (h, w) of the part of the canvas that
+    the query fills, coarsest first.
+    """
+
+    position: int
+    final: np.ndarray
+    meta: np.ndarray
+    label: np.ndarray
+    base_label: np.ndarray
+    base_counts: np.ndarray
+    classes: int
+    prior: Tensor | None
+    merged: Tensor | None
+    correlations: list[Tensor]
+
+
+class _Shown:
+    """A query that the model has seen; `base` is what the base learner says, once that is known."""
+
+    def __init__(self, query: Query, features: QueryFeatures):
+        self.query, self.features = query, features
+        self.base: Tensor | None = None
+        self.base_counts: np.ndarray | None = None
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (B, C, S, S) at another size (B, C, H, W)."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+
+
+class Predictor:
+    """A model, and how it is run on episodes.
+
+    Args:
+        net: the model.
+        episodes: where the draws are loaded from.
+        device: of the model.
+        original_size: compare at the original size of the query ("ori_resize"), else at S×S.
+        batch_size: episodes at a time.
+        workers: loader processes, at most; no more than there are cores.
+        cache_bytes: of memory for supports' features; they and the queries' are the same whatever
+            else is computed at the time, so results do not depend on it.
+        ensemble: False takes the meta learner's prediction for the final one.
+        ann_type: of the supports.
+        merge: ("final" or "base", tau) of `merge_prediction`, None for no such prediction.
+        prior: also give the prior.
+    """
+
+    def __init__(
+        self,
+        net: HDMNet,
+        episodes: EpisodeDataset,
+        device: torch.device,
+        original_size: bool = True,
+        batch_size: int = 1,
+        workers: int = 0,
+        cache_bytes: float = 0,
+        ensemble: bool = True,
+        ann_type: str = "mask",
+        merge: tuple[str, float] | None = None,
+        prior: bool = False,
+    ):
+        self.net, self.episodes, self.device = net, episodes, device
+        self.original_size, self.batch_size = original_size, batch_size
+        self.workers = min(workers, available_cores())
+        self.ensemble, self.ann_type, self.merge, self.prior = ensemble, ann_type, merge, prior
+        self.cache = FeatureCache(cache_bytes)
+        self.parts = EpisodeParts(episodes, original_size)
+
+    def predict(self, draws: Sequence[Draw], units: Sequence[Unit]) -> Iterator[list[Prediction]]:
+        """The predictions of each unit, in the order of its batches.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        self.net.eval()
+        if not units:
+            return
+        coming: set[SupportKey] = set()
+        loaded = iter(
+            Loader(
+                self.parts,
+                self.workers,
+                sampler=self._requests(draws, units, coming),
+                batch_size=None,
+                collate_fn=_as_it_is,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+        for unit in units:
+            shown: dict[int, _Shown] = {}
+            predictions = []
+            for batch in unit:
+                with torch.no_grad():
+                    predictions += self._predict_batch(draws, batch, next(loaded), shown)
+                coming.difference_update(self._keys(draws, batch))
+            yield predictions
+
+    def _requests(
+        self, draws: Sequence[Draw], units: Sequence[Unit], coming: set[SupportKey]
+    ) -> Iterator[Request]:
+        """What each batch needs that is not there. Runs ahead of the batches, as loaders do.
+
+        `coming` are supports that batches before will have put into the cache.
+        """
+        for unit in units:
+            asked: set[int] = set()
+            for batch in unit:
+                queries = {draws[position].index for position in batch} - asked
+                keys = dict.fromkeys(self._keys(draws, batch))
+                keys = [key for key in keys if key not in self.cache and key not in coming]
+                asked |= queries
+                if self.cache.limit:
+                    coming.update(keys)
+                yield Request(tuple(sorted(queries)), tuple(keys))
+
+    def _keys(self, draws: Sequence[Draw], batch: Sequence[int]) -> Iterator[SupportKey]:
+        for draw in (draws[position] for position in batch):
+            for support in draw.supports:
+                yield SupportKey(support, draw.class_id, self.ann_type)
+
+    def _predict_batch(
+        self, draws: Sequence[Draw], batch: Sequence[int], parts: Parts, shown: dict[int, _Shown]
+    ) -> list[Prediction]:
+        for index, query in parts.queries.items():
+            features = self.net.encode_query(query.image[None].to(self.device))
+            shown[index] = _Shown(query, features)
+        chosen = [draws[position] for position in batch]
+        size = shown[chosen[0].index].query.image.shape[-2:]
+        # The published model gets the supports in the reverse order of drawing.
+        supports = [
+            [
+                self._support(SupportKey(support, draw.class_id, self.ann_type), parts)
+                for support in reversed(draw.supports)
+            ]
+            for draw in chosen
+        ]
+        out = self.net.segment(
+            stack_queries([shown[draw.index].features for draw in chosen]),
+            stack_supports(supports),
+            size,
+            self._class_index(chosen),
+        )
+        return [
+            self._prediction(
+                position,
+                draw.class_id,
+                shown[draw.index],
+                type(out)(*(_one(value, number) for value in out)),
+                size,
+            )
+            for number, (position, draw) in enumerate(zip(batch, chosen, strict=True))
+        ]
+
+    def _support(self, key: SupportKey, parts: Parts) -> SupportFeatures:
+        features = self.cache.get(key)
+        if features is None:
+            # Loaded here where the cache had it when the loader was asked, and has dropped it since.
+            with data_errors():
+                image, mask = parts.supports.get(key) or self.parts.support(key)
+            encoded = self.net.encode_support(
+                image[None, None].to(self.device), mask[None, None].to(self.device)
+            )
+            features = map_tensors(split_supports(encoded)[0][0], lambda tensor: tensor.cpu())
+            self.cache.put(key, features)
+        return map_tensors(features, lambda tensor: tensor.to(self.device))
+
+    def _class_index(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Ranks of the classes where the base learner knows them: left out of its map, as in training."""
+        known = self.episodes.base_classes
+        if draws[0].class_id not in known:
+            return None
+        ranks = [known.index(draw.class_id) for draw in draws]
+        return torch.tensor(ranks, device=self.device)
+
+    def _prediction(self, position, class_id, shown: _Shown, out, size) -> Prediction:
+        query = shown.query
+        label = class_label_table(class_id)[query.mask]
+        if shown.base is None:
+            shown.base = self._fit(out.base, query)
+            base = _on_host(shown.base.argmax(0))
+            shown.base_counts = confusion(base, query.base_label, len(shown.base))
+        meta = self._fit(out.meta, query)
+        final = self._fit(out.final, query) if self.ensemble else meta
+        prior = merged = None
+        if self.prior:
+            prior = self._fit(resize_logits(out.prior, size), query).cpu()
+        if self.merge is not None:
+            rank = self.episodes.classes.index(class_id)
+            merged = merge_prediction(final, shown.base, rank, *self.merge).cpu()
+        return Prediction(
+            position,
+            _on_host(final[1] > final[0]),
+            _on_host(meta[1] > meta[0]),
+            label,
+            query.base_label,
+            shown.base_counts,
+            query.classes,
+            prior,
+            merged,
+            [_filled(one[0], query.fitted, size).cpu() for one in out.correlations],
+        )
+
+    def _fit(self, logits: Tensor, query: Query) -> Tensor:
+        """Logits (1, C, S, S) as (C, H, W) at the size that is compared."""
+        if self.original_size:
+            # Where the image fills part of its canvas, the rest has no place in the original.
+            height, width = query.fitted
+            logits = resize_logits(logits[..., :height, :width], query.mask.shape)
+        return logits[0]
+
+
+def build_predictor(cfg, net: HDMNet, episodes: EpisodeDataset, device, **options) -> Predictor:
+    """The Predictor of the configuration; `options` of its own win."""
+    arguments = {
+        "original_size": cfg.ori_resize,
+        "batch_size": cfg.batch_size_val,
+        "workers": cfg.workers,
+        "cache_bytes": cfg.feature_cache_gb * 2**30,
+        "ensemble": cfg.ensemble,
+    }
+    return Predictor(net, episodes, device, **(arguments | options))
+
+
+def _as_it_is(parts: Parts) -> Parts:
+    return parts
+
+
+def _one(value: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
+    """One sample of a batch, as a batch."""
+    if isinstance(value, list):
+        return [_one(tensor, number) for tensor in value]
+    return value[number : number + 1]
+
+
+def _on_host(values: Tensor) -> np.ndarray:
+    return values.to(torch.uint8).cpu().numpy()
+
+
+def _filled(values: Tensor, fitted: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The part of a map (h, w) over the whole canvas that belongs to the image."""
+    height, width = (
+        max(1, round(cells * part / whole))
+        for cells, part, whole in zip(values.shape, fitted, size, strict=True)
+    )
+    return values[:height, :width]

@@ -1,0 +1,1 @@
+"""What every command uses: errors, files, logs, tables, seeds, processes and precision."""

@@ -1,0 +1,32 @@
+"""Reduced precision: automatic mixed precision and, for float16, scaling of the loss (`amp`)."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from util.runtime.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """How the forward passes of a run are computed.
+
+    Args:
+        amp: "off", "bf16" or "fp16".
+        device: where the model is.
+
+    Raises:
+        UserError: float16 on the CPU, which has no scaled training there.
+    """
+
+    def __init__(self, amp: str, device: torch.device):
+        if amp == "fp16" and device.type == "cpu":
+            raise UserError("amp fp16 needs a CUDA device; on the CPU set amp to bf16 or off")
+        self.device = device
+        self.dtype = DTYPES.get(amp)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def autocast(self) -> AbstractContextManager:
+        """Where convolutions and products are computed in the reduced type."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
