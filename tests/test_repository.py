@@ -1,4 +1,4 @@
-"""The files that come with the repository: line ends of a clone, links of the pages, the version."""
+"""The files that come with the repository: line ends of a clone, sources, version."""
 
 import re
 import shutil
@@ -9,11 +9,6 @@ import yaml
 
 from tests.paths import ROOT
 
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "initmodel/README.md", "lists/README.md")
-    for path in ROOT.glob(pattern)
-)
 PAPER = "https://arxiv.org/abs/2303.14652"
 SOURCES = {
     "README.md": (
@@ -62,13 +57,6 @@ def test_a_clone_with_autocrlf_keeps_the_line_ends(clone):
 def test_git_ignores_an_environment_that_is_a_link(clone, tmp_path):
     (clone / ".venv").symlink_to(tmp_path, target_is_directory=True)
     assert git("status", "--porcelain", cwd=clone).stdout == ""
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_of_a_page_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
-    local = [link for link in links if "://" not in link]
-    assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("page", SOURCES)
