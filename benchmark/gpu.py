@@ -15,6 +15,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,10 +214,9 @@ def _steps_text(rows: list[list[str]], ceilings: dict[str, float]) -> str:
 
 
 def measure_profile(bench: Bench) -> None:
-    """Parts and the kernels that take most of the time, in TF32 and in amp bf16."""
+    """Parts, operators and kernels that take most of the time."""
     cuda = bench.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
     text = ""
     for case in QUICK if bench.small else PROFILED:
         lab = None
@@ -229,42 +229,44 @@ def measure_profile(bench: Bench) -> None:
             whole = bench.seconds(step)
             with timed_parts(bench.device) as parts:
                 parts_whole = seconds_of(step, bench.device)
-            with profile(activities=activities) as profiler:
+            with profile(activities=activities, acc_events=True) as profiler:
                 seconds_of(step, bench.device)
-            events = [e for e in profiler.key_averages() if getattr(e, key) > 0]
-            events.sort(key=lambda event: -getattr(event, key))
-            kernels = [
-                {"kernel": e.key, "seconds": getattr(e, key) / 1e6, "calls": e.count}
-                for e in events
-            ]
-            busy = sum(kernel["seconds"] for kernel in kernels)
-            shares = {part: value / parts_whole for part, value in parts.items()}
-            bench.found["results"].append(
-                {
-                    "case": case._asdict(),
-                    "precision": name,
-                    "seconds": whole,
-                    "busy": busy,
-                    "shares of parts": shares,
-                    "kernels": kernels[:25],
-                }
-            )
-            listed = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-            rows = [
-                [
-                    kernel["kernel"][:90],
-                    f"{kernel['seconds'] * 1e3:.2f}",
-                    f"{kernel['seconds'] / busy:.0%}",
-                    str(kernel["calls"]),
+            found = {
+                "case": case._asdict(),
+                "precision": name,
+                "seconds": whole,
+                "parts": {part: value / parts_whole for part, value in parts.items()},
+                "operators": _longest(profiler, DeviceType.CPU, cuda),
+                "kernels": _longest(profiler, DeviceType.CUDA, cuda),
+            }
+            bench.found["results"].append(found)
+            text += f"## {case.name}, {name}: {whole * 1e3:.1f} ms\n\n"
+            text += ", ".join(f"{part} {share:.0%}" for part, share in found["parts"].items())
+            for kind in ("operators", "kernels"):
+                rows = [
+                    [name[:90], f"{seconds * 1e3:.2f}", f"{share:.0%}", str(calls)]
+                    for name, seconds, share, calls in map(dict.values, found[kind])
                 ]
-                for kernel in kernels[:25]
-            ]
-            text += (
-                f"## {case.name}, {name}: {whole * 1e3:.1f} ms, {busy * 1e3:.1f} ms of kernels in "
-                f"{sum(k['calls'] for k in kernels)} calls\n\n{listed}\n\n"
-                f"{markdown_table(['kernel', 'ms', 'share', 'calls'], rows)}\n"
-            )
+                text += f"\n\n{markdown_table([kind, 'ms', 'share', 'calls'], rows)}"
+            text += "\n"
             bench.keep(text)
+
+
+def _longest(profiler: profile, kind: DeviceType, cuda: bool) -> list[dict]:
+    """The 25 that take most of the device's time, with their shares."""
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
+    ]
+    seconds = sorted(((getattr(event, key) / 1e6, event) for event in events), key=lambda x: -x[0])
+    whole = sum(taken for taken, _ in seconds)
+    return [
+        {"name": event.key, "seconds": taken, "share": taken / whole, "calls": event.count}
+        for taken, event in seconds[:25]
+        if taken > 0
+    ]
 
 
 def main() -> None:

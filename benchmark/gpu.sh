@@ -2,7 +2,7 @@
 # Check and measure on this machine's GPU: sh benchmark/gpu.sh OUT [--small] [PIECE ...]
 #
 # Installs nothing. The pieces (default: all) are tests, steps, profile and protocol; each is ended
-# after some minutes, so that the others are done whatever happens. --small runs on the CPU, too.
+# after LIMIT seconds (240), so that the others are done whatever happens. --small runs on the CPU.
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 2
 . ./util/shell.sh
 [ $# -ge 1 ] || fail "usage: sh benchmark/gpu.sh OUT [--small] [PIECE ...]"
@@ -17,27 +17,29 @@ fi
 mkdir -p "$out" && out=$(cd -- "$out" && pwd) || fail "$out cannot be made"
 find_python
 
-# pictures and episodes of the whole test
+# Pictures and episodes of the whole test.
 if [ -n "$small" ]; then
-    options="--net resnet18 --size 65 --pictures 6 --runs 2 --episodes 4"
+    whole="--net resnet18 --size 65 --pictures 30 --runs 2 --episodes 8"
+    tests=
 else
-    options="--size 473 --pictures 100 --runs 5 --episodes 100"
+    whole="--size 473 --pictures 100 --runs 5 --episodes 100"
+    tests="-n 4"
 fi
 
 failed=0
 for piece in "$@"; do
     case $piece in
-    tests) set -- -m pytest -q --tb=short -p no:cacheprovider -n 4 tests/test_cuda.py ;;
+    # shellcheck disable=SC2086
+    tests) set -- -m pytest -q --tb=short -p no:cacheprovider $tests tests/test_cuda.py ;;
     steps | profile) set -- -m benchmark.gpu "$piece" "$out" $small ;;
-    protocol)
-        # shellcheck disable=SC2086
-        set -- -m benchmark.protocol $options ;;
+    # shellcheck disable=SC2086
+    protocol) set -- -m benchmark.protocol $whole ;;
     *) fail "PIECE = $piece: must be one of tests, steps, profile, protocol" ;;
     esac
-    timeout 240 "$python" "$@" >"$out/$piece.txt" 2>&1
+    timeout "${LIMIT:-240}" "$python" "$@" >"$out/$piece.log" 2>&1
     code=$?
     [ $code -eq 0 ] || failed=1
-    printf '\n== %s (exit code %s)\n' "$piece" $code
-    tail -n 60 "$out/$piece.txt"
+    printf '\n== %s (exit code %s), %s\n' "$piece" $code "$out/$piece.log"
+    tail -n "60" "$out/$piece.log"
 done
 exit $failed
