@@ -229,7 +229,7 @@ def measure_profile(bench: Bench) -> None:
             whole = bench.seconds(step)
             with timed_parts(bench.device) as parts:
                 parts_whole = seconds_of(step, bench.device)
-            with profile(activities=activities, acc_events=True) as profiler:
+            with profile(activities=activities) as profiler:
                 seconds_of(step, bench.device)
             found = {
                 "case": case._asdict(),

@@ -40,6 +40,6 @@ for piece in "$@"; do
     code=$?
     [ $code -eq 0 ] || failed=1
     printf '\n== %s (exit code %s), %s\n' "$piece" $code "$out/$piece.log"
-    tail -n "60" "$out/$piece.log"
+    tail -n 60 "$out/$piece.log"
 done
 exit $failed
