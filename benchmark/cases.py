@@ -85,10 +85,10 @@ class Lab:
         self.case, self.device = case, device
         self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
-        self.net = _build(case, None).to(device)
-        self.reduced = None
-        if reduced:
-            self.reduced = _build(case, torch.bfloat16).to(device)
+        with device:  # on a GPU, random weights are drawn in no time
+            self.net = _build(case, None)
+            self.reduced = _build(case, torch.bfloat16) if reduced else None
+        if self.reduced is not None:
             self.reduced.load_state_dict(self.net.state_dict())
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)

@@ -19,7 +19,7 @@ find_python
 
 # Pictures and episodes of the whole test.
 if [ -n "$small" ]; then
-    whole="--net resnet18 --size 65 --pictures 30 --runs 2 --episodes 8"
+    whole="--net resnet18 --size 65 --pictures 60 --runs 2 --episodes 8"
     tests=
 else
     whole="--size 473 --pictures 100 --runs 5 --episodes 100"
