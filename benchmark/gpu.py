@@ -6,7 +6,6 @@ OUT/PIECE.md.
 """
 
 import argparse
-import datetime
 import gc
 import json
 from collections.abc import Callable
@@ -20,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.cases import QUICK, Case, Lab, difference
-from benchmark.machine import describe_machine
 from benchmark.parts import timed_parts
 from benchmark.worker import Peak, seconds_of
+from util.runtime.machine import environment_line, run_environment
 from util.runtime.tables import markdown_table
 
 # The batch sizes of the paper; COCO has 60 base classes.
@@ -68,16 +67,14 @@ class Bench:
         self.repeats = 1 if small else 7
         torch.backends.cudnn.benchmark = True
         self.found = {
-            "machine": describe_machine(),
-            "date": datetime.date.today().isoformat(),
-            "cuda": torch.version.cuda,
+            "environment": run_environment(),
             "cudnn": torch.backends.cudnn.version(),
             "results": [],
         }
 
     def keep(self, text: str) -> None:
         """Write what was found, and the text as markdown."""
-        heading = f"{self.found['machine']}, {self.found['date']}\n\n"
+        heading = f"{environment_line(self.found['environment'])}\n\n"
         (self.out / f"{self.piece}.json").write_text(json.dumps(self.found, indent=1) + "\n")
         (self.out / f"{self.piece}.md").write_text(heading + text)
 

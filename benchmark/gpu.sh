@@ -22,7 +22,7 @@ if [ -n "$small" ]; then
     whole="--net resnet18 --size 65 --pictures 60 --runs 2 --episodes 8"
     tests=
 else
-    whole="--size 473 --pictures 100 --runs 5 --episodes 100"
+    whole="--size 473 --pictures 60 --runs 5 --episodes 40"
     tests="-n 4"
 fi
 
