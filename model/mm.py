@@ -1,24 +1,32 @@
-"""The pieces taken from mmcv and mmseg, imported without the notices they print.
+"""What the model takes from mmcv and mmseg, imported without the notices they print.
 
-mmcv 1.x announces mmcv 2.0 on every import, and the torch module it pulls in for compiled operators
-(which are not used here) warns where no CUDA toolkit is installed.
+Below Python 3.13 these are mmcv-full 1.x and mmsegmentation. Newer Pythons cannot build mmcv-full;
+there mmcv-lite 2.x has the same modules, and torch the function that mmseg's `resize` calls.
 """
 
 import logging
 import warnings
 from functools import partial
 
+from torch.nn import functional as F
+
 _cpp_logger = logging.getLogger("torch.utils.cpp_extension")
 _level = _cpp_logger.level
+# mmcv imports torch's module for compiled operators, which are not used here; it warns where no
+# CUDA toolkit is installed.
 _cpp_logger.setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mmcv.cnn import ConvModule
     from mmcv.cnn.bricks.transformer import PatchEmbed
-    from mmseg.ops import resize as _resize
-_cpp_logger.setLevel(_level)
 
-# mmseg advises on the ratio of sizes at every call; the pooled maps of PSPNet never have that ratio.
-resize = partial(_resize, warning=False)
+    try:
+        from mmseg.ops import resize as _resize
+    except ModuleNotFoundError:
+        resize = F.interpolate
+    else:
+        # mmseg advises on the ratio of sizes at every call; PSPNet's pooled maps never have it.
+        resize = partial(_resize, warning=False)
+_cpp_logger.setLevel(_level)
 
 __all__ = ["ConvModule", "PatchEmbed", "resize"]
