@@ -1,8 +1,9 @@
-"""The shell scripts, run by dash (or sh) with a stand-in for Python that records its arguments."""
+"""The shell scripts, run by dash (or sh) with stand-ins for Python that record their arguments."""
 
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -171,3 +172,89 @@ def test_python_without_the_packages_is_named(repository):
     done, _ = run(repository, "test.sh", "split0", "demo", "1", PYTHON=str(python))
     assert done.returncode == 2
     assert "bare lacks packages of requirements.txt" in done.stderr
+
+
+# A Python of the version that is filled in. It can make environments, and records what pip does.
+INTERPRETER = """#!/bin/sh
+case "$1 $2" in
+"--version ") echo "Python 3.{minor}.1" ;;
+"-c import venv"*) exit {without_venv} ;;
+"-c import sys"*) exec "{real}" -c 'import sys
+sys.version_info = (3, {minor}, 1)
+exec(sys.argv[1])' "$2" ;;
+"-m venv")
+    echo "venv by ${{0##*/}}" >>"$CALLS"
+    mkdir -p .venv/bin
+    cp "$0" .venv/bin/python ;;
+"-m pip" | "-m pytest")
+    echo "$*" >>"$CALLS"
+    [ "$2" != "$FAILING" ] || {{ echo "ERROR: No matching distribution" >&2; exit 1; }} ;;
+esac
+"""
+
+
+def run_tests_with(repository, pythons, *words, failing="", without_venv=()):
+    """Run run_tests.sh where only these Pythons exist: {name: minor version of 3}."""
+    tools = repository / "tools"
+    tools.mkdir()
+    for tool in ("cat", "cksum", "cp", "dirname", "grep", "head", "mkdir", "sh", "tail"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for name, minor in pythons.items():
+        text = INTERPRETER.format(
+            minor=minor, real=sys.executable, without_venv=int(name in without_venv)
+        )
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    for name in ("run_tests.sh", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, repository / name)
+    return run(repository, "run_tests.sh", *words, failing=failing, PATH=str(tools), PYTHON="")
+
+
+@pytest.mark.parametrize(
+    ("pythons", "chosen"),
+    [
+        ({"python3": 13, "python3.12": 12}, "python3"),
+        ({"python3": 9, "python3.10": 10}, "python3.10"),
+        ({"python3": 14, "python3.12": 12, "python3.11": 11}, "python3.12"),
+        ({"python3": 9, "python3.14": 14}, "python3.14"),
+        ({"python3": 15}, "python3"),
+    ],
+)
+def test_tested_pythons_make_the_environment_before_newer_ones(repository, pythons, chosen):
+    done, calls = run_tests_with(repository, pythons)
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == f"venv by {chosen}"
+    assert [line.split()[-1] for line in calls[1:3]] == ["requirements.txt", "requirements-dev.txt"]
+    assert calls[3].startswith("-m pytest") and len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("pythons", "found"),
+    [({}, "none"), ({"python3": 9}, "Python 3.9.1"), ({"python": 8}, "Python 3.8.1")],
+)
+def test_an_unusable_python_is_one_line_with_the_usable_ones(repository, pythons, found):
+    done, calls = run_tests_with(repository, pythons)
+    assert done.returncode == 2 and calls == []
+    assert done.stderr == (
+        f"error: Python 3.10 or newer is needed (tested: 3.10 to 3.13; found: {found})\n"
+    )
+
+
+def test_a_python_without_venv_is_used_last_and_named(repository):
+    done, calls = run_tests_with(repository, {"python3": 13}, without_venv=["python3"])
+    assert done.returncode == 2 and calls == []
+    assert "python3 has no venv module" in done.stderr
+
+
+def test_a_failed_installation_names_the_python_and_the_tested_ones(repository):
+    done, _ = run_tests_with(repository, {"python3": 15}, failing="pip")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "requirements.txt for Python 3.15.1 (tested: 3.10 to 3.13): ERROR: No m" in done.stderr
+
+
+def test_quick_tests_are_a_selection(repository):
+    _, calls = run_tests_with(repository, {"python3": 13}, "--quick", "-x")
+    words = calls[3].split()
+    assert words[-1] == "-x" and "--quick" not in words
+    selected = [ROOT / word for word in words if word.startswith("tests/")]
+    assert selected and all(path.exists() for path in selected)

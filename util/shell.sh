@@ -33,12 +33,15 @@ stems() {
     done
 }
 
+tested='3.10 to 3.13'
 at_least_3_10='import sys; sys.exit(sys.version_info < (3, 10))'
+not_newer_than_tested='import sys; sys.exit(sys.version_info >= (3, 14))'
 
 # check_python: whether $python can be used
 check_python() {
     "$python" -c 'pass' 2>/dev/null || fail "$python does not run; is its environment complete?"
-    "$python" -c "$at_least_3_10" || fail "$python is $("$python" --version 2>&1); 3.10 or newer is needed"
+    "$python" -c "$at_least_3_10" ||
+        fail "$python is $("$python" --version 2>&1); 3.10 or newer is needed (tested: $tested)"
 }
 
 # find_python: sets $python for a script that trains or tests
@@ -59,18 +62,22 @@ sys.exit(not all(map(find_spec, ("torch", "cv2", "mmcv", "pydantic", "yaml"))))'
         fail "$python lacks packages of requirements.txt; README.md says how to install them, or run: sh demo.sh"
 }
 
-# find_base_python: sets $base, an interpreter that can make a virtual environment
+# find_base_python: sets $base, an interpreter that can make a virtual environment. The tested
+# versions come first; the packages may exist for newer ones too.
 find_base_python() {
     without_venv=
-    for base in python3 python3.13 python3.12 python3.11 python3.10 python; do
-        "$base" -c "$at_least_3_10" >/dev/null 2>&1 || continue
-        "$base" -c 'import venv, ensurepip' 2>/dev/null && return
-        without_venv=${without_venv:-$base}
+    for condition in "$not_newer_than_tested" 'pass'; do
+        for base in python3 python3.13 python3.12 python3.11 python3.10 python python3.14; do
+            "$base" -c "$at_least_3_10" >/dev/null 2>&1 || continue
+            "$base" -c "$condition" || continue
+            "$base" -c 'import venv, ensurepip' 2>/dev/null && return
+            without_venv=${without_venv:-$base}
+        done
     done
     [ -z "$without_venv" ] ||
         fail "$without_venv has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"
-    found=$(python3 --version 2>/dev/null) || found=none
-    fail "Python 3.10 or newer is needed (found: $found)"
+    found=$(python3 --version 2>/dev/null) || found=$(python --version 2>&1) || found=none
+    fail "Python 3.10 or newer is needed (tested: $tested; found: $found)"
 }
 
 # prepare_environment REQUIREMENTS...: sets $python, with everything in these files installed
@@ -108,7 +115,7 @@ install_once() {
     PIP_CONSTRAINT="${PIP_CONSTRAINT:+$PIP_CONSTRAINT }$constraints" \
         PIP_BUILD_CONSTRAINT="${PIP_BUILD_CONSTRAINT:+$PIP_BUILD_CONSTRAINT }$constraints" \
         "$python" -m pip install --disable-pip-version-check -r "$requirements" 2>"$log" ||
-        fail "pip could not install $requirements: $(pip_reason) (all of it: $log)"
+        fail "pip could not install $requirements for $("$python" --version 2>&1) (tested: $tested): $(pip_reason) (all of it: $log)"
     printf '%s\n' "$sum" >"$stamp"
 }
 

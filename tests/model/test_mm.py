@@ -1,0 +1,37 @@
+"""The model has what it takes from mmcv and mmseg with either of the two packages, silently."""
+
+import subprocess
+import sys
+
+import torch
+from torch.nn import functional as F
+
+from model import mm
+from tests.paths import ROOT
+
+
+def imported(program):
+    """What an interpreter of its own prints that runs this program with all warnings on."""
+    command = [sys.executable, "-W", "default", "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_import_is_silent():
+    assert imported("import model.mm") == (0, "")
+
+
+def test_without_mmseg_resize_is_that_of_torch():
+    program = """import sys
+sys.modules["mmseg"] = None
+from model import mm
+from torch.nn import functional
+print(mm.resize is functional.interpolate)"""
+    assert imported(program) == (0, "True\n")
+
+
+def test_resize_gives_the_numbers_of_torch():
+    maps = torch.rand(2, 3, 5, 7)
+    for align_corners in (False, True):
+        options = {"size": (9, 4), "mode": "bilinear", "align_corners": align_corners}
+        assert torch.equal(mm.resize(maps, **options), F.interpolate(maps, **options))
