@@ -1,14 +1,14 @@
 #!/bin/sh
 # Install what the tests need and run them: sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
-# --quick runs what depends most on the versions of Python and the packages, in about a minute: the
+# --quick runs what depends most on the versions of Python and the packages, in about 90 seconds: the
 # published model's numbers, settings, checkpoints, lists and episodes.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
 prepare_environment requirements.txt requirements-dev.txt
 if [ "${1:-}" = --quick ]; then
     shift
-    set -- tests/model/test_golden.py tests/util/config tests/util/checkpoints tests/util/runtime \
-        tests/util/data "$@"
+    set -- tests/model/test_golden.py tests/model/test_mm.py tests/util/config \
+        tests/util/checkpoints tests/util/data "$@"
 fi
 # A thread each: two processes of tests on the cores of a small machine.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
