@@ -10,9 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-# ImageNet statistics, RGB, on the 0..255 scale.
-MEAN = tuple(255 * value for value in (0.485, 0.456, 0.406))
-STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
+from model.preprocessing import MEAN, normalise
 
 
 class Compose:
@@ -217,20 +215,12 @@ def _resize(image, labels, size):
 
 
 def to_tensors(image, labels, out=None):
-    """Normalise with MEAN and STD.
+    """Normalise the image, and return labels as tensors.
 
     image: (h, w, 3) float32; labels: (h, w) uint8; out: (3, h, w) float32 to write to, else
     new. Returns ((3, h, w) float32, (h, w) uint8, …).
     """
-    if out is None:
-        out = torch.empty(3, *image.shape[:2])
-    planes = out.numpy()
-    cv2.split(image, list(planes))
-    # Plane by plane they stay in the processor's cache.
-    for plane, mean, std in zip(planes, MEAN, STD, strict=True):
-        plane -= np.float32(mean)
-        plane /= np.float32(std)
     return (
-        out,
+        normalise(image, out),
         *(torch.from_numpy(np.ascontiguousarray(label)) for label in labels),
     )
