@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
+from model.parts import Loss
 from util.checkpoint import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.config import VIZ, load_config, parse_args
 from util.data.draws import draw_test_episodes
@@ -67,8 +68,15 @@ def build_model(
     return net
 
 
-def train(cfg, processes: Processes, viz: bool) -> None:
-    """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
+def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> None:
+    """Train until `epochs`, going on from the last checkpoint; validate and keep the best.
+
+    Args:
+        cfg: the configuration.
+        processes: this process among all.
+        viz: write TensorBoard's files too.
+        loss: the loss of a batch, see `model.parts.Loss`; all its terms are logged.
+    """
     logger, scalars = start_run(cfg, cfg.run_dir, processes, viz)
     snapshot = snapshot_dir(cfg.run_dir)
     saved = find_saved(cfg.resume, snapshot, processes, logger)
@@ -110,15 +118,11 @@ def train(cfg, processes: Processes, viz: bool) -> None:
             out = wrapped(
                 batch["query"], batch["support"], batch["support_mask"], batch["class_index"]
             )
-        losses = hdmnet_loss(
+        terms = loss(
             out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2
         )
-        return {
-            "loss": losses.total,
-            "main": losses.main,
-            "distillation": losses.distillation,
-            "base": losses.base,
-        }
+        others = {name: value for name, value in terms._asdict().items() if name != "total"}
+        return {"loss": terms.total, **others}
 
     def validate() -> dict[str, float]:
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else state.epoch)
