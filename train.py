@@ -118,9 +118,7 @@ def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> Non
             out = wrapped(
                 batch["query"], batch["support"], batch["support_mask"], batch["class_index"]
             )
-        terms = loss(
-            out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2
-        )
+        terms = loss(out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2)
         others = {name: value for name, value in terms._asdict().items() if name != "total"}
         return {"loss": terms.total, **others}
 

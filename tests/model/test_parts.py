@@ -138,7 +138,7 @@ def test_a_training_step_lowers_the_loss(net, episode, loss, checkpoint_activati
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, 1e-7, float("nan")])
 def test_a_temperature_that_is_too_small_is_refused(temperature):
-    with pytest.raises(ValueError, match="temperature .* is not at least 1e-6"):
+    with pytest.raises(ValueError, match=r"temperature .* is not at least 1e-6"):
         MatchingAttention(8, temperature=temperature)
 
 
