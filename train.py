@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
+from model.parts import Loss
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, load_config, parse_args
@@ -68,8 +69,15 @@ def build_model(
     return net
 
 
-def train(cfg, processes: Processes, viz: bool) -> None:
-    """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
+def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> None:
+    """Train until `epochs`, going on from the last checkpoint; validate and keep the best.
+
+    Args:
+        cfg: the configuration.
+        processes: this process among all.
+        viz: write TensorBoard's files too.
+        loss: the loss of a batch, see `model.parts.Loss`; all its terms are logged.
+    """
     files = RunFiles(cfg)
     snapshot = files.snapshot
     logger, scalars = start_run(cfg, files.folder, processes, viz)
@@ -112,15 +120,9 @@ def train(cfg, processes: Processes, viz: bool) -> None:
             out = wrapped(
                 batch["query"], batch["support"], batch["support_mask"], batch["class_index"]
             )
-        losses = hdmnet_loss(
-            out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2
-        )
-        return {
-            "loss": losses.total,
-            "main": losses.main,
-            "distillation": losses.distillation,
-            "base": losses.base,
-        }
+        terms = loss(out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2)
+        others = {name: value for name, value in terms._asdict().items() if name != "total"}
+        return {"loss": terms.total, **others}
 
     def validate() -> dict[str, float]:
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else state.epoch)

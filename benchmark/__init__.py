@@ -1,1 +1,1 @@
-"""Speed and memory of the model against a plain transcription of the method."""
+"""Speed and memory of the model against the reference."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmark.plain import plain_forward
 from model import HDMNet, HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.features import QueryFeatures, SupportFeatures
 from util.training.schedule import hdmnet_optimizer
@@ -114,7 +113,7 @@ class Lab:
         def train() -> None:
             inputs = (self.query, self.support, self.support_mask, self.class_index)
             with self._autocast():
-                out = plain_forward(net, *inputs) if way == "plain" else net(*inputs)
+                out = net.reference_forward(*inputs) if way == "reference" else net(*inputs)
             optimizer.zero_grad(set_to_none=True)
             # The labels of the base learner do not matter here: its loss has no gradient.
             hdmnet_loss(out, self.query_mask, self.query_mask).total.backward()
@@ -127,7 +126,7 @@ class Lab:
         """The output in eval mode.
 
         Args:
-            way: "plain", "fast", "bf16" (fast, its backbone in bfloat16), or "cached" (fast, the
+            way: "reference", "fast", "bf16" (fast, its backbone in bfloat16), or "cached" (fast, the
                 features of query and supports known from an earlier call).
         """
         net = self._net(way).eval()
@@ -135,7 +134,7 @@ class Lab:
             if way == "cached":
                 return net.segment(*self._features, self.query.shape[-2:])
             inputs = (self.query, self.support, self.support_mask)
-            return plain_forward(net, *inputs) if way == "plain" else net(*inputs)
+            return net.reference_forward(*inputs) if way == "reference" else net(*inputs)
 
     @cached_property
     def _features(self) -> tuple[QueryFeatures, SupportFeatures]:
@@ -159,5 +158,9 @@ def difference(actual: HDMNetOutput, expected: HDMNetOutput) -> float:
 
 def _build(case: Case, backbone_dtype: torch.dtype | None) -> HDMNet:
     return build_hdmnet(
-        case.backbone, case.base_classes, case.shot, 0, backbone_dtype=backbone_dtype
+        case.backbone,
+        case.base_classes,
+        shot=case.shot,
+        kshot_trans_dim=0,
+        backbone_dtype=backbone_dtype,
     )

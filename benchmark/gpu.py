@@ -1,6 +1,6 @@
 """Training steps and test episodes at the published sizes on this machine's GPU: see benchmark/gpu.sh.
 
-`python -m benchmark.gpu steps OUT` compares the model with the plain one in each precision, in one
+`python -m benchmark.gpu steps OUT` compares the model with its reference in each precision, in one
 process; `profile` says which parts and which kernels the time goes to. Both write OUT/PIECE.json and
 OUT/PIECE.md.
 """
@@ -47,7 +47,7 @@ class Precision(NamedTuple):
     ceiling: str
 
 
-EXACT = ("plain", "fast", "cached")
+EXACT = ("reference", "fast", "cached")
 PRECISIONS = {
     "float32": Precision(False, None, EXACT, "float32"),
     "TF32": Precision(True, None, EXACT, "TF32"),
@@ -130,7 +130,7 @@ def measure_steps(bench: Bench) -> None:
             for way in ways:
                 try:
                     if not case.training:  # whose steps change the weights
-                        expected = expected or lab.test("plain")
+                        expected = expected or lab.test("reference")
                         found[f"{way} difference"] = difference(lab.test(way), expected)
                     step = lab.step(way)
                     found[way] = bench.seconds(step)
@@ -156,11 +156,11 @@ def measure_steps(bench: Bench) -> None:
 HEADER = (
     "case",
     "precision",
-    "plain, ms",
+    "reference, ms",
     "here, ms",
     "faster",
     "features known, ms",
-    "plain, MiB",
+    "reference, MiB",
     "here, MiB",
     "smaller",
     "share of peak",
@@ -177,7 +177,7 @@ def _row(found: dict, ceiling: float) -> list[str]:
         return "out of memory" if f"{key.split()[0]} failed" in found else ""
 
     def ratio(suffix: str) -> str:
-        keys = f"plain{suffix}", f"{way}{suffix}"
+        keys = f"reference{suffix}", f"{way}{suffix}"
         # Small cases fit into what the process held before.
         known = all(found.get(key, 0) > 0 for key in keys)
         return f"{found[keys[0]] / found[keys[1]]:.1f}×" if known else ""
@@ -186,11 +186,11 @@ def _row(found: dict, ceiling: float) -> list[str]:
     return [
         found["name"],
         found["precision"],
-        cell("plain", 1e3, ".1f"),
+        cell("reference", 1e3, ".1f"),
         cell(way, 1e3, ".1f"),
         ratio(""),
         cell("cached", 1e3, ".1f"),
-        cell("plain bytes", 2**-20),
+        cell("reference bytes", 2**-20),
         cell(f"{way} bytes", 2**-20),
         ratio(" bytes"),
         "" if share is None else f"{share:.0%}",
@@ -206,7 +206,7 @@ def _steps_text(rows: list[list[str]], ceilings: dict[str, float]) -> str:
     return (
         f"{markdown_table(HEADER, rows, left=(0, 1))}\n"
         f"Measured peaks, of a large matrix product and of a copy: {rates}. Differences are the "
-        "largest to the plain logits of float32, divided by the largest of them.\n"
+        "largest to the logits of the reference in float32, divided by the largest of them.\n"
     )
 
 

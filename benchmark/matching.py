@@ -14,7 +14,8 @@ from util.runtime.tables import markdown_table
 
 SHOTS = (1, 2, 5, 10)
 SIZES = (473, 633, 801)
-PLAIN_MATRICES = 10  # of query by support positions, float32, that the plain way holds at most
+# Matrices of query by support positions, float32, that the reference holds at most.
+REFERENCE_MATRICES = 10
 
 
 def main() -> None:
@@ -24,7 +25,10 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
     parser.add_argument("--share", type=float, default=1.0, help="part that a mask covers")
     parser.add_argument(
-        "--plain-limit", type=float, default=4, help="GiB; where the plain way needs more, skip it"
+        "--reference-limit",
+        type=float,
+        default=4,
+        help="GiB; where the reference needs more, skip it",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one"
@@ -38,9 +42,9 @@ def main() -> None:
             case = {"size": size, "shot": shot, "share": args.share, "device": device}
             positions, fast = measure("matching_memory", way="fast", **case)
             grid = ((size - 1) // 8 + 1) ** 2
-            plain = "–"
-            if PLAIN_MATRICES * 4 * shot * grid**2 <= args.plain_limit * 2**30:
-                plain = f"{measure('matching_memory', way='plain', **case)[1] / 2**20:.0f}"
+            reference = "–"
+            if REFERENCE_MATRICES * 4 * shot * grid**2 <= args.reference_limit * 2**30:
+                reference = f"{measure('matching_memory', way='reference', **case)[1] / 2**20:.0f}"
             rows.append(
                 [
                     str(size),
@@ -48,10 +52,10 @@ def main() -> None:
                     str(positions),
                     f"{fast / 2**20:.0f}",
                     f"{fast / (positions or 1) / 2**10:.1f}",
-                    plain,
+                    reference,
                 ]
             )
-    header = ["px", "shot", "support positions", "fast, MiB", "KiB a position", "plain, MiB"]
+    header = ["px", "shot", "support positions", "fast, MiB", "KiB a position", "reference, MiB"]
     print(markdown_table(header, rows, left=()), end="")
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmark import plain
 from benchmark.cases import random_masks
+from model import reference
 from model.masked import MaskGrids
 from model.matching import MatchingLayer, SupportTokens
 from model.prior import similarity_prior, unit_rows
@@ -24,7 +23,7 @@ def matching_step(
         size: of the images, in pixels.
         shot: K.
         share: part of each support that its mask covers.
-        way: "fast" or "plain".
+        way: "fast" or "reference".
         device: where.
 
     Returns:
@@ -45,16 +44,16 @@ def matching_step(
     def maps(number: int, channels: int) -> Tensor:
         return torch.randn(number, channels, *grid, device=device)
 
-    if way == "plain":
-        mask = F.interpolate(masks[None], size=grid, mode="nearest")
+    if way == "reference":
         support = maps(shot, CHANNELS[0]).requires_grad_()
         frozen = [(maps(1, channels), maps(shot, channels)[None]) for channels in CHANNELS[1:]]
 
         def step() -> None:
             with torch.no_grad():
                 for own, others in frozen:
-                    plain._prior(own, others, masks[None])
-            plain._match(layer, query, support[None], mask, prior, 1.0)[0].sum().backward()
+                    reference.dense_prior(own, others, masks[None])
+            matched, _ = reference.match(layer, query, support[None], masks[None], prior, 1.0)
+            matched.sum().backward()
 
         return step, count
 

@@ -1,8 +1,8 @@
-"""Time and memory of the model, fast against plain: `python -m benchmark.model` prints the tables.
+"""Time and memory of the model against the reference: `python -m benchmark.model` prints the tables.
 
 In each case both take turns in one process and the ratio is that of the medians; memory is the peak
 of one run in a process of its own, above the weights and the batch. Weights and images are random,
-each mask covers a part of its image. What is plain is in benchmark/plain.py. On a machine with a GPU
+each mask covers a part of its image. The reference is model/reference.py. On a machine with a GPU
 the same command measures there.
 """
 
@@ -18,12 +18,12 @@ from util.runtime.tables import markdown_table
 
 HEADER = (
     "case",
-    "plain, s",
+    "reference, s",
     "here, s",
     "faster",
     "with backbone_dtype bf16, s",
     "faster again",
-    "plain, MiB",
+    "reference, MiB",
     "here, MiB",
     "smaller",
 )
@@ -71,7 +71,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 
 def _ways(case: Case, args: argparse.Namespace) -> list[str]:
-    ways = ["plain", "fast"]
+    ways = ["reference", "fast"]
     if not args.no_bf16:
         ways.append("bf16")
     if not case.training:
@@ -98,7 +98,8 @@ def _comparison(cases: list[Case], args: argparse.Namespace, device: str) -> str
     differences = ", ".join(f"{way} {value:.1e}" for way, value in largest.items())
     return (
         f"{markdown_table(HEADER, rows)}\n"
-        f"Largest difference to the plain logits, divided by the largest of them: {differences}\n"
+        "Largest difference to the logits of the reference, divided by the largest of them: "
+        f"{differences}\n"
     )
 
 
@@ -111,15 +112,15 @@ def _rows(name: str, seconds: dict[str, float], memory: dict[str, float]) -> lis
         cells = dict.fromkeys(HEADER, "")
         cells["case"] = label
         cells["here, s"] = f"{seconds[way]:.3g}"
-        cells["faster"] = f"{seconds['plain'] / seconds[way]:.2f}×"
+        cells["faster"] = f"{seconds['reference'] / seconds[way]:.2f}×"
         if memory:
             cells["here, MiB"] = f"{memory[way] / 2**20:.0f}"
             if memory[way] > 0:  # small cases fit into what the process held before
-                cells["smaller"] = f"{memory['plain'] / memory[way]:.1f}×"
+                cells["smaller"] = f"{memory['reference'] / memory[way]:.1f}×"
         if way == "fast":
-            cells["plain, s"] = f"{seconds['plain']:.3g}"
+            cells["reference, s"] = f"{seconds['reference']:.3g}"
             if memory:
-                cells["plain, MiB"] = f"{memory['plain'] / 2**20:.0f}"
+                cells["reference, MiB"] = f"{memory['reference'] / 2**20:.0f}"
             if "bf16" in seconds:
                 cells["with backbone_dtype bf16, s"] = f"{seconds['bf16']:.3g}"
                 cells["faster again"] = f"{seconds['fast'] / seconds['bf16']:.2f}×"
@@ -130,7 +131,7 @@ def _rows(name: str, seconds: dict[str, float], memory: dict[str, float]) -> lis
 def _parts(cases: list[Case], device: str) -> str:
     rows = []
     for case in cases:
-        for way in ("plain", "fast"):
+        for way in ("reference", "fast"):
             seconds = measure("parts", case=case, way=way, device=device)
             whole = seconds.pop("whole")
             seconds["rest"] = whole - sum(seconds.values())

@@ -7,26 +7,25 @@ from unittest import mock
 
 import torch
 
-from benchmark import plain
-from model import decoder, encoder, frozen, hdmnet, hierarchy, matching
+from model import decoder, encoder, frozen, hdmnet, hierarchy, matching, reference
 
-# Part: where its functions live. Those of the fast path, and those of the plain one.
+# Each part's functions, those of the fast path and that of the reference.
 PLACES = {
-    "backbone": [(frozen.FrozenBase, "_features"), (plain, "_backbone")],
+    "backbone": [(frozen.FrozenBase, "_features"), (reference, "backbone_features")],
     "base head": [
         (frozen.FrozenBase, "head"),
         (frozen.FrozenBase, "head_at"),
-        (plain, "_head"),
+        (reference, "base_head"),
     ],
-    "prior": [(hdmnet, "similarity_prior"), (plain, "_prior")],
-    "hierarchy": [(hierarchy.Hierarchy, "forward"), (plain, "_hierarchy")],
+    "prior": [(hdmnet, "similarity_prior"), (reference, "dense_prior")],
+    "hierarchy": [(hierarchy.Hierarchy, "forward"), (reference, "hierarchical_attention")],
     "matching": [
         (matching.MatchingLayer, "encode_support"),
         (matching.MatchingLayer, "forward"),
-        (plain, "_match"),
+        (reference, "match"),
     ],
-    "style": [(encoder.FeatureEncoder, "_gram"), (plain, "_style_distance")],
-    "decoder": [(decoder.Decoder, "forward"), (plain, "_decode")],
+    "style": [(encoder.FeatureEncoder, "_gram"), (reference, "style_distances")],
+    "decoder": [(decoder.Decoder, "forward"), (reference, "decode")],
     "backward": [(torch.Tensor, "backward")],
 }
 

@@ -1,10 +1,17 @@
-"""HDMNet: the network and its loss. Pure modules and functions: no files, no configuration parsing."""
+"""HDMNet: the network, its preprocessing and its loss, without files and configuration parsing.
 
-from model.hdmnet import HDMNet, HDMNetOutput, build_hdmnet
+model/reference.py states the whole method; read it first.
+"""
+
+from model.hdmnet import HDMNet, build_hdmnet
 from model.loss import Losses, hdmnet_loss
+from model.preprocessing import MEAN, STD, preprocess_image, preprocess_mask
 from model.pspnet import PSPNet, build_pspnet
+from model.reference import HDMNetOutput
 
 __all__ = [
+    "MEAN",
+    "STD",
     "HDMNet",
     "HDMNetOutput",
     "Losses",
@@ -12,4 +19,6 @@ __all__ = [
     "build_hdmnet",
     "build_pspnet",
     "hdmnet_loss",
+    "preprocess_image",
+    "preprocess_mask",
 ]

@@ -9,8 +9,14 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
-class Features(NamedTuple):
-    """Outputs of stages 2, 3 and 4: (B, C2, h2, w2), (B, C3, h, w), (B, C4, h, w)."""
+class BackboneFeatures(NamedTuple):
+    """Outputs of stages 2, 3 and 4.
+
+    Attributes:
+        f2: (B, C2, h2, w2).
+        f3: (B, C3, h, w).
+        f4: (B, C4, h, w).
+    """
 
     f2: Tensor
     f3: Tensor
@@ -18,12 +24,12 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Five stages in a row.
+    """A feature extractor of five stages.
 
     Args:
-        stages: the stages, each a module.
+        stages: the five stages, from the stem on.
         channels: output channels of stages 2, 3 and 4.
-        stride: of the grid of stages 3 and 4.
+        stride: pixels of the image per position of the grid of stages 3 and 4.
     """
 
     def __init__(self, stages: list[nn.Module], channels: tuple[int, int, int], stride: int):
@@ -33,14 +39,15 @@ class Backbone(nn.Module):
         self.stride = stride
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Grid (h, w) of stages 3 and 4 for images of `size` = (H, W)."""
-        return tuple(-(-length // self.stride) for length in size)
+        """Return the grid (h, w) of stages 3 and 4 for images of `size` = (H, W)."""
+        height, width = size
+        return -(-height // self.stride), -(-width // self.stride)
 
-    def forward(self, image: Tensor) -> Features:
-        """Features of images (B, 3, H, W)."""
+    def forward(self, image: Tensor) -> BackboneFeatures:
+        """Return the features of images (B, 3, H, W)."""
         f2 = self.stages[2](self.stages[1](self.stages[0](image)))
         f3 = self.stages[3](f2)
-        return Features(f2, f3, self.stages[4](f3))
+        return BackboneFeatures(f2, f3, self.stages[4](f3))
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -62,6 +69,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, width, h, w) of x (B, inputs, H, W)."""
         out = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(out)).add_(self.downsample(x)))
 
@@ -84,6 +92,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 4·width, h, w) of x (B, inputs, H, W)."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         return self.relu(self.bn3(self.conv3(out)).add_(self.downsample(x)))
@@ -95,7 +104,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-_RESNETS = {
+_RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -106,7 +115,7 @@ BACKBONES = (*_RESNETS, "vgg16")
 
 
 def _deep_stem() -> nn.Sequential:
-    layers = []
+    layers: list[nn.Module] = []
     for inputs, outputs, stride in ((3, 64, 2), (64, 64, 1), (64, 128, 1)):
         layers += [
             _conv3x3(inputs, outputs, stride),
@@ -124,18 +133,19 @@ def _resnet(name: str) -> Backbone:
     for depth, width, stride, dilation in zip(
         depths, (64, 128, 256, 512), (1, 2, 1, 1), (1, 1, 2, 4), strict=True
     ):
-        blocks = []
+        blocks: list[nn.Module] = []
         for index in range(depth):
             blocks.append(block(inputs, width, stride if index == 0 else 1, dilation))
             inputs = width * block.expansion
         stages.append(nn.Sequential(*blocks))
-    return Backbone(stages, tuple(width * block.expansion for width in (128, 256, 512)), 8)
+    expansion = block.expansion
+    return Backbone(stages, (128 * expansion, 256 * expansion, 512 * expansion), 8)
 
 
 def _vgg16() -> Backbone:
     # Each stage ends with the pool that follows its convolutions, but for the last one, which has
     # none: the grid of f3 and f4 has stride 16.
-    stages = []
+    stages: list[nn.Module] = []
     inputs = 3
     for index, (outputs, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
         layers: list[nn.Module] = []
@@ -153,10 +163,13 @@ def _vgg16() -> Backbone:
 
 
 def build_backbone(name: str) -> Backbone:
-    """The backbone of that name, with random weights.
+    """Return a backbone with random weights.
+
+    Args:
+        name: one of `BACKBONES`.
 
     Raises:
-        ValueError: the name is none of `BACKBONES`.
+        ValueError: the name is none of these.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is none of {', '.join(BACKBONES)}")

@@ -1,5 +1,7 @@
 """Coarse-to-fine decoding of the matched maps into two logits (paper, section 3.2)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,12 +14,12 @@ from model.precision import full_precision
 class LinearBottleneck(nn.Sequential):
     """1×1, 3×3 and 1×1 convolutions with batch norms between them and no activation.
 
-    Batch norms in eval mode are linear too: then the weights are multiplied out, and one 3×3
-    convolution from `channels` to `outputs` channels takes the place of all, in the backward pass
-    as well.
+    Where the batch norms are in eval mode, all layers are multiplied out to one 3×3 convolution; see
+    docs/fast_path.md, "The decoder".
 
     Args:
-        channels, outputs: of the map; four times `channels` lie between.
+        channels: of the input; four times as many lie between the convolutions.
+        outputs: channels of the output.
         normalised: whether a batch norm follows at the end.
     """
 
@@ -33,7 +35,7 @@ class LinearBottleneck(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) → (B, outputs, h, w)."""
+        """Return (B, outputs, h, w) of x (B, channels, h, w)."""
         if learning_norms(self):
             return super().forward(x)
         with full_precision(x.device):
@@ -42,12 +44,13 @@ class LinearBottleneck(nn.Sequential):
         return F.conv2d(x, weight, bias, padding=1) + F.conv2d(inside, constant, padding=1)
 
     def _multiplied_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolution's weight (outputs, channels, 3, 3) and bias (outputs,).
+        """Return the weight W (outputs, channels, 3, 3), k (outputs, 1, 3, 3) and β (outputs,).
 
-        Between them the weight (outputs, 1, 3, 3) of a map of ones: what the first convolution adds
-        to every position, and the 3×3 convolution finds missing outside of the map.
+        k is the weight of a map of ones, since the 3×3 convolution pads with zeros what the first
+        convolution makes of x, its bias included.
         """
-        first, first_norm, middle, middle_norm, last, *end = self
+        layers: list[Any] = list(self)
+        first, first_norm, middle, middle_norm, last, *end = layers
         scale, shift = scale_and_shift(first_norm)
         enter, added = first.weight.flatten(1) * scale[:, None], first.bias * scale + shift
         enter = torch.cat([enter, added[:, None]], dim=1)  # (hidden, channels + 1)
@@ -64,9 +67,13 @@ class LinearBottleneck(nn.Sequential):
 
 
 class Decoder(nn.Module):
-    """Parses the coarsest map, then adds each finer one to the enlarged result.
+    """The decoder: it parses the coarsest map, then adds each finer one to the enlarged result.
 
     Each parse has one ReLU, at its end, as in the published model.
+
+    Args:
+        channels: C, of the maps.
+        stages: number of maps.
     """
 
     def __init__(self, channels: int, stages: int = 3):
@@ -77,7 +84,7 @@ class Decoder(nn.Module):
         self.classifier = LinearBottleneck(channels, 2, normalised=False)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Matched maps (B, C, h_i, w_i), finest first → logits (B, 2, h_0, w_0)."""
+        """Return logits (B, 2, h_0, w_0) of matched maps (B, C, h_i, w_i), finest first."""
         out = F.relu(self.parse[-1](maps[-1]))
         for x, parse in zip(maps[-2::-1], list(self.parse)[-2::-1], strict=True):
             out = resize(out, size=x.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,31 +1,35 @@
-"""What depends on one image alone, a query or a support with its mask: computed once for any episode."""
+"""Encoding of single images: the part of HDMNet that no query shares with its supports.
+
+What depends on one image alone, with the mask where it is a support, serves in any episode.
+"""
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.backbone import Features
+from model.backbone import BackboneFeatures
 from model.ensemble import channel_gram
 from model.features import QueryFeatures, SupportFeatures, map_tensors, stack_queries
 from model.frozen import FrozenBase
 from model.hierarchy import Hierarchy, to_map, to_tokens
 from model.masked import MaskedPositions, MaskGrids
-from model.matching import MatchingLayer
 from model.norms import statistics_kept
+from model.parts import Matching, MatchingFactory
 from model.precision import full_precision, widened
 from model.prior import masked_prototype, unit_rows
 from model.pspnet import PSPNet
 
 
 class _SupportPart(NamedTuple):
-    """What is kept of supports that passed the backbone.
+    """Features of N supports that depend on the backbone alone.
 
-    reduced: (N, 256, h, w).
-    gram, f5, f4: (N, ...), see `SupportFeatures`.
+    Attributes:
+        reduced: (N, 256, h, w), after `reduce_support`.
+        gram, f5, f4: (N, ...), see `SupportFeatures`.
     """
 
     reduced: Tensor
@@ -35,11 +39,11 @@ class _SupportPart(NamedTuple):
 
 
 class FeatureEncoder(nn.Module):
-    """The frozen base learner, the reductions and the hierarchy: the part of HDMNet before any episode.
+    """The frozen base learner, the reductions, the hierarchy and the matching modules of HDMNet.
 
     Args:
         base: the base learner; it is frozen here.
-        low_fea, backbone_dtype, checkpoint_activations: see `HDMNet`.
+        low_fea, backbone_dtype, checkpoint_activations, matching: see `HDMNet`.
     """
 
     reduced, channels = 256, 64
@@ -50,6 +54,7 @@ class FeatureEncoder(nn.Module):
         low_fea: str,
         backbone_dtype: torch.dtype | None,
         checkpoint_activations: bool,
+        matching: MatchingFactory,
     ):
         super().__init__()
         if low_fea not in ("layer2", "layer3", "layer4"):
@@ -64,10 +69,12 @@ class FeatureEncoder(nn.Module):
         self.merge_query = _reduction(2 * self.reduced + 2, self.channels)
         self.merge_support = _reduction(2 * self.reduced, self.channels)
         self.hierarchy = Hierarchy(self.channels)
-        self.matching = nn.ModuleList(MatchingLayer(self.channels) for _ in self.hierarchy.stages)
+        self.matching = nn.ModuleList(
+            cast(nn.Module, matching(self.channels)) for _ in self.hierarchy.stages
+        )
 
     def encode_query(self, images: Tensor) -> QueryFeatures:
-        """What segmenting images needs of them alone.
+        """Return the features of query images.
 
         Args:
             images: normalised (B, 3, H, W).
@@ -76,10 +83,10 @@ class FeatureEncoder(nn.Module):
         return self._encode(images, nothing, nothing[:, :, 0])[0]
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
-        """What segmenting by supports needs of them alone; any number of supports will do.
+        """Return the features of supports.
 
         Args:
-            images: normalised (B, K, 3, H, W).
+            images: normalised (B, K, 3, H, W), with any K.
             masks: (B, K, H, W): 1 class, 0 other, 255 ignore.
 
         Raises:
@@ -88,22 +95,24 @@ class FeatureEncoder(nn.Module):
         check_support(images, masks)
         return self._encode(images[:0, 0], images, masks)[1]
 
-    def _encode(
-        self, query: Tensor, support: Tensor, masks: Tensor
-    ) -> tuple[QueryFeatures | None, SupportFeatures | None]:
-        """Features of queries and supports, of which there may be none; they share one backbone pass."""
+    def _encode(self, query: Tensor, support: Tensor, masks: Tensor) -> tuple[Any, Any]:
+        """Return `QueryFeatures` and `SupportFeatures`, None where there are no such images.
+
+        All images pass the backbone together.
+        """
         mask = (masks == 1).to(query.dtype)  # (B, K, H, W)
         masked = (support * mask[:, :, None]).flatten(0, 1)
         grids = None
         if len(masked):
-            size = self.base.backbone.grid(mask.shape[-2:])
+            height, width = mask.shape[-2:]
+            size = self.base.backbone.grid((height, width))
             grids = MaskGrids(mask.flatten(0, 1), self.hierarchy.grids(size))
-        # Supports first: of the positions, what is kept of them is a part.
+        # Supports come first, since less memory is kept of a support than of a query.
         left = len(masked)
         queries, supports = [], []
         for features in self.frozen.features(torch.cat([masked, query])):
             count = len(features.f4)
-            if left:
+            if grids is not None and left:
                 start = len(masked) - left
                 positions = grids.positions[0].only(slice(start, start + count))
                 supports.append(self._support_part(_first(features, left), positions))
@@ -113,25 +122,26 @@ class FeatureEncoder(nn.Module):
             del features
         return (
             stack_queries(queries) if queries else None,
-            self._support_features(supports, mask, grids.positions) if supports else None,
+            self._support_features(supports, mask, grids.positions) if grids is not None else None,
         )
 
-    def _query_part(self, features: Features) -> QueryFeatures:
-        """Of queries that passed the backbone."""
+    def _query_part(self, features: BackboneFeatures) -> QueryFeatures:
+        """Return the features of queries that passed the backbone."""
+        height, width = features.f4.shape[-2:]
         own, _, _ = self._merge_weights(self.merge_query)
         merged = F.conv2d(_reduced(self.reduce_query, features), own)
         with torch.no_grad():
             f5 = self.frozen.head(features.f4)
             return QueryFeatures(
                 merged,
-                self.frozen.logits(to_map(f5, merged.shape[-2:])),
+                self.frozen.logits(to_map(f5, (height, width))),
                 self._gram(features),
                 f5,
                 to_tokens(features.f4),
             )
 
-    def _support_part(self, features: Features, positions: MaskedPositions) -> _SupportPart:
-        """Of masked supports that passed the backbone."""
+    def _support_part(self, features: BackboneFeatures, positions: MaskedPositions) -> _SupportPart:
+        """Return what is kept of masked supports that passed the backbone."""
         reduced = _reduced(self.reduce_support, features)
         with torch.no_grad():
             f5 = self.frozen.head_at(features.f4, positions.index)
@@ -142,7 +152,8 @@ class FeatureEncoder(nn.Module):
         return _SupportPart(reduced, self._gram(features), f5, f4)
 
     @torch.no_grad()
-    def _gram(self, features: Features) -> Tensor:
+    def _gram(self, features: BackboneFeatures) -> Tensor:
+        """Return the cosines between the channels of the low-level feature."""
         names = {"layer2": "f2", "layer3": "f3", "layer4": "f4"}
         low = widened(getattr(features, names[self.low_fea]))
         with full_precision(low.device):
@@ -151,32 +162,32 @@ class FeatureEncoder(nn.Module):
     def _support_features(
         self, parts: list[_SupportPart], mask: Tensor, positions: list[MaskedPositions]
     ) -> SupportFeatures:
-        """Of all supports together; mask (B, K, H, W)."""
+        """Return the features of all supports, whose masks are (B, K, H, W)."""
         reduced, gram, f5, f4 = (_joined(tensors) for tensors in zip(*parts, strict=True))
         own, of_prototype, _ = self._merge_weights(self.merge_support)
         prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (N, 256, 1, 1)
         merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))
+        maps = self._maybe_checkpointed(self.hierarchy, merged)
         stages = tuple(
-            layer.encode_support(*arguments)
-            for layer, *arguments in zip(
-                self.matching, self._kept_or_not(self.hierarchy, merged), positions, strict=True
-            )
+            cast(Matching, layer).encode_support(*arguments)
+            for layer, *arguments in zip(self.matching, maps, positions, strict=True)
         )
-        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, stages)
+        count = positions[0].count
+        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, count, stages)
         return map_tensors(features, lambda tensor: tensor.unflatten(0, mask.shape[:2]))
 
     def _merge_weights(self, merge: nn.Sequential) -> tuple[Tensor, Tensor, Tensor]:
-        """The parts of a merging convolution for the feature, the prototype, and what follows.
+        """Return the parts of a merging convolution for the feature, the prototype, and the rest.
 
-        Convolutions are linear: each part is applied where what it reads is known, and no input is
-        spread over the grid to be concatenated.
+        See docs/fast_path.md, "Merging convolutions".
         """
-        weight = merge[0].weight
+        weight = _weight(merge)
         rest = weight.shape[1] - 2 * self.reduced
-        return weight.split([self.reduced, self.reduced, rest], dim=1)
+        own, of_prototype, of_rest = weight.split([self.reduced, self.reduced, rest], dim=1)
+        return own, of_prototype, of_rest
 
-    def _kept_or_not(self, module: nn.Module, *inputs):
-        """What a module makes of its inputs; see `checkpoint_activations`."""
+    def _maybe_checkpointed(self, module: nn.Module, *inputs: Any) -> Any:
+        """Return the module's output; with `checkpoint_activations`, keep no activations for it."""
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(
                 module,
@@ -188,7 +199,11 @@ class FeatureEncoder(nn.Module):
 
 
 def check_support(support: Tensor, mask: Tensor) -> None:
-    """Raise ValueError unless supports (B, K, 3, H, W) have masks (B, K, H, W)."""
+    """Check that supports (B, K, 3, H, W) have masks (B, K, H, W).
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
     if support.dim() != 5 or mask.shape != support.shape[:2] + support.shape[3:]:
         raise ValueError(
             "expected support (B, K, 3, H, W) and its masks (B, K, H, W), "
@@ -196,9 +211,9 @@ def check_support(support: Tensor, mask: Tensor) -> None:
         )
 
 
-def _reduced(reduce: nn.Sequential, features: Features) -> Tensor:
-    """What a reduction makes of [f3, f2]; its convolution is linear, so the two stay apart."""
-    weights = reduce[0].weight.split([features.f3.shape[1], features.f2.shape[1]], dim=1)
+def _reduced(reduce: nn.Sequential, features: BackboneFeatures) -> Tensor:
+    """Return the reduction of [f3, f2], each convolved with its part of the weight."""
+    weights = _weight(reduce).split([features.f3.shape[1], features.f2.shape[1]], dim=1)
     mixed = torch.is_autocast_enabled(weights[0].device.type)
     f3, f2 = (
         F.conv2d(feature if mixed else feature.to(weight.dtype), weight)
@@ -207,12 +222,16 @@ def _reduced(reduce: nn.Sequential, features: Features) -> Tensor:
     return reduce[1:](f3 + f2)
 
 
-def _first(features: Features, count: int) -> Features:
-    return Features(*(feature[:count] for feature in features))
+def _weight(reduction: nn.Sequential) -> Tensor:
+    return cast(nn.Conv2d, reduction[0]).weight
 
 
-def _after(features: Features, count: int) -> Features:
-    return Features(*(feature[count:] for feature in features))
+def _first(features: BackboneFeatures, count: int) -> BackboneFeatures:
+    return BackboneFeatures(*(feature[:count] for feature in features))
+
+
+def _after(features: BackboneFeatures, count: int) -> BackboneFeatures:
+    return BackboneFeatures(*(feature[count:] for feature in features))
 
 
 def _joined(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 def channel_gram(feature: Tensor) -> Tensor:
-    """Cosines between the channels of feature maps (..., C, h, w): (..., C, C)."""
+    """Return the cosines between the channels of feature maps (..., C, h, w): (..., C, C)."""
     rows = feature.flatten(-2)
     products = rows @ rows.transpose(-1, -2)
     norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -13,7 +13,7 @@ def channel_gram(feature: Tensor) -> Tensor:
 
 
 def style_distance(query: Tensor, support: Tensor) -> Tensor:
-    """Distance of the query's style to each support's.
+    """Return the distance of the query's style to each support's.
 
     Args:
         query: cosines between the channels (B, C, C), see `channel_gram`.
@@ -27,7 +27,7 @@ def style_distance(query: Tensor, support: Tensor) -> Tensor:
 
 
 def _merge_pair() -> nn.Conv2d:
-    """A 1×1 convolution of two maps to one that starts by passing on the first."""
+    """Return a 1×1 convolution of two maps to one, whose initial output is the first map."""
     conv = nn.Conv2d(2, 1, 1, bias=False)
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
@@ -35,15 +35,20 @@ def _merge_pair() -> nn.Conv2d:
 
 
 class Ensemble(nn.Module):
-    """Corrects the meta probabilities by the style distance, the background by the base learner.
+    """The ensemble, which corrects the meta learner by style distance and base learner.
 
     Args:
         shot: number K of supports.
         kshot_trans_dim: hidden width of the net that weighs the supports; 0 is one linear map, None
-            weighs all alike, without weights of its own.
+            gives all supports equal weights.
         kshot_order: "sorted" applies the weights, made for the ascending distances, to the unsorted
             ones, as the published code does; "restored" applies each to the distance it was made for.
+
+    Raises:
+        ValueError: kshot_order is neither.
     """
+
+    shot_weights: nn.Module | None
 
     def __init__(self, shot: int, kshot_trans_dim: int | None, kshot_order: str = "sorted"):
         super().__init__()
@@ -53,11 +58,15 @@ class Ensemble(nn.Module):
         self.kshot_order = kshot_order
         self.adjustment_merge = _merge_pair()
         self.background_merge = _merge_pair()
-        weighs = shot > 1 and kshot_trans_dim is not None
-        self.shot_weights = _shot_weights(shot, kshot_trans_dim) if weighs else None
+        self.shot_weights = None
+        if shot > 1 and kshot_trans_dim is not None:
+            self.shot_weights = _shot_weights(shot, kshot_trans_dim)
 
     def adjustment(self, distances: Tensor) -> Tensor:
-        """Style distances to the supports (B, K) → one value per episode (B,)."""
+        """Return one value per episode (B,) of the style distances to its supports (B, K).
+
+        (20) of docs/method.md: e = Σₖ softmax(ρ(e sorted))ₖ eₖ, where ρ are the `shot_weights`.
+        """
         if self.shot_weights is None:
             return distances.mean(1)
         ascending = distances.sort(dim=1).values
@@ -67,14 +76,17 @@ class Ensemble(nn.Module):
     def forward(
         self, meta: Tensor, base: Tensor, adjustment: Tensor, class_index: Tensor | None = None
     ) -> Tensor:
-        """Final logits.
+        """Return the final logits.
+
+        (21), (22) of docs/method.md, with the probabilities μ of meta and β of base:
+        final = [δ(α(μ_bg, e), Σ β over the base classes), α(μ_fg, e)].
 
         Args:
             meta: meta logits (B, 2, h, w).
             base: base logits (B, N+1, h, w).
-            adjustment: (B,), see the method of that name.
+            adjustment: e (B,), see the method of that name.
             class_index: (B,), rank of each episode's class among the base classes; it is left out of
-                the base map. None where the class is none of them.
+                the sum. None where the class is none of them.
 
         Returns:
             (B, 2, h, w).
@@ -93,6 +105,7 @@ class Ensemble(nn.Module):
 
 
 def _shot_weights(shot: int, hidden: int) -> nn.Module:
+    """Return the net of K channels that weighs sorted distances."""
     if hidden > 0:
         return nn.Sequential(nn.Conv2d(shot, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, shot, 1))
     conv = nn.Conv2d(shot, shot, 1, bias=False)

@@ -1,26 +1,30 @@
-"""What the query alone and what a support alone determine: computed once, used in any episode.
+"""Features that a query alone or a support alone determines, computed once and used in any episode.
 
 The batch comes first in every tensor, so features of single samples can be kept apart (`split_*`)
 and put together to other episodes (`stack_*`). Stages are those of the hierarchy, finest first.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.matching import SupportTokens
+from model.masked import cat_rows
+from model.parts import Tokens
+
+AnyFeatures = TypeVar("AnyFeatures")
 
 
 class QueryFeatures(NamedTuple):
-    """Of query images.
+    """Features of B query images.
 
-    merged: (B, 64, h, w), the image's own share of what enters the hierarchy, before ReLU.
-    base: (B, N+1, h, w), logits of the base learner.
-    gram: (B, C, C), cosines between the channels of the low-level feature.
-    f5, f4: (B, h·w, C), for the prior.
+    Attributes:
+        merged: (B, 64, h, w), the image's own share of what enters the hierarchy, before the ReLU.
+        base: (B, N+1, h, w), logits of the base learner.
+        gram: (B, C, C), cosines between the channels of the low-level feature.
+        f5: (B, h·w, 512), for the prior.
+        f4: (B, h·w, C), for the prior.
     """
 
     merged: Tensor
@@ -31,97 +35,109 @@ class QueryFeatures(NamedTuple):
 
 
 class SupportFeatures(NamedTuple):
-    """Of support images with their masks; of the positions only those inside the masks are kept.
+    """Features of K support images with their masks for each of B episodes.
 
-    prototype: (B, K, 256), the mean feature over the mask.
-    gram: (B, K, C, C), as of the query.
-    f5, f4: (B, K, m, C), of unit length; see `model.masked` for the rows of zeros.
-    stages: keys and values for the matching, (B, K, ...).
+    Only positions inside the masks are kept, see `model.masked`.
+
+    Attributes:
+        prototype: (B, K, 256), the mean feature over the mask.
+        gram: (B, K, C, C), cosines between the channels of the low-level feature.
+        f5: (B, K, m, 512), of unit length; rows of zeros pad.
+        f4: (B, K, m, C), of unit length; rows of zeros pad.
+        count: (B, K), positions inside the mask, of the m.
+        stages: tokens of each stage, for its matching module.
     """
 
     prototype: Tensor
     gram: Tensor
     f5: Tensor
     f4: Tensor
-    stages: tuple[SupportTokens, ...]
+    count: Tensor  # type: ignore[assignment]  # hides the method of tuples
+    stages: tuple[Tokens, ...]
 
 
-Features = TypeVar("Features", QueryFeatures, SupportFeatures)
+def map_tensors(features: AnyFeatures, function: Callable[[Tensor], Tensor]) -> AnyFeatures:
+    """Return the features with a function applied to every tensor.
 
+    Args:
+        features: tensors in named and other tuples, one in another.
+        function: for instance `lambda tensor: tensor.cpu()`.
+    """
 
-def map_tensors(features: Features, function: Callable[[Tensor], Tensor]) -> Features:
-    """The same features with a function applied to every tensor, `lambda t: t.cpu()` for instance."""
-    return _map(function, features)
+    def apply(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        values = map(apply, value)
+        return type(value)(*values) if hasattr(value, "_fields") else tuple(values)
+
+    return apply(features)
 
 
 def feature_bytes(features: QueryFeatures | SupportFeatures) -> int:
-    """Memory of all tensors in bytes."""
-    sizes = []
-    _map(lambda tensor: sizes.append(tensor.nbytes), features)
+    """Return the memory of all tensors in bytes."""
+    sizes: list[int] = []
+
+    def measure(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    map_tensors(features, measure)
     return sum(sizes)
 
 
 def split_queries(features: QueryFeatures) -> list[QueryFeatures]:
-    """Each sample as a batch of one, in memory of its own."""
-    return [
-        map_tensors(features, lambda tensor, b=b: tensor[b : b + 1].clone())
-        for b in range(len(features.base))
-    ]
+    """Return each sample as a batch of one, in memory of its own."""
+    samples = zip(*(tensor.split(1) for tensor in features), strict=True)
+    return [QueryFeatures(*(tensor.clone() for tensor in sample)) for sample in samples]
 
 
 def stack_queries(samples: Sequence[QueryFeatures]) -> QueryFeatures:
-    """One batch of several."""
-    return samples[0] if len(samples) == 1 else _map(lambda *tensors: torch.cat(tensors), *samples)
+    """Return several batches as one."""
+    if len(samples) == 1:
+        return samples[0]
+    return QueryFeatures(*(torch.cat(tensors) for tensors in zip(*samples, strict=True)))
 
 
 def split_supports(features: SupportFeatures) -> list[list[SupportFeatures]]:
-    """Each support of each episode as a batch of one with one support, in memory of its own.
+    """Return each support of each episode as a batch of one with one support, in memory of its own.
 
     Rows that only pad to the longest mask of the batch are dropped.
     """
     batch, shot = features.prototype.shape[:2]
-    return [
-        [
-            _cut(map_tensors(features, lambda tensor, b=b, k=k: tensor[b : b + 1, k : k + 1]))
-            for k in range(shot)
-        ]
-        for b in range(batch)
-    ]
+    return [[_support(features, b, k) for k in range(shot)] for b in range(batch)]
 
 
 def stack_supports(episodes: Sequence[Sequence[SupportFeatures]]) -> SupportFeatures:
-    """One batch of several episodes, each a list of as many supports, all of the same image size."""
-    return _map(
-        lambda *tensors: _cat(tensors, 0),
-        *(_map(lambda *tensors: _cat(tensors, 1), *supports) for supports in episodes),
+    """Return one batch of several episodes.
+
+    Args:
+        episodes: each a list of as many supports. All images have one size.
+    """
+    return _stack([_stack(supports, 1) for supports in episodes], 0)
+
+
+def _support(features: SupportFeatures, b: int, k: int) -> SupportFeatures:
+    """Return one support without the rows that pad, but for the one that represents the outside."""
+    sample = map_tensors(features, lambda tensor: tensor[b : b + 1, k : k + 1])
+    rows = int(sample.count) + 1
+    trimmed = sample._replace(
+        f5=sample.f5[:, :, :rows],
+        f4=sample.f4[:, :, :rows],
+        stages=tuple(tokens.trimmed() for tokens in sample.stages),
     )
+    return map_tensors(trimmed, torch.clone)
 
 
-def _map(function, *nested):
-    """Apply to the tensors at the same place in nested tuples."""
-    first = nested[0]
-    if isinstance(first, Tensor):
-        return function(*nested)
-    values = [_map(function, *parts) for parts in zip(*nested, strict=True)]
-    return type(first)(*values) if hasattr(first, "_fields") else tuple(values)
-
-
-def _cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate, bringing the rows, (B, K, rows, C), to the longest by rows of zeros."""
-    if len(tensors) == 1:
-        return tensors[0]
-    if tensors[0].dim() == 4:
-        rows = max(tensor.shape[2] for tensor in tensors)
-        tensors = [F.pad(tensor, (0, 0, 0, rows - tensor.shape[2])) for tensor in tensors]
-    return torch.cat(tensors, dim)
-
-
-def _cut(sample: SupportFeatures) -> SupportFeatures:
-    """One support without the rows that pad, but for the one that stands for what is outside."""
-    rows = [int(stage.count) + 1 for stage in sample.stages]
-    stages = tuple(
-        stage._replace(keys=stage.keys[:, :, :n], values=stage.values[:, :, :n])
-        for stage, n in zip(sample.stages, rows, strict=True)
+def _stack(samples: Sequence[SupportFeatures], dim: int) -> SupportFeatures:
+    """Put episodes (dim 0), or supports of an episode (dim 1), together."""
+    if len(samples) == 1:
+        return samples[0]
+    prototype, gram, f5, f4, count, stages = zip(*samples, strict=True)
+    return SupportFeatures(
+        torch.cat(prototype, dim),
+        torch.cat(gram, dim),
+        cat_rows(f5, dim),
+        cat_rows(f4, dim),
+        torch.cat(count, dim),
+        tuple(type(tokens[0]).stack(tokens, dim) for tokens in zip(*stages, strict=True)),
     )
-    f5, f4 = (feature[:, :, : rows[0]] for feature in (sample.f5, sample.f4))
-    return map_tensors(sample._replace(f5=f5, f4=f4, stages=stages), torch.clone)

@@ -10,25 +10,41 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 @torch.no_grad()
 def folded(module: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
-    """A copy for inference, without batch norms.
+    """Return a copy for inference, whose convolutions include the batch norms after them.
+
+    See docs/fast_path.md, "Frozen batch norms".
 
     Args:
-        module: one in eval mode whose batch norms each follow, in the order of definition, the
-            convolution that they normalise. It is left as it is.
-        dtype, memory_format: of the copy's weights.
+        module: a module in eval mode whose batch norms each follow, in the order of definition, the
+            convolution that they normalise. It is not changed.
+        dtype: type of the copy's weights.
+        memory_format: memory format of the copy's weights.
+
+    Returns:
+        The copy. Subclasses of convolution and batch norm may do more than these, such as apply an
+        activation, and are copied as they are.
     """
-    options = {"dtype": dtype, "memory_format": memory_format}
     instead: dict[int, nn.Module] = {}
     for parent in module.modules():
         for conv, norm in pairwise(parent.children()):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                instead[id(conv)] = fuse_conv_bn_eval(conv, norm).to(**options)
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                # Each is brought to its type at once, since weights are large.
+                fused = fuse_conv_bn_eval(conv, norm)
+                instead[id(conv)] = fused.to(dtype).to(memory_format=memory_format)
                 instead[id(norm)] = nn.Identity()
-    # What is replaced is not copied: weights are large.
-    return copy.deepcopy(module, instead).to(**options).requires_grad_(False)
+    # deepcopy takes what `instead` holds and does not copy what it replaces.
+    copied = copy.deepcopy(module, instead)
+    return copied.to(dtype).to(memory_format=memory_format).requires_grad_(False)
 
 
-def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a weight or a running statistic is replaced, moved or written to."""
+def weight_versions(module: nn.Module) -> tuple[tuple[int, object], ...]:
+    """Return what changes whenever a weight or a running statistic is replaced, moved or written to.
+
+    Tensors made under `torch.inference_mode()` count no versions. With one of these, the result
+    differs from every other result.
+    """
     tensors = [*module.parameters(), *module.buffers()]
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    return tuple(
+        (tensor.data_ptr(), object() if tensor.is_inference() else tensor._version)
+        for tensor in tensors
+    )

@@ -1,19 +1,20 @@
-"""The base learner as HDMNet uses it, frozen: folded weights, and a head that works where it has to.
+"""The frozen base learner inside HDMNet: folded weights, and a head computed in two parts.
 
-The head's convolution of [f4, resized pools] is split. Its half over the pools is a function of the
-50 pooled cells: each cell is multiplied by the weights of the nine taps, and what a cell adds to a
-position is the product of a share of its row and a share of its column.
+The head's convolution of [f4, resized pools] is the sum of one over f4, which supports need only at
+some positions, and one over the pools, a function of 50 pooled cells. See docs/fast_path.md, "The
+head of the base learner".
 """
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbone import Backbone, Features
-from model.folding import fingerprint, folded
+from model.backbone import Backbone, BackboneFeatures
+from model.folding import folded, weight_versions
 from model.hierarchy import to_tokens
 from model.masked import gather_rows
 from model.mm import resize
@@ -31,48 +32,48 @@ CPU_CHANNELS = 512
 class FrozenBase:
     """Features and logits of a base learner in eval mode, without gradients.
 
-    It keeps a folded copy of the backbone, outside any state dict, made at the first call and made
-    anew when the weights have changed: loaded, moved, or trained. Writing to `parameter.data` goes
-    unnoticed.
+    It keeps a folded copy of the backbone, outside any state dict. The copy is made at the first call
+    and again when the weights were loaded, moved or trained. Writing to `parameter.data` is not
+    noticed.
 
     Args:
         base: the base learner.
-        dtype: what the backbone and the head's convolution are computed in; None for the type that
-            surrounds the call: that of autocast, else that of the weights.
+        dtype: type of the computation of the backbone and of the head's convolution. None takes the
+            type of autocast where it is enabled, else that of the weights.
     """
 
     def __init__(self, base: PSPNet, dtype: torch.dtype | None = None):
         self.base = base
         self.dtype = dtype
-        self._made_of: tuple | None = None
-        self._backbone: Backbone | None = None
+        self._source: tuple[Any, ...] | None = None
+        self._folded: Backbone | None = None
 
-    def features(self, images: Tensor) -> Iterator[Features]:
-        """Backbone features of images (N, 3, H, W), slice by slice; f2 is brought to the grid of f3."""
-        self._refresh(images.device)
+    def features(self, images: Tensor) -> Iterator[BackboneFeatures]:
+        """Yield the features of images (N, 3, H, W), slice by slice, with f2 on the grid of f3."""
+        backbone = self._folded_backbone(images.device)
         at_once = len(images)
         if images.device.type == "cpu":
             at_once = max(1, CPU_PIXELS // images[0, 0].numel())
         for part in images.split(at_once):
-            # No name, and no decorator, holds a slice here while the next one is computed.
-            yield self._features(part)
+            # Without a name or a decorator here, no slice is held while the next one is computed.
+            yield self._features(backbone, part)
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Features:
-        weight = next(self._backbone.parameters())
-        memory_format = _memory_format(self._backbone, weight.device)
+    def _features(self, backbone: Backbone, images: Tensor) -> BackboneFeatures:
+        weight = next(backbone.parameters())
+        memory_format = _memory_format(backbone, weight.device)
         with full_precision(weight.device):
-            f2, f3, f4 = self._backbone(images.to(weight.dtype, memory_format=memory_format))
+            f2, f3, f4 = backbone(images.to(weight.dtype, memory_format=memory_format))
             if f2.shape[-2:] != f3.shape[-2:]:
                 f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
-        return Features(f2, f3, f4)
+        return BackboneFeatures(f2, f3, f4)
 
     @torch.no_grad()
     def head(self, f4: Tensor) -> Tensor:
-        """f5, the head after its batch norm, at every position of f4 (N, C, h, w): (N, h·w, 512)."""
+        """Return f5, the head after its batch norm, (N, h·w, 512), of f4 (N, C, h, w)."""
         with full_precision(f4.device):
-            out = self._of_pools(f4)
-            weight = self._of_f4(f4)
+            out = self._pool_part(f4)
+            weight = self._f4_weight(f4)
             if f4.is_cuda:
                 out += to_tokens(F.conv2d(f4, weight, padding=1))
             else:
@@ -84,13 +85,18 @@ class FrozenBase:
 
     @torch.no_grad()
     def head_at(self, f4: Tensor, index: Tensor) -> Tensor:
-        """f5 at some positions, int64 (N, m) into the h·w: (N, m, 512)."""
+        """Return f5 at some positions, (N, m, 512).
+
+        Args:
+            f4: (N, C, h, w).
+            index: int64 (N, m), into the h·w positions.
+        """
         height, width = f4.shape[-2:]
         row, column = index // width, index % width
         with full_precision(f4.device):
             tokens = to_tokens(f4)
-            weight = self._of_f4(f4).contiguous(memory_format=torch.channels_last)
-            out = gather_rows(self._of_pools(f4), index)
+            weight = self._f4_weight(f4).contiguous(memory_format=torch.channels_last)
+            out = gather_rows(self._pool_part(f4), index)
             for i, j in product(range(3), range(3)):
                 y, x = row + i - 1, column + j - 1
                 inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
@@ -101,34 +107,41 @@ class FrozenBase:
 
     @torch.no_grad()
     def logits(self, f5: Tensor) -> Tensor:
-        """Logits (N, classes+1, h, w) of f5 (N, C, h, w)."""
+        """Return logits (N, classes+1, h, w) of f5 (N, C, h, w)."""
         with full_precision(f5.device):
             return self.base.classifier(f5)
 
-    def _refresh(self, device: torch.device) -> None:
+    def _folded_backbone(self, device: torch.device) -> Backbone:
+        """Return the folded copy in the type of the computation, up to date."""
         dtype = self.dtype
         if dtype is None and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        dtype = dtype or self.base.head[0].weight.dtype
-        made_of = (dtype, fingerprint(self.base))
-        if made_of != self._made_of:
+        dtype = dtype or self._head_weight.dtype
+        source = (dtype, weight_versions(self.base))
+        if self._folded is None or source != self._source:
             memory_format = _memory_format(self.base.backbone, device)
-            self._backbone = folded(self.base.backbone, dtype, memory_format)
-            self._made_of = made_of
+            self._folded = cast(Backbone, folded(self.base.backbone, dtype, memory_format))
+            self._source = source
+        return self._folded
+
+    @property
+    def _head_weight(self) -> Tensor:
+        """The weight of the head's convolution."""
+        return cast(nn.Conv2d, self.base.head[0]).weight
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """The head's batch norm on tokens (N, m, 512), in place."""
+        """Apply the head's batch norm to tokens (N, m, 512), in place."""
         scale, shift = scale_and_shift(self.base.head[1])
         return x.mul_(scale).add_(shift)
 
-    def _of_f4(self, f4: Tensor) -> Tensor:
-        """The weights of the head's convolution that read f4."""
-        return self.base.head[0].weight[:, : f4.shape[1]].to(f4.dtype)
+    def _f4_weight(self, f4: Tensor) -> Tensor:
+        """Return the part of the head's weight that reads f4."""
+        return self._head_weight[:, : f4.shape[1]].to(f4.dtype)
 
-    def _of_pools(self, f4: Tensor) -> Tensor:
-        """What the pools add to the head's convolution of f4 (N, C, h, w): (N, h·w, 512)."""
-        pools = self.base.pyramid.pools
-        branches = self.base.head[0].weight[:, f4.shape[1] :].chunk(len(pools), dim=1)
+    def _pool_part(self, f4: Tensor) -> Tensor:
+        """Return the pools' part of the head's convolution, (N, h·w, 512), of f4 (N, C, h, w)."""
+        pools = cast(list[nn.Sequential], list(self.base.pyramid.pools))
+        branches = self._head_weight[:, f4.shape[1] :].chunk(len(pools), dim=1)
         height, width = f4.shape[-2:]
         rows, across = [], []
         for pool, taps in zip(pools, branches, strict=True):
@@ -143,7 +156,7 @@ class FrozenBase:
 
 
 def _memory_format(backbone: Backbone, device: torch.device) -> torch.memory_format:
-    """Channels last, but for nets of 3×3 convolutions alone on the CPU: those are faster without."""
+    """Return the faster format: channels last, but not for 3×3 convolutions alone on the CPU."""
     kernels = {conv.kernel_size for conv in backbone.modules() if isinstance(conv, nn.Conv2d)}
     if device.type == "cpu" and kernels == {(3, 3)}:
         return torch.contiguous_format
@@ -151,8 +164,8 @@ def _memory_format(backbone: Backbone, device: torch.device) -> torch.memory_for
 
 
 def _shares(bins: int, length: int, like: Tensor) -> Tensor:
-    """How much each cell counts, by each tap, at each position: (bins, 3, length)."""
+    """Return the share of each cell in what each tap reads at each position: (bins, 3, length)."""
     spread = torch.eye(bins, dtype=like.dtype, device=like.device)
     spread = F.interpolate(spread[None], size=length, mode="linear", align_corners=True)[0]
-    # A tap looks at a neighbour, and outside the map there is nothing.
+    # A tap reads a neighbour, which is zero outside the map.
     return F.pad(spread, (1, 1)).unfold(1, length, 1)

@@ -1,6 +1,6 @@
 """HDMNet: hierarchical matching on frozen features (paper, figure 2)."""
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,33 +10,19 @@ from model.decoder import Decoder
 from model.encoder import FeatureEncoder, check_support
 from model.ensemble import Ensemble, style_distance
 from model.features import QueryFeatures, SupportFeatures
+from model.matching import MatchingLayer
 from model.mm import resize
+from model.parts import DecoderFactory, MatchingFactory
 from model.precision import full_precision, widened
 from model.prior import similarity_prior
 from model.pspnet import PSPNet, build_pspnet
-
-
-class HDMNetOutput(NamedTuple):
-    """What one forward pass gives.
-
-    final: (B, 2, H, W), the ensemble of meta and base learner; its argmax is the prediction.
-    meta: (B, 2, H, W), logits of the meta learner.
-    base: (B, N+1, H, W), logits of the base learner on the query.
-    correlations: maps (B, h_i, w_i), coarsest first.
-    adjustment: (B,), style distance between query and supports.
-    prior: (B, 2, h, w), similarity prior of f5 and of f4.
-    """
-
-    final: Tensor
-    meta: Tensor
-    base: Tensor
-    correlations: list[Tensor]
-    adjustment: Tensor
-    prior: Tensor
+from model.reference import HDMNetOutput, reference_forward
 
 
 class HDMNet(FeatureEncoder):
     """Few-shot segmentation of a query image from K supports with masks.
+
+    model/reference.py states the method step by step.
 
     Args:
         base: the base learner; it is frozen here.
@@ -44,38 +30,42 @@ class HDMNet(FeatureEncoder):
         kshot_trans_dim: see `Ensemble`.
         low_fea: the features whose style is compared: "layer2", "layer3" or "layer4".
         kshot_order: see `Ensemble`.
-        trained_shot: number of supports that the weights were trained with, where it is another one.
-            What matching gathers is a sum over supports; it is brought to the scale of training. The
-            weights of the supports belong to the shot of training; here all weigh alike.
         fix_bn: keep the batch norms of matching and decoder in eval mode while training, as the
             published model does; they then are a learned scale and shift per channel.
+        trained_shot: number of supports that the weights were trained with, where it is another one.
+            The sum over supports in the matching is then multiplied by trained_shot/shot, and all
+            supports have equal weights in the ensemble, since learned ones belong to another shot.
         backbone_dtype: type that the frozen backbone is computed in; None for that of the rest.
         checkpoint_activations: in training, compute hierarchy and matching again in the backward pass
-            instead of keeping what they computed.
+            instead of keeping their activations.
+        matching: makes the matching module of each stage, see `model.parts.Matching`.
+        decoder: makes the decoder, see `model.parts.DecoderFactory`.
     """
 
     def __init__(
         self,
         base: PSPNet,
         shot: int = 1,
-        kshot_trans_dim: int = 2,
+        kshot_trans_dim: int | None = 2,
         low_fea: str = "layer2",
         kshot_order: str = "sorted",
         fix_bn: bool = True,
         trained_shot: int | None = None,
         backbone_dtype: torch.dtype | None = None,
         checkpoint_activations: bool = False,
+        matching: MatchingFactory = MatchingLayer,
+        decoder: DecoderFactory = Decoder,
     ):
-        super().__init__(base, low_fea, backbone_dtype, checkpoint_activations)
+        super().__init__(base, low_fea, backbone_dtype, checkpoint_activations, matching)
         self.fix_bn = fix_bn
         self.match_scale = (trained_shot or shot) / shot
-        self.decoder = Decoder(self.channels, len(self.matching))
+        self.decoder = decoder(self.channels, len(self.matching))
         other_shot = trained_shot not in (None, shot)
         self.ensemble = Ensemble(shot, None if other_shot else kshot_trans_dim, kshot_order)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "HDMNet":
-        """As `nn.Module.train`, with the base learner (and, by `fix_bn`, every batch norm) in eval."""
+        """Set the mode, but keep the base learner and, with `fix_bn`, all batch norms in eval mode."""
         super().train(mode)
         self.base.eval()
         if self.fix_bn:
@@ -91,7 +81,7 @@ class HDMNet(FeatureEncoder):
         support_mask: Tensor,
         class_index: Tensor | None = None,
     ) -> HDMNetOutput:
-        """Segment.
+        """Segment query images by supports with masks.
 
         Args:
             query: normalised images (B, 3, H, W).
@@ -103,16 +93,28 @@ class HDMNet(FeatureEncoder):
         Raises:
             ValueError: the shapes do not fit together.
         """
-        check_support(support, support_mask)
-        if query.shape != support.shape[:1] + support.shape[2:]:
-            raise ValueError(
-                "expected query (B, 3, H, W) of the size of support (B, K, 3, H, W), "
-                f"got {tuple(query.shape)} and {tuple(support.shape)}"
-            )
-        self._check_shot(support.shape[1])
-        return self.segment(
-            *self._encode(query, support, support_mask), query.shape[-2:], class_index
-        )
+        self._check_episode(query, support, support_mask)
+        height, width = query.shape[-2:]
+        features = self._encode(query, support, support_mask)
+        return self.segment(*features, (height, width), class_index)
+
+    def reference_forward(
+        self,
+        query: Tensor,
+        support: Tensor,
+        support_mask: Tensor,
+        class_index: Tensor | None = None,
+    ) -> HDMNetOutput:
+        """Return what `forward` returns, by `model.reference`, which calls every layer as a module.
+
+        So hooks, counters of operations and replaced layers work, at the cost of time and memory.
+        `backbone_dtype` has no effect. The arguments are those of `forward`.
+
+        Raises:
+            ValueError: the shapes do not fit together.
+        """
+        self._check_episode(query, support, support_mask)
+        return reference_forward(self, query, support, support_mask, class_index)
 
     def segment(
         self,
@@ -121,20 +123,20 @@ class HDMNet(FeatureEncoder):
         size: tuple[int, int],
         class_index: Tensor | None = None,
     ) -> HDMNetOutput:
-        """Segment queries by supports whose features are known.
+        """Segment query images by supports, all of which are encoded.
 
         Args:
             query: features of B images.
             support: features of K supports for each.
             size: (H, W) of the logits.
-            class_index: as of `forward`.
+            class_index: see `forward`.
 
         Raises:
             ValueError: the model is built for another number of supports.
         """
         shot = support.prototype.shape[1]
         self._check_shot(shot)
-        grid = query.base.shape[-2:]
+        height, width = query.base.shape[-2:]
         with torch.no_grad(), full_precision(query.base.device):
             distances = style_distance(query.gram, support.gram)
             prior = torch.stack(
@@ -143,61 +145,57 @@ class HDMNet(FeatureEncoder):
                     similarity_prior(query.f4, support.f4),
                 ],
                 dim=1,
-            ).unflatten(2, grid)  # (B, 2, h, w)
+            ).unflatten(2, (height, width))  # (B, 2, h, w)
 
         _, of_prototype, of_prior = self._merge_weights(self.merge_query)
         merged = query.merged + F.conv2d(support.prototype.mean(1)[..., None, None], of_prototype)
-        query_maps = self._kept_or_not(
+        query_maps = self._maybe_checkpointed(
             self.hierarchy, F.relu(merged + F.conv2d(prior * 10, of_prior))
         )
         meta, correlations = self._match(query_maps, support, prior)
         with full_precision(query.base.device):
             adjustment = self.ensemble.adjustment(distances)
             final = self.ensemble(widened(meta), query.base, adjustment, class_index)
-        logits = (
+        final, meta, base = (
             resize(logits, size=size, mode="bilinear", align_corners=True)
             for logits in (final, widened(meta), query.base)
         )
-        return HDMNetOutput(*logits, correlations, adjustment, prior)
+        return HDMNetOutput(final, meta, base, correlations, adjustment, prior)
 
     def _match(
         self, query_maps: list[Tensor], support: SupportFeatures, prior: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Meta logits (B, 2, h, w) and correlation maps, coarsest first."""
+        """Return the meta logits (B, 2, h, w) and the correlation maps, coarsest first."""
         matched, correlations = [], []
         for layer, query, tokens in zip(self.matching, query_maps, support.stages, strict=True):
             resized = resize(prior, size=query.shape[-2:], mode="bilinear", align_corners=True)
-            fused, correlation = self._kept_or_not(layer, query, tokens, resized, self.match_scale)
+            fused, correlation = self._maybe_checkpointed(
+                layer, query, tokens, resized, self.match_scale
+            )
             matched.append(fused)
             correlations.append(correlation)
         return self.decoder(matched), correlations[::-1]
+
+    def _check_episode(self, query: Tensor, support: Tensor, mask: Tensor) -> None:
+        check_support(support, mask)
+        if query.shape != support.shape[:1] + support.shape[2:]:
+            raise ValueError(
+                "expected query (B, 3, H, W) of the size of support (B, K, 3, H, W), "
+                f"got {tuple(query.shape)} and {tuple(support.shape)}"
+            )
+        self._check_shot(support.shape[1])
 
     def _check_shot(self, shot: int) -> None:
         if shot != self.ensemble.shot:
             raise ValueError(f"the model is built for {self.ensemble.shot} supports, got {shot}")
 
 
-def build_hdmnet(
-    backbone: str,
-    base_classes: int,
-    shot: int = 1,
-    kshot_trans_dim: int = 2,
-    low_fea: str = "layer2",
-    kshot_order: str = "sorted",
-    fix_bn: bool = True,
-    trained_shot: int | None = None,
-    backbone_dtype: torch.dtype | None = None,
-    checkpoint_activations: bool = False,
-) -> HDMNet:
-    """HDMNet with random weights; arguments as of `HDMNet` and `build_pspnet`."""
-    return HDMNet(
-        build_pspnet(backbone, base_classes),
-        shot,
-        kshot_trans_dim,
-        low_fea,
-        kshot_order,
-        fix_bn,
-        trained_shot,
-        backbone_dtype,
-        checkpoint_activations,
-    )
+def build_hdmnet(backbone: str, base_classes: int, **options: Any) -> HDMNet:
+    """Return HDMNet with random weights.
+
+    Args:
+        backbone: one of `model.backbone.BACKBONES`.
+        base_classes: number N of base classes.
+        **options: the other arguments of `HDMNet`.
+    """
+    return HDMNet(build_pspnet(backbone, base_classes), **options)

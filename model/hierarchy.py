@@ -1,7 +1,7 @@
-"""Hierarchical self-attention on the query and, apart from it, on each support (paper, section 3.2).
+"""Hierarchical self-attention on the query and, separately, on each support (paper, section 3.2).
 
-Matching happens outside, so nothing of the query enters the supports' features or the other way
-round: the hierarchy is "decoupled". Both pass through the same weights.
+The hierarchy is "decoupled": query and supports pass through the same weights, and only the matching
+brings them together.
 """
 
 import torch
@@ -14,7 +14,13 @@ NORM_EPS = 1e-6
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a depthwise 3×3 convolution in its middle (SegFormer's Mix-FFN)."""
+    """Feed-forward layer with a depthwise 3×3 convolution in its middle (SegFormer's Mix-FFN).
+
+    Args:
+        channels: C, of the tokens.
+        expansion: channels in the middle, per channel of the tokens.
+        dropout: share of what is dropped in the middle and at the end.
+    """
 
     def __init__(self, channels: int, expansion: int = 4, dropout: float = 0.1):
         super().__init__()
@@ -25,14 +31,20 @@ class MixFFN(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, C) of a grid `size` = (h, w) → (B, h·w, C)."""
+        """Return tokens (B, h·w, C) of tokens (B, h·w, C) on a grid `size` = (h, w)."""
         x = to_map(tokens, size)
         x = self.dropout(F.gelu(self.depthwise(self.expand(x))))
         return to_tokens(self.dropout(self.project(x)))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention whose keys and values are reduced `reduction`-fold in space."""
+    """Multi-head attention whose keys and values come from a coarser grid.
+
+    Args:
+        channels: C, of the tokens.
+        heads: number of heads.
+        reduction: side of the cells that become one key; 1 keeps the grid.
+    """
 
     def __init__(self, channels: int, heads: int, reduction: int):
         super().__init__()
@@ -47,7 +59,7 @@ class SelfAttention(nn.Module):
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (B, h·w, C) of a grid `size` = (h, w) → (B, h·w, C)."""
+        """Return tokens (B, h·w, C) of tokens (B, h·w, C) on a grid `size` = (h, w)."""
         source = tokens
         if self.reduction > 1:
             source = self.norm(to_tokens(self.reduce(to_map(tokens, size))))
@@ -60,7 +72,12 @@ class SelfAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention and Mix-FFN, each with a residual connection."""
+    """Pre-norm self-attention and Mix-FFN, each with a residual connection.
+
+    Args:
+        channels, heads, reduction: see `SelfAttention`.
+        dropout: share of what is dropped after the attention and in the Mix-FFN.
+    """
 
     def __init__(self, channels: int, heads: int, reduction: int, dropout: float = 0.1):
         super().__init__()
@@ -71,12 +88,19 @@ class TransformerLayer(nn.Module):
         self.ffn = MixFFN(channels, dropout=dropout)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return tokens (B, h·w, C) of tokens (B, h·w, C) on a grid `size` = (h, w)."""
         tokens = tokens + self.dropout(self.attention(self.norm1(tokens), size))
         return tokens + self.ffn(self.norm2(tokens), size)
 
 
 class HierarchyStage(nn.Module):
-    """Patch embedding, two transformer layers, LayerNorm."""
+    """Patch embedding, two transformer layers and LayerNorm.
+
+    Args:
+        channels, heads, reduction: see `SelfAttention`.
+        kernel: side of the patches.
+        stride: distance between the patches.
+    """
 
     def __init__(self, channels: int, heads: int, reduction: int, kernel: int, stride: int):
         super().__init__()
@@ -92,7 +116,7 @@ class HierarchyStage(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, C, ⌈h/stride⌉, ⌈w/stride⌉)."""
+        """Return (B, C, ⌈h/stride⌉, ⌈w/stride⌉) of x (B, C, h, w)."""
         tokens, size = self.embed(x)
         for layer in self.layers:
             tokens = layer(tokens, size)
@@ -100,7 +124,11 @@ class HierarchyStage(nn.Module):
 
 
 class Hierarchy(nn.Module):
-    """Three stages, each on half the grid of the one before."""
+    """Three stages, each on half the grid of the one before.
+
+    Args:
+        channels: C, of all maps.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -110,12 +138,12 @@ class Hierarchy(nn.Module):
         )
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Grid of each stage for features of `size` = (h, w)."""
+        """Return the grid of each stage for features of `size` = (h, w)."""
         height, width = size
         return [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(self.stages))]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features (B, C, h, w) → one map per stage, finest first."""
+        """Return one map per stage, finest first, of features (B, C, h, w)."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -124,20 +152,20 @@ class Hierarchy(nn.Module):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) → (B, h·w, C)."""
+    """Return a map (B, C, h, w) as tokens (B, h·w, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h·w, C) → (B, C, h, w) with `size` = (h, w)."""
+    """Return tokens (B, h·w, C) as a map (B, C, h, w), with `size` = (h, w)."""
     return tokens.transpose(1, 2).unflatten(2, tuple(size))
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """(B, n, C) → (B, heads, n, C/heads)."""
+    """Return tokens (B, n, C) as (B, heads, n, C/heads)."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(tokens: Tensor) -> Tensor:
-    """(B, heads, n, d) → (B, n, heads·d)."""
+    """Return tokens (B, heads, n, d) as (B, n, heads·d)."""
     return torch.flatten(tokens.transpose(1, 2), 2)

@@ -6,14 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.hdmnet import HDMNetOutput
 from model.mm import resize
+from model.reference import HDMNetOutput
 
 IGNORE_LABEL = 255
 
 
 class Losses(NamedTuple):
-    """Scalars: `total` is what is minimised; `main` = CE(final) + CE(meta)."""
+    """Terms of the loss, all scalars.
+
+    Attributes:
+        total: the weighted sum, which is minimised.
+        main: CE(final) + CE(meta).
+        distillation: D, see `correlation_distillation`.
+        base: CE(base).
+    """
 
     total: Tensor
     main: Tensor
@@ -22,11 +29,11 @@ class Losses(NamedTuple):
 
 
 def kl_distillation(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(softmax(teacher) ‖ softmax(student)) over positions, mean over the batch.
+    """Return KL(softmax(teacher) ‖ softmax(student)) over positions, mean over the batch.
 
     Args:
-        teacher: (B, h, w), unnormalised.
-        student: (B, h, w), unnormalised.
+        teacher: (B, h, w), before the softmax.
+        student: (B, h, w), before the softmax.
     """
     p = teacher.float().flatten(1).softmax(dim=1)
     q = student.float().flatten(1).softmax(dim=1)
@@ -34,7 +41,10 @@ def kl_distillation(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def correlation_distillation(correlations: list[Tensor], query_mask: Tensor) -> Tensor:
-    """Each correlation map learns from the next-coarser one, the coarsest from the ground truth.
+    """Return the distillation term D.
+
+    Each correlation map learns from the next-coarser one, and the coarsest from the ground truth:
+    (15), (16) of docs/method.md.
 
     Args:
         correlations: maps (B, h_i, w_i), coarsest first.
@@ -61,24 +71,25 @@ def hdmnet_loss(
     distillation_weight: float = 1.0,
     base_weight: float = 1.0,
 ) -> Losses:
-    """The loss of one batch of episodes.
+    """Return the loss of one batch of episodes, (23) of docs/method.md.
 
-    `final` holds probabilities and is taken for logits, as in the published model. The base learner is
-    frozen, so its term has no gradient: it is there to be watched.
+    `final` holds probabilities that the cross-entropy takes as logits, as in the published model. The
+    base learner is frozen, so its term has no gradient and is only reported.
 
     Args:
         output: of `HDMNet`.
         query_mask: int64 (B, H, W): 1 class, 0 other, 255 ignore.
         base_mask: int64 (B, H, W): 0 background, 1..N base classes, 255 ignore.
-        distillation_weight: `aux_weight1`.
-        base_weight: `aux_weight2`.
+        distillation_weight: factor of D, the setting `aux_weight1`.
+        base_weight: factor of CE(base), the setting `aux_weight2`.
     """
-    main = sum(
+    final, meta = (
         F.cross_entropy(logits.float(), query_mask, ignore_index=IGNORE_LABEL)
         for logits in (output.final, output.meta)
     )
+    main = final + meta
     distillation = correlation_distillation(output.correlations, query_mask)
-    # As rows of classes: these logits lie channels last, and would be copied.
+    # These logits lie in memory channels last. As rows of classes they need no copy.
     base = F.cross_entropy(
         output.base.float().movedim(1, -1).flatten(0, 2),
         base_mask.flatten(),

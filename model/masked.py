@@ -1,11 +1,12 @@
-"""The positions inside masks, gathered: whatever a mask removes need not be computed.
+"""Gathering of the positions inside masks, since what a mask removes need not be computed.
 
 Columns of the matching and of the prior are independent of one another, so positions outside the
-masks can be left out. One row of zeros stands for all of them: its cosine with anything is 0, and
+masks can be left out. One row of zeros represents all of them: its cosine with anything is 0, and
 its value adds nothing. Shorter masks of a batch are padded by more such rows. A mask that covers the
-whole grid has no such row, and is never padded, being the longest there can be.
+whole grid has no such row, and it never needs padding. See docs/fast_path.md, "Masked positions".
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,38 +16,53 @@ from torch import Tensor
 
 
 def gather_rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows (N, m, C) of tokens (N, n, C) at index (N, m)."""
+    """Return the rows (N, m, C) of tokens (N, n, C) at index (N, m)."""
     first = torch.arange(len(tokens), device=index.device)[:, None] * tokens.shape[1]
     rows = tokens.flatten(0, 1).index_select(0, (first + index).flatten())
     return rows.unflatten(0, index.shape)
 
 
+def cat_rows(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate gathered rows, after padding all to the longest by rows of zeros.
+
+    Args:
+        tensors: each (B, K, m, C), with an m of its own.
+        dim: 0 puts episodes together, 1 the supports of an episode.
+
+    Returns:
+        (B, K, m, C) with the sum of the B or of the K, and the largest m.
+    """
+    rows = max(tensor.shape[2] for tensor in tensors)
+    return torch.cat([F.pad(tensor, (0, 0, 0, rows - tensor.shape[2])) for tensor in tensors], dim)
+
+
 class MaskedPositions(NamedTuple):
     """Positions of N masks on one grid, those inside first.
 
-    index: int64 (N, m), into the h·w positions of the grid.
-    inside: (N, m), 1 where the position is in the mask, 0 where it pads.
-    count: (N,), positions inside, before padding.
+    Attributes:
+        index: int64 (N, m), into the h·w positions of the grid.
+        inside: (N, m), 1 where the position is in the mask, 0 where it pads.
+        count: (N,), number of positions inside the mask.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides the method of tuples
     inside: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides the method of tuples
 
     def gather(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, h·w, C) → (N, m, C) at these positions; what pads is arbitrary."""
+        """Return tokens (N, h·w, C) at these positions, (N, m, C); rows that pad are arbitrary."""
         return gather_rows(tokens, self.index)
 
     def only(self, part: slice) -> "MaskedPositions":
-        """Those of some of the masks."""
+        """Return the positions of some of the masks."""
         return MaskedPositions(*(tensor[part] for tensor in self))
 
 
 class MaskGrids:
-    """Masks on several grids, with their longest counts on the way to the host.
+    """Masks on several grids, whose longest counts are being copied to the host.
 
-    The host has to know how long the gathered rows are. It asks early and reads late: on CUDA the
-    device does not run dry meanwhile.
+    The host has to know how long the gathered rows are. On CUDA it starts the copy here and reads it
+    in `positions`, so that the device always has work queued.
 
     Args:
         mask: (N, H, W) in {0, 1}.
@@ -59,15 +75,16 @@ class MaskGrids:
         ]
         self._counts = [mask.sum(1) for mask in self._masks]
         longest = torch.stack([count.amax() for count in self._counts])
-        self._longest = longest.to("cpu", non_blocking=True)
+        # Other devices have no event in every torch from 2.4 on: there the copy waits.
+        self._longest = longest.to("cpu", non_blocking=mask.is_cuda)
         self._arrived = None
         if mask.is_cuda:
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(mask.device))
 
     @cached_property
     def positions(self) -> list[MaskedPositions]:
-        """The positions on each grid."""
+        """The positions on each grid, which wait for the copy."""
         if self._arrived is not None:
             self._arrived.synchronize()
         found = []

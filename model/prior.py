@@ -13,7 +13,7 @@ GPU_TILE = 2**26
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
-    """Mean of a feature map over a mask.
+    """Return the mean of each feature map over its mask.
 
     Args:
         feature: (B, C, h, w).
@@ -29,26 +29,28 @@ def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
 
 
 def unit_rows(tokens: Tensor) -> Tensor:
-    """Tokens (..., C) at unit length, in float32 at least; zeros stay zeros."""
+    """Return tokens (..., C) at unit length, in float32 or wider; zeros stay zeros."""
     return F.normalize(widened(tokens), dim=-1)
 
 
 def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
-    """How much each query position resembles its best match inside the supports' masks.
+    """Return how similar each query position is to its best match inside the supports' masks.
+
+    See docs/fast_path.md, "The similarity prior".
 
     Args:
         query: features (B, n, C), of any length.
-        support: those of the support positions inside the masks, (B, K, m, C), of unit length. A row
-            of zeros stands for the positions outside.
+        support: features (B, K, m, C) of the support positions inside the masks, of unit length. A
+            row of zeros represents the positions outside.
 
     Returns:
-        (B, n): the maximum over support positions of the cosine, positions outside the mask counting
-        as 0, mean over the supports.
+        (B, n): the maximum of the cosine over support positions, those outside the mask counting as
+        0, and its mean over the supports.
     """
     rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * support.shape[2]))
     best = []
     for part in map(widened, query.split(rows, dim=1)):
-        highest = sum((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
-        # A length is positive, so the maximum may be divided by it: one number for m.
+        first, *others = ((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
+        highest = sum(others, first)
         best.append(highest / part.norm(dim=-1).clamp(min=1e-12))
     return torch.cat(best, dim=1) / support.shape[1]

@@ -1,17 +1,22 @@
 """The base learner: PSPNet over the base classes of a fold (paper, section 3.4; BAM, CVPR 2022).
 
-Trained first, on its own, then frozen inside HDMNet, which reads both its features and its output.
+It is trained first, alone, and then frozen inside HDMNet, which reads its features and its output.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.backbone import Backbone, Features, build_backbone
+from model.backbone import Backbone, BackboneFeatures, build_backbone
 from model.mm import resize
 
 
 class PyramidPooling(nn.Module):
-    """Average pools to 1, 2, 3 and 6 cells, projected to C/4 channels each, beside their input."""
+    """Average pools of a map, each projected to C/4 channels and resized, and the map itself.
+
+    Args:
+        channels: C, of the map.
+        bins: cells per side of each pool.
+    """
 
     def __init__(self, channels: int, bins: tuple[int, ...] = (1, 2, 3, 6)):
         super().__init__()
@@ -26,7 +31,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, 2C, h, w)."""
+        """Return (B, 2C, h, w) of x (B, C, h, w)."""
         size = x.shape[-2:]
         pooled = [
             resize(pool(x), size=size, mode="bilinear", align_corners=True) for pool in self.pools
@@ -35,7 +40,7 @@ class PyramidPooling(nn.Module):
 
 
 class PSPNet(nn.Module):
-    """Backbone, pyramid pooling and a head of `base_classes` + 1 logits (0 is background).
+    """The base learner, a PSPNet with `base_classes` + 1 logits, of which 0 is background.
 
     Args:
         backbone: the feature extractor.
@@ -58,13 +63,16 @@ class PSPNet(nn.Module):
             nn.ReLU(), nn.Dropout2d(0.1), nn.Conv2d(self.width, base_classes + 1, 1)
         )
 
-    def features(self, image: Tensor) -> tuple[Features, Tensor]:
-        """Backbone features of images (B, 3, H, W), and f5 (B, 512, h, w): the head before its ReLU."""
+    def features(self, image: Tensor) -> tuple[BackboneFeatures, Tensor]:
+        """Return the backbone's features of images (B, 3, H, W), and f5 (B, 512, h, w).
+
+        f5 is the output of the head before its ReLU.
+        """
         features = self.backbone(image)
         return features, self.head(self.pyramid(features.f4))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, N+1, H, W) of images (B, 3, H, W)."""
+        """Return logits (B, N+1, H, W) of images (B, 3, H, W)."""
         _, f5 = self.features(image)
         return resize(
             self.classifier(f5), size=image.shape[-2:], mode="bilinear", align_corners=True
@@ -72,5 +80,10 @@ class PSPNet(nn.Module):
 
 
 def build_pspnet(backbone: str, base_classes: int) -> PSPNet:
-    """PSPNet with random weights; `backbone` is one of `model.backbone.BACKBONES`."""
+    """Return a PSPNet with random weights.
+
+    Args:
+        backbone: one of `model.backbone.BACKBONES`.
+        base_classes: number N of base classes.
+    """
     return PSPNet(build_backbone(backbone), base_classes)

@@ -21,7 +21,7 @@ def test_everything_is_measured_and_kept(tmp_path):
         json.loads((tmp_path / "out" / f"{piece}.json").read_text())
         for piece in ("steps", "profile")
     )
-    ways = {"plain", "fast", "bf16", "cached"}
+    ways = {"reference", "fast", "bf16", "cached"}
     assert ways <= set().union(*steps["results"])
     assert all(one.get("fast", one.get("bf16")) > 0 for one in steps["results"])
     assert {"float32", "TF32", "bf16", "copy"} == set(steps["ceilings"])

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from model import frozen
+from model.folding import folded
 from model.frozen import FrozenBase
 from model.hierarchy import to_tokens
 from tests.model.random_nets import random_net
@@ -46,7 +48,7 @@ def test_slices_change_nothing(base, monkeypatch):
 
 
 @torch.no_grad()
-def test_changed_weights_are_folded_anew():
+def test_changed_weights_are_folded_again():
     base = random_net("resnet18").base.double()
     fast = FrozenBase(base)
     before = f4_of(fast)
@@ -62,6 +64,62 @@ def test_changed_weights_are_folded_anew():
     torch.testing.assert_close(f4_of(fast), base.backbone(IMAGES).f4)
     base.float().double()
     torch.testing.assert_close(f4_of(fast), base.backbone(IMAGES).f4)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A batch norm with an activation, as timm's BatchNormAct2d."""
+
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+class DoubledConv(nn.Conv2d):
+    """A convolution that computes with another weight than it holds."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@torch.no_grad()
+def test_subclasses_that_do_more_are_not_folded():
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        NormAndActivation(4),
+        DoubledConv(4, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4),
+    ).eval()
+    for norm in module[1::2]:
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    copied = folded(module, torch.float32, torch.channels_last)
+    kinds = [nn.Conv2d, NormAndActivation, DoubledConv, nn.BatchNorm2d, nn.Conv2d, nn.Identity]
+    assert [type(layer) for layer in copied] == kinds
+    torch.testing.assert_close(copied(IMAGES.float()), module(IMAGES.float()))
+
+
+@pytest.mark.parametrize("run_under", [torch.inference_mode, torch.no_grad])
+def test_a_model_built_under_inference_mode_runs_and_notices_new_weights(run_under):
+    episode = (IMAGES[:1].float(), IMAGES[None, 1:2].float(), torch.ones(1, 1, 57, 81).long())
+    with torch.inference_mode():
+        net = random_net("resnet18")
+    for seed in (0, 1):
+        expected = random_net("resnet18", seed=seed)
+        with torch.inference_mode():
+            net.load_state_dict(expected.state_dict())
+        with run_under():
+            torch.testing.assert_close(net(*episode).final, expected(*episode).final)
+
+
+def test_a_model_that_ran_under_inference_mode_can_be_trained():
+    net = random_net("resnet18")
+    episode = (IMAGES[:1].float(), IMAGES[None, 1:2].float(), torch.ones(1, 1, 57, 81).long())
+    with torch.inference_mode():
+        net(*episode)
+    net.train()(*episode).meta.sum().backward()
+    assert net.merge_query[0].weight.grad.isfinite().all()
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Positions inside masks."""
 
+import pytest
 import torch
 
-from model.masked import MaskGrids
+from model.masked import MaskGrids, cat_rows
 
 
 def test_positions_inside_come_first_in_order_and_one_row_stands_for_the_rest():
@@ -23,3 +24,46 @@ def test_positions_inside_come_first_in_order_and_one_row_stands_for_the_rest():
 
     tokens = torch.arange(32.0).view(1, 16, 2)
     assert fine.gather(tokens)[0, :2].tolist() == [[12, 13], [14, 15]]
+
+
+def test_rows_are_padded_to_the_longest():
+    short, long = torch.ones(1, 2, 1, 3), torch.ones(1, 2, 4, 3)
+    both = cat_rows([short, long], 0)
+    assert both.shape == (2, 2, 4, 3)
+    assert both.sum((1, 2, 3)).tolist() == [6, 24]
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of the CPU that says that it lies on another device."""
+
+    copies: list
+
+    def to(self, *arguments, non_blocking=False):
+        self.copies.append(non_blocking)
+        return super().to(*arguments)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "xpu:0", "mps"])
+def test_counts_are_waited_for_on_the_stream_that_copies_them(device, monkeypatch):
+    events = []
+
+    class Event:
+        def record(self, stream="of the current device"):
+            events.append(stream)
+
+        def synchronize(self):
+            events.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"of {device}")
+    monkeypatch.setattr(OnDevice, "device", torch.device(device), raising=False)
+    monkeypatch.setattr(OnDevice, "is_cuda", device.startswith("cuda"), raising=False)
+    monkeypatch.setattr(OnDevice, "copies", [], raising=False)
+    mask = torch.ones(1, 8, 8).as_subclass(OnDevice)
+    (positions,) = MaskGrids(mask, [(4, 4)]).positions
+    assert positions.count.tolist() == [16]
+    if device == "cuda:1":
+        # The copy is asynchronous, so it is waited for, on the stream of its own device.
+        assert (OnDevice.copies, events) == ([True], ["of cuda:1", "waited"])
+    else:
+        assert (OnDevice.copies, events) == ([False], [])

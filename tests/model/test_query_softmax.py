@@ -22,9 +22,10 @@ def tiles(request, monkeypatch):
     monkeypatch.setattr(query_softmax, "CPU_TILE", request.param)
 
 
-def test_output_and_gradients_are_those_of_the_dense_form(tiles):
+@pytest.mark.parametrize("largest", [query_softmax.SAFE_SCORE, 41.0])
+def test_output_and_gradients_are_those_of_the_dense_form(tiles, largest):
     tensors = random_tensors()
-    out, expected = query_softmax_attention(*tensors), dense(*tensors)
+    out, expected = query_softmax_attention(*tensors, largest), dense(*tensors)
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
@@ -32,7 +33,9 @@ def test_output_and_gradients_are_those_of_the_dense_form(tiles):
 
 
 def test_gradients_are_those_of_differences(tiles):
-    assert torch.autograd.gradcheck(query_softmax_attention, random_tensors(queries=3, keys=5))
+    tensors = random_tensors(queries=3, keys=5)
+    assert torch.autograd.gradcheck(query_softmax_attention, (*tensors, query_softmax.SAFE_SCORE))
+    assert torch.autograd.gradcheck(query_softmax_attention, tensors)
 
 
 def test_rows_of_zeros_add_nothing():
@@ -44,10 +47,11 @@ def test_rows_of_zeros_add_nothing():
     torch.testing.assert_close(padded, query_softmax_attention(query, key, value))
 
 
-def test_the_largest_cosines_over_the_temperature_do_not_overflow():
-    query = torch.full((1, 1, 10_000, 1), 10.0, requires_grad=True)
+@pytest.mark.parametrize("largest", [10.0, query_softmax.SAFE_SCORE, 1e6])
+def test_the_largest_scores_do_not_overflow(largest):
+    query = torch.full((1, 1, 10_000, 1), largest, requires_grad=True)
     key, value = (torch.ones(1, 1, 3, 1, requires_grad=True) for _ in range(2))
-    out = query_softmax_attention(query, key, value)
+    out = query_softmax_attention(query, key, value, largest)
     torch.testing.assert_close(out, torch.full_like(out, 3e-4))
     out.sum().backward()
     assert all(torch.isfinite(tensor.grad).all() for tensor in (query, key, value))

@@ -439,7 +439,7 @@ def test_the_flag_copies_plain_files_as_they_are(capsys):
     ("build", "variant"),
     [
         (lambda: build_pspnet("vgg16", 15), "pspnet_pascal_vgg16"),
-        (lambda: build_hdmnet("resnet50", 15, 5), "hdmnet_pascal_resnet50_5shot"),
+        (lambda: build_hdmnet("resnet50", 15, shot=5), "hdmnet_pascal_resnet50_5shot"),
     ],
 )
 def test_export_writes_the_published_names(build, variant, module, capsys):

@@ -13,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# ImageNet statistics, RGB, on the 0..255 scale.
-MEAN = tuple(255 * value for value in (0.485, 0.456, 0.406))
-STD = tuple(255 * value for value in (0.229, 0.224, 0.225))
-
+from model.preprocessing import MEAN, normalise
 
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # lowest, highest
@@ -288,7 +285,7 @@ def _resize(image: np.ndarray, labels: Labels, size: Size) -> tuple[np.ndarray, 
 def to_tensors(
     image: np.ndarray, labels: Iterable[np.ndarray], out: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Normalise the image with MEAN and STD and turn all arrays into tensors.
+    """Normalise the image and turn all arrays into tensors.
 
     Args:
         image: float32 (h, w, 3).
@@ -298,15 +295,7 @@ def to_tensors(
     Returns:
         The image, float32 (3, h, w), and the labels, uint8 (h, w).
     """
-    if out is None:
-        out = torch.empty(3, *image.shape[:2])
-    planes = out.numpy()
-    cv2.split(image, list(planes))
-    # Plane by plane they stay in the processor's cache.
-    for plane, mean, std in zip(planes, MEAN, STD, strict=True):
-        plane -= np.float32(mean)
-        plane /= np.float32(std)
     return (
-        out,
+        normalise(image, out),
         *(torch.from_numpy(np.ascontiguousarray(label)) for label in labels),
     )

@@ -28,7 +28,7 @@ from util.training.memory import peak_memory
 from util.training.norms import running_statistics, synchronise, synchronises
 from util.training.progress import Progress, ProgressTable
 from util.training.resume import RunState, Saved, restore, save_run
-from util.training.schedule import set_rate
+from util.training.schedule import freeze_untrained, set_rate
 from util.training.signals import STOPPED, StopRequest
 
 
@@ -101,6 +101,7 @@ class Trainer:
     ):
         self.cfg, self.folder, self.epochs = cfg, folder, epochs
         self.net, self.optimizer, self.loader = net, optimizer, loader
+        freeze_untrained(net, optimizer)
         self.grad_accum, self.processes = grad_accum, processes
         self.logger, self.scalars = logger, scalars
         self.snapshot = Path(folder) / "snapshot"

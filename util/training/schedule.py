@@ -43,6 +43,14 @@ def hdmnet_optimizer(
     return AdamW(_groups(parts, rate), betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
+def freeze_untrained(net: nn.Module, optimizer: Optimizer) -> None:
+    """Give no gradients to parameters that no group holds: nothing would ever reset them."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for parameter in net.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)
+
+
 def base_optimizer(
     net: PSPNet,
     rate: float,

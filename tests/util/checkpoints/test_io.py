@@ -27,7 +27,9 @@ def model_of(variant):
         if kind == "pspnet":
             return build_pspnet(backbone, classes)
         shot = int(rest[0].removesuffix("shot"))
-        return build_hdmnet(backbone, classes, shot, 0 if rest[-1] == "dim0" else 2)
+        return build_hdmnet(
+            backbone, classes, shot=shot, kshot_trans_dim=0 if rest[-1] == "dim0" else 2
+        )
 
 
 @pytest.mark.parametrize("variant", SHAPES)

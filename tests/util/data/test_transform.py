@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from model.preprocessing import MEAN, STD
 from util.data.transform import (
-    MEAN,
-    STD,
     EvalTransform,
     FitInside,
     RandomBlur,

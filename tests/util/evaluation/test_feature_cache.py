@@ -7,7 +7,7 @@ from util.evaluation.feature_cache import FeatureCache
 
 def features(floats=100):
     empty = torch.zeros(0)
-    return SupportFeatures(torch.zeros(floats), empty, empty, empty, ())
+    return SupportFeatures(torch.zeros(floats), empty, empty, empty, empty, ())
 
 
 SIZE = feature_bytes(features())
