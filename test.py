@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from util.checkpoints.snapshots import find_test_weight
+from util.checkpoints.run_files import RunFiles
 from util.config import config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
@@ -66,8 +66,8 @@ def main() -> None:
 
 def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
     """Run the protocol, going on where it was interrupted, and write what it gives to result/."""
-    path = find_test_weight(cfg)
-    folder = Path(cfg.run_dir) / "result"
+    files = RunFiles(cfg)
+    path, folder = files.find_test_weight(), files.result
     logger = get_logger(folder, processes.is_main)
     episodes = build_episodes(cfg, "val", testing=True)
     runs = _draw_runs(cfg, episodes.lists)

@@ -8,7 +8,7 @@ from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
-from util.checkpoints.snapshots import find_base_learner, script, snapshot_dir
+from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.loaders import build_train_loader, build_validation_episodes
@@ -46,11 +46,12 @@ def build_model(
     if cfg.pre_weight:
         path, part = Path(cfg.pre_weight), net
     else:
-        found = find_base_learner(cfg)
+        files = RunFiles(cfg)
+        found = files.find_base_learner()
         if found is None:
             raise UserError(
-                f"no base learner in {snapshot_dir(cfg.base_dir)} or at {cfg.initmodel_base_path}; "
-                f"train it by `{script(cfg, 'train_base.sh')}` or set base_weight"
+                f"no base learner in {files.base_snapshot} or at {files.published_base}; "
+                f"train it by `{files.command('train_base.sh')}` or set base_weight"
             )
         path, part = found.path, net.base
         logger.info(
@@ -69,8 +70,9 @@ def build_model(
 
 def train(cfg, processes: Processes, viz: bool) -> None:
     """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
-    logger, scalars = start_run(cfg, cfg.run_dir, processes, viz)
-    snapshot = snapshot_dir(cfg.run_dir)
+    files = RunFiles(cfg)
+    snapshot = files.snapshot
+    logger, scalars = start_run(cfg, files.folder, processes, viz)
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, saved)
     train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches.batch_size)
@@ -82,7 +84,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
     trainer = Trainer(
         cfg,
-        cfg.run_dir,
+        files.folder,
         cfg.epochs,
         net,
         optimizer,

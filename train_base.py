@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from model import build_pspnet
 from util.checkpoints.io import load_backbone
-from util.checkpoints.snapshots import find_base_learner, snapshot_dir
+from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, load_config, parse_args
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
@@ -25,7 +25,7 @@ def main() -> None:
     if args.if_missing:
         # The settings are those of stage 2: what they say of resuming means the other model.
         cfg = cfg.model_copy(update={"resume": "auto"})
-        found = find_base_learner(cfg)
+        found = RunFiles(cfg).find_base_learner()
         if cfg.pre_weight or (found and found.complete):
             return
     with start_processes() as processes:
@@ -34,12 +34,13 @@ def main() -> None:
 
 def train(cfg, processes, viz: bool) -> None:
     """Train until `base_epochs`, going on from the last checkpoint."""
-    if cfg.imagenet_weight is None:
+    files = RunFiles(cfg)
+    if files.imagenet_weight is None:
         raise UserError(
             "backbone_weight is not set; give ImageNet weights, or none for random ones"
         )
-    logger, scalars = start_run(cfg, cfg.base_dir, processes, viz)
-    snapshot = snapshot_dir(cfg.base_dir)
+    snapshot = files.base_snapshot
+    logger, scalars = start_run(cfg, files.base_folder, processes, viz)
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
     base_classes = train_loader.dataset.base_classes
@@ -57,7 +58,7 @@ def train(cfg, processes, viz: bool) -> None:
     details = {"backbone": cfg.backbone, "base_classes": list(base_classes)}
     trainer = Trainer(
         cfg,
-        cfg.base_dir,
+        files.base_folder,
         cfg.base_epochs,
         net,
         optimizer,
@@ -70,8 +71,8 @@ def train(cfg, processes, viz: bool) -> None:
     )
     if saved:
         trainer.restore(saved, base_classes)
-    elif cfg.imagenet_weight != "none":
-        load_backbone(net.backbone, cfg.imagenet_weight)
+    elif files.imagenet_weight != "none":
+        load_backbone(net.backbone, files.imagenet_weight)
     if trainer.state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return

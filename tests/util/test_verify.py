@@ -4,7 +4,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -17,6 +16,7 @@ from model import build_hdmnet, build_pspnet
 from model.backbone import build_backbone
 from tests.paths import ROOT
 from tests.util.weight_data import imagenet, light_state
+from util.checkpoints.run_files import RunFiles
 from util.checks import data, resources
 from util.checks.rows import ERROR, OK, WARNING, Row, table
 from util.config import load_config
@@ -467,7 +467,7 @@ def test_vgg_weights_that_torchvision_does_not_serve_are_a_warning(
 
 def test_a_base_learner_whose_training_is_not_complete_is_a_warning(experiment):
     opts = ("base_weight", "none")
-    snapshot = Path(load_config(experiment.config, opts).base_dir) / "snapshot"
+    snapshot = RunFiles(load_config(experiment.config, opts)).base_snapshot
     snapshot.mkdir(parents=True)
     state = light_state(lambda: build_pspnet("resnet18", CLASSES - 1))
     experiment.save(snapshot / "best_epoch_1_0.2000.pth", state)
@@ -493,7 +493,7 @@ def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
 
 def test_the_run_s_own_checkpoint_is_checked_as_the_weights_of_the_test(experiment):
     cfg = load_config(experiment.config)
-    snapshot = Path(cfg.run_dir) / "snapshot"
+    snapshot = RunFiles(cfg).snapshot
     snapshot.mkdir(parents=True)
     opts = ("base_weight", "nowhere.pth")
     assert bad(experiment.rows(*opts)) == {"base learner": ERROR}
@@ -526,7 +526,7 @@ def test_a_full_disk_is_an_error(experiment, monkeypatch):
     row = experiment.rows()["disk"]
     assert row.status == ERROR and "(estimate)" in row.found
     # What an earlier run wrote need not be written again.
-    snapshot = Path(cfg.run_dir) / "snapshot"
+    snapshot = RunFiles(cfg).snapshot
     snapshot.mkdir(parents=True)
     (snapshot / "last.pth").write_bytes(b"0")
     assert experiment.rows()["disk"].status == OK

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from util.checkpoints.snapshots import snapshot_dir
+from util.checkpoints.run_files import RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.checks.weights import needs_stage_1
 from util.config import Config
@@ -61,8 +61,8 @@ def _disk_row(cfg: Config, stage_1: bool) -> Row:
         folder = folder.parent
     kept = sum(
         path.stat().st_size
-        for run in (cfg.run_dir, cfg.base_dir)
-        for path in snapshot_dir(run).glob("*.pth")
+        for snapshot in (RunFiles(cfg).snapshot, RunFiles(cfg).base_snapshot)
+        for path in snapshot.glob("*.pth")
     )
     needed, free = max(0, checkpoint_bytes(cfg, stage_1) - kept), shutil.disk_usage(folder).free
     found = (

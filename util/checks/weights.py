@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from util.checkpoints.io import read_checkpoint
-from util.checkpoints.snapshots import find_base_learner, find_test_weight, snapshot_dir
+from util.checkpoints.run_files import RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, recognise, require_fit
@@ -40,14 +40,15 @@ def needs_stage_1(cfg: Config) -> bool:
     """Whether the base learner is still to be trained, as far as its files tell."""
     if cfg.pre_weight:
         return False
-    found = find_base_learner(cfg)
+    found = RunFiles(cfg).find_base_learner()
     return found is None or not found.complete
 
 
 def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
-    train, found = f"python train_base.py {settings}", find_base_learner(cfg)
+    train, files = f"python train_base.py {settings}", RunFiles(cfg)
+    found = files.find_base_learner()
     if found is None:
-        nowhere = f"none in {snapshot_dir(cfg.base_dir)} or at {cfg.initmodel_base_path}"
+        nowhere = f"none in {files.base_snapshot} or at {files.published_base}"
         mend = f"{train} (train.sh does that first), or {how_to_get(BASE, cfg)}"
         yield Row(WARNING, BASE, f"{nowhere}: stage 1 comes first", mend=mend)
     else:
@@ -60,7 +61,7 @@ def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
 
 
 def _imagenet_row(cfg: Config) -> Row:
-    path = cfg.imagenet_weight
+    path = RunFiles(cfg).imagenet_weight
     mend = "set backbone_weight; none starts from random ones"
     if path:
         mend = how_to_get(IMAGENET, cfg)
@@ -88,7 +89,7 @@ def _test_row(cfg: Config) -> Row | None:
     mend = "set weight to HDMNet weights"
     mend += ", or leave it out for the run's best" if cfg.weight else ""
     try:
-        path = str(find_test_weight(cfg))
+        path = str(RunFiles(cfg).find_test_weight())
     except UserError as error:
         return Row(ERROR, "weight", str(error), mend=mend) if cfg.weight else None
     return _row("weight", HDMNET, cfg, path, mend)

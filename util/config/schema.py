@@ -1,10 +1,8 @@
-"""The one object that holds every setting: what fits together, and the paths that follow from it.
+"""The one object that holds every setting, and the rules on which settings fit together.
 
 Settings are flat attributes (`cfg.train_h`, `cfg.layers`). Loading and error messages live in
 `util.config`, the single settings with their types and defaults in `util.config.fields`.
 """
-
-import os
 
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,10 +20,6 @@ from util.runtime.precision import DTYPES
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight")
-PUBLISHED_IMAGENET = {
-    "vgg16": "vgg16_bn.pth",
-    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
-}
 SMALLEST_VGG = 57  # vgg's grid is half as fine
 
 
@@ -148,12 +142,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return self.folds
 
     @property
-    def fold_name(self) -> str:
-        """Name of the fold in paths: splitN, apart for the folds of `use_split_coco: False`."""
-        contiguous = self.effective_folds != self.folds
-        return f"split{self.split}" + ("_contiguous" if contiguous else "")
-
-    @property
     def backbone(self) -> str:
         """Name of the network: "vgg16", "resnet50", ..."""
         return "vgg16" if self.vgg else f"resnet{self.layers}"
@@ -177,34 +165,3 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
         return "vgg" if self.vgg else f"resnet{self.layers}"
-
-    @property
-    def imagenet_weight(self) -> str | None:
-        """`backbone_weight`; unset, the file that the published code starts from, if it has one."""
-        if self.backbone_weight is None and self.backbone in PUBLISHED_IMAGENET:
-            return os.path.join("initmodel", PUBLISHED_IMAGENET[self.backbone])
-        return self.backbone_weight
-
-    @property
-    def run_dir(self) -> str:
-        """Folder of stage 2, exp/DATASET/HDMNet/EXP/NET.
-
-        EXP is `exp_name` or splitN; other than one shot appends it (split0_5shot), so that a
-        5-shot run never overwrites the 1-shot one.
-        """
-        exp = self.exp_name or self.fold_name
-        if self.shot != 1:
-            exp += f"_{self.shot}shot"
-        return os.path.join(self.exp_dir, self.data_set, "HDMNet", exp, self.net_name)
-
-    @property
-    def base_dir(self) -> str:
-        """Folder of stage 1, exp/DATASET/PSPNet/splitN/NET."""
-        return os.path.join(self.exp_dir, self.data_set, "PSPNet", self.fold_name, self.net_name)
-
-    @property
-    def initmodel_base_path(self) -> str:
-        """Where the published code looks for the base learner."""
-        return os.path.join(
-            "initmodel", "PSPNet", self.data_set, self.fold_name, self.net_name, "best.pth"
-        )

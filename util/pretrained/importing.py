@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from util.checkpoints.io import read_checkpoint, save_checkpoint
-from util.checkpoints.snapshots import script
+from util.checkpoints.run_files import RunFiles
 from util.config import Config
 from util.data.loaders import config_fold
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
@@ -54,7 +54,7 @@ def import_file(
         hidden = contents.kshot_trans_dim
         setting = [] if hidden is None else ["kshot_trans_dim", str(hidden)]
         of += f", {cfg.shot}-shot"
-        command = shlex.join([*script(cfg, "test.sh").split(), *setting, *opts])
+        command = shlex.join([*RunFiles(cfg).command("test.sh").split(), *setting, *opts])
         done += f"; test it by `{command} weight {path.name}`"
     return f"{path}: {contents.kind}, {contents.net}{of}: {done}"
 

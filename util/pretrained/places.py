@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util.checkpoints.io import read_checkpoint
-from util.checkpoints.snapshots import PUBLISHED, find_best, snapshot_dir
+from util.checkpoints.run_files import PUBLISHED, RunFiles, find_best
 from util.config import DATASETS, Config, load_config
 from util.pretrained.download import file_sha256
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
@@ -59,11 +59,12 @@ def experiment(
 
 def place_of(kind: str, cfg: Config) -> Path | None:
     """Where the commands look for weights of that kind; None where they start from random ones."""
+    files = RunFiles(cfg)
     if kind == IMAGENET:
-        return None if cfg.imagenet_weight in (None, "none") else Path(cfg.imagenet_weight)
+        return None if files.imagenet_weight in (None, "none") else Path(files.imagenet_weight)
     if kind == BASE:
-        return Path(cfg.initmodel_base_path)
-    return snapshot_dir(cfg.run_dir) / PUBLISHED
+        return files.published_base
+    return files.snapshot / PUBLISHED
 
 
 def how_to_get(kind: str, cfg: Config) -> str:
@@ -126,18 +127,18 @@ def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
 
 def _places_of(cfg: Config) -> Iterator[Place]:
     """The files of one experiment, one-shot and five-shot."""
-    name = f"{cfg.data_set} {cfg.fold_name} {cfg.net_name}"
+    name = f"{cfg.data_set} {RunFiles(cfg).fold} {cfg.net_name}"
     path = place_of(BASE, cfg)
     if path.exists() or (cfg.data_set, cfg.net_name) in _PUBLISHED:
         yield Place(BASE, f"{BASE} {name}", path, cfg, _origin(BASE, cfg))
-    if best := find_best(snapshot_dir(cfg.base_dir)):
+    if best := find_best(RunFiles(cfg).base_snapshot):
         yield Place(BASE, f"{BASE} {name}", best.path, cfg, "trained here")
     for shot in (1, 5):
         shots = cfg.model_copy(update={"shot": shot})
         path = place_of(HDMNET, shots)
         if path.exists():
             yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", path, shots, "imported")
-        if best := find_best(snapshot_dir(shots.run_dir)):
+        if best := find_best(RunFiles(shots).snapshot):
             yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", best.path, shots, "trained here")
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from model.norms import learning_norms
-from util.checkpoints.snapshots import remove_leftovers, save_best
+from util.checkpoints.run_files import remove_leftovers, save_best
 from util.config import Config, dump_config
 from util.data.data_loader import TrainLoader
 from util.data.streams import get_streams, set_streams

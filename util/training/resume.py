@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from util.checkpoints.io import check_classes, load_weights, read_checkpoint, save_checkpoint
-from util.checkpoints.snapshots import LAST, PREVIOUS, find_best
+from util.checkpoints.run_files import LAST, PREVIOUS, find_best
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.paths import ROOT
+from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, dump_config, load_config, parse_args
 from util.config.fields import SECTIONS
 from util.runtime.errors import UserError
@@ -111,9 +112,9 @@ def test_a_published_file_loads_unchanged(tmp_path):
     assert cfg.base_lr == 1e-4 and cfg.zoom_factor == 8
     assert isinstance(cfg.aux_weight1, float) and isinstance(cfg.rotate_min, float)
     assert (cfg.backbone, cfg.net_name, cfg.merge) == ("vgg16", "vgg", "final")
-    assert cfg.run_dir == "exp/pascal/HDMNet/split1/vgg"
-    assert cfg.base_dir == "exp/pascal/PSPNet/split1/vgg"
-    assert cfg.initmodel_base_path == "initmodel/PSPNet/pascal/split1/vgg/best.pth"
+    assert str(RunFiles(cfg).folder) == "exp/pascal/HDMNet/split1/vgg"
+    assert str(RunFiles(cfg).base_folder) == "exp/pascal/PSPNet/split1/vgg"
+    assert str(RunFiles(cfg).published_base) == "initmodel/PSPNet/pascal/split1/vgg/best.pth"
 
 
 def test_published_coco_folds_follow_use_split_coco(tmp_path):
@@ -147,7 +148,7 @@ def test_shipped_files_load_and_mean_what_their_names_say(path):
     cfg = load_config(path)
     dataset, split, net = Path(path).stem.split("_")
     assert (cfg.data_set, f"split{cfg.split}", cfg.net_name) == (dataset, split, net)
-    assert cfg.train_list and cfg.val_list and cfg.data_root and cfg.imagenet_weight
+    assert cfg.train_list and cfg.val_list and cfg.data_root and RunFiles(cfg).imagenet_weight
     size, epochs, ratio = {
         "pascal": (473, 200, 1.0),
         "coco": (633, 50, 10.0),
@@ -221,14 +222,17 @@ def test_the_word_none_is_an_explicit_no_value(tmp_path):
     ],
 )
 def test_stage_1_starts_from_the_published_files_unless_told(opts, path, tmp_path):
-    assert load(tmp_path, SMALL, *opts).imagenet_weight == path
+    assert RunFiles(load(tmp_path, SMALL, *opts)).imagenet_weight == path
 
 
 def test_paths_tell_shots_and_experiments_apart(tmp_path):
-    assert load(tmp_path, SMALL, "shot", "5").run_dir == "exp/tiny/HDMNet/split0_5shot/resnet50"
+    assert (
+        str(RunFiles(load(tmp_path, SMALL, "shot", "5")).folder)
+        == "exp/tiny/HDMNet/split0_5shot/resnet50"
+    )
     named = load(tmp_path, SMALL, "exp_name", "wide", "exp_dir", "out", "layers", "101")
-    assert named.run_dir == "out/tiny/HDMNet/wide/resnet101"
-    assert named.base_dir == "out/tiny/PSPNet/split0/resnet101"
+    assert str(RunFiles(named).folder) == "out/tiny/HDMNet/wide/resnet101"
+    assert str(RunFiles(named).base_folder) == "out/tiny/PSPNet/split0/resnet101"
 
 
 def test_the_configuration_cannot_change(tmp_path):
@@ -370,7 +374,7 @@ def test_a_wrong_value_of_a_base_names_the_base(tmp_path):
 def test_folds_that_hold_no_class_out(tmp_path):
     cfg = load(tmp_path, SMALL, "folds", "seen", "num_classes", "1", "class_names", "[cell]")
     assert (cfg.num_classes, cfg.effective_folds, cfg.fold_count) == (1, "seen", 1)
-    assert cfg.base_dir == "exp/tiny/PSPNet/split0/resnet50"
+    assert str(RunFiles(cfg).base_folder) == "exp/tiny/PSPNet/split0/resnet50"
     assert load(tmp_path, SMALL, "folds", "seen", "num_classes", "7").fold_count == 1
     with pytest.raises(UserError, match=r"^--opts: split = 1: the folds are 0\.\.0$"):
         load(tmp_path, SMALL, "folds", "seen", "split", "1")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
 
-from util.checkpoints.snapshots import find_best
+from util.checkpoints.run_files import find_best
 from util.config.schema import Config
 from util.data.data_loader import TrainLoader
 from util.runtime.distributed import Processes

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoints.snapshots import save_best
+from util.checkpoints.run_files import save_best
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.training.resume import (

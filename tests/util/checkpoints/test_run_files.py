@@ -2,15 +2,13 @@ import pytest
 import torch
 
 from util.checkpoints.io import save_checkpoint
-from util.checkpoints.snapshots import (
+from util.checkpoints.run_files import (
     LAST,
     PUBLISHED,
-    find_base_learner,
+    RunFiles,
     find_best,
-    find_test_weight,
     remove_leftovers,
     save_best,
-    snapshot_dir,
 )
 from util.config import load_config
 from util.runtime.errors import UserError
@@ -50,44 +48,44 @@ def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path):
 
 def test_base_learner_of_stage_1_the_published_one_or_a_partial_one(cfg):
     cfg = cfg[1]
-    assert find_base_learner(cfg) is None
-    snapshot = snapshot_dir(cfg.base_dir)
+    assert RunFiles(cfg).find_base_learner() is None
+    snapshot = RunFiles(cfg).base_snapshot
     partial = save_best(snapshot, 1, 0.1, CONTENT)
-    assert find_base_learner(cfg) == (partial, True)  # put there by hand, without a run
+    assert RunFiles(cfg).find_base_learner() == (partial, True)  # put there by hand, without a run
     save_checkpoint(snapshot / LAST, CONTENT | {"run": {"epoch": 2}})
-    assert find_base_learner(cfg) == (partial, False)
-    save_checkpoint(cfg.initmodel_base_path, CONTENT)
-    path, complete = find_base_learner(cfg)
-    assert (str(path), complete) == (cfg.initmodel_base_path, True)
+    assert RunFiles(cfg).find_base_learner() == (partial, False)
+    save_checkpoint(RunFiles(cfg).published_base, CONTENT)
+    path, complete = RunFiles(cfg).find_base_learner()
+    assert (path, complete) == (RunFiles(cfg).published_base, True)
     save_checkpoint(snapshot / LAST, CONTENT | {"run": {"epoch": 3}})
-    assert find_base_learner(cfg) == (partial, True)
+    assert RunFiles(cfg).find_base_learner() == (partial, True)
 
 
 def test_test_weight_of_the_run_or_of_the_one_shot_run(cfg):
     with pytest.raises(UserError, match=r"NET=resnet18 sh train.sh split1 demo 1 shot 5"):
-        find_test_weight(cfg[5])
-    one_shot = snapshot_dir(cfg[1].run_dir)
+        RunFiles(cfg[5]).find_test_weight()
+    one_shot = RunFiles(cfg[1]).snapshot
     save_checkpoint(one_shot / LAST, CONTENT)
-    assert find_test_weight(cfg[5]) == one_shot / LAST
+    assert RunFiles(cfg[5]).find_test_weight() == one_shot / LAST
     best = save_best(one_shot, 2, 0.5, CONTENT)
-    assert find_test_weight(cfg[5]) == find_test_weight(cfg[1]) == best
-    own = save_best(snapshot_dir(cfg[5].run_dir), 1, 0.2, CONTENT)
-    assert find_test_weight(cfg[5]) == own
+    assert RunFiles(cfg[5]).find_test_weight() == RunFiles(cfg[1]).find_test_weight() == best
+    own = save_best(RunFiles(cfg[5]).snapshot, 1, 0.2, CONTENT)
+    assert RunFiles(cfg[5]).find_test_weight() == own
 
 
 def test_an_imported_checkpoint_is_tested_where_nothing_was_trained(cfg):
-    imported = {shot: snapshot_dir(cfg[shot].run_dir) / PUBLISHED for shot in (1, 5)}
+    imported = {shot: RunFiles(cfg[shot]).snapshot / PUBLISHED for shot in (1, 5)}
     save_checkpoint(imported[1], CONTENT)
-    assert find_test_weight(cfg[5]) == find_test_weight(cfg[1]) == imported[1]
+    assert RunFiles(cfg[5]).find_test_weight() == RunFiles(cfg[1]).find_test_weight() == imported[1]
     save_checkpoint(imported[5], CONTENT)
-    assert find_test_weight(cfg[5]) == imported[5]
-    best = save_best(snapshot_dir(cfg[1].run_dir), 2, 0.5, CONTENT)
-    assert find_test_weight(cfg[1]) == best
+    assert RunFiles(cfg[5]).find_test_weight() == imported[5]
+    best = save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
+    assert RunFiles(cfg[1]).find_test_weight() == best
 
 
 def test_a_given_weight_is_found_or_refused_never_replaced(cfg):
-    best = save_best(snapshot_dir(cfg[1].run_dir), 2, 0.5, CONTENT)
+    best = save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
     given = cfg[1].model_copy(update={"weight": best.name})
-    assert find_test_weight(given) == best
+    assert RunFiles(given).find_test_weight() == best
     with pytest.raises(UserError, match=r"weight = other.pth: there is no such file"):
-        find_test_weight(cfg[1].model_copy(update={"weight": "other.pth"}))
+        RunFiles(cfg[1].model_copy(update={"weight": "other.pth"})).find_test_weight()

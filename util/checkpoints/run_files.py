@@ -1,0 +1,187 @@
+"""Where the files of an experiment lie, and which checkpoint stage 2 and the test start from."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from util.checkpoints.io import read_checkpoint, save_checkpoint
+from util.config import Config
+from util.runtime.errors import UserError
+
+LAST = "last.pth"
+PREVIOUS = "previous.pth"
+PUBLISHED = "published.pth"  # imported by util.weights
+PUBLISHED_IMAGENET = {
+    "vgg16": "vgg16_bn.pth",
+    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
+}
+_BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
+
+
+class Best(NamedTuple):
+    """A best checkpoint, by the values in its name."""
+
+    miou: float
+    epoch: int
+    path: Path
+
+
+class BaseLearner(NamedTuple):
+    """A checkpoint of stage 1, and whether its training is complete."""
+
+    path: Path
+    complete: bool
+
+
+def find_best(snapshot: Path) -> Best | None:
+    """The best checkpoint in a snapshot folder; None without one."""
+    return max(_best_files(snapshot), default=None)
+
+
+def save_best(snapshot: Path, epoch: int, miou: float, content: dict[str, Any]) -> Path:
+    """Save a new best checkpoint, named by epoch and mIoU in [0, 1], then remove the older ones."""
+    older = [best.path for best in _best_files(snapshot)]
+    path = snapshot / f"best_epoch_{epoch}_{miou:.4f}.pth"
+    save_checkpoint(path, content)
+    for other in older:
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def remove_leftovers(snapshot: Path) -> None:
+    """Remove what processes that were killed during a save left in a snapshot folder.
+
+    Only for the process that writes there: a checkpoint being written by another is removed too.
+    """
+    for path in snapshot.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _best_files(snapshot: Path) -> list[Best]:
+    return [
+        Best(float(match[2]), int(match[1]), path)
+        for path in snapshot.glob("best_epoch_*.pth")
+        if (match := _BEST.fullmatch(path.name))
+    ]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of both stages of one experiment, as its settings place them."""
+
+    cfg: Config
+
+    @property
+    def folder(self) -> Path:
+        """The folder of stage 2, exp/DATASET/HDMNet/EXP/NET.
+
+        EXP is `exp_name` or the name of the fold; a run of several shots appends their number
+        (split0_5shot), so that it never overwrites the 1-shot one.
+        """
+        experiment = self.cfg.exp_name or self.fold
+        if self.cfg.shot != 1:
+            experiment += f"_{self.cfg.shot}shot"
+        return self._stage("HDMNet") / experiment / self.cfg.net_name
+
+    @property
+    def base_folder(self) -> Path:
+        """The folder of stage 1, exp/DATASET/PSPNet/splitN/NET."""
+        return self._stage("PSPNet") / self.fold / self.cfg.net_name
+
+    @property
+    def fold(self) -> str:
+        """The name of the fold in paths: splitN, with an ending for `use_split_coco: False`."""
+        contiguous = self.cfg.effective_folds != self.cfg.folds
+        return f"split{self.cfg.split}" + ("_contiguous" if contiguous else "")
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder of the checkpoints of stage 2."""
+        return self.folder / "snapshot"
+
+    @property
+    def base_snapshot(self) -> Path:
+        """The folder of the checkpoints of stage 1."""
+        return self.base_folder / "snapshot"
+
+    @property
+    def result(self) -> Path:
+        """The folder of test reports and pictures."""
+        return self.folder / "result"
+
+    @property
+    def published_base(self) -> Path:
+        """The file in which the published code looks for the base learner."""
+        dataset, net = self.cfg.data_set, self.cfg.net_name
+        return Path("initmodel", "PSPNet", dataset, self.fold, net, "best.pth")
+
+    @property
+    def imagenet_weight(self) -> str | None:
+        """`backbone_weight` or, where it is unset, the file that the published code starts from."""
+        if self.cfg.backbone_weight is None and self.cfg.backbone in PUBLISHED_IMAGENET:
+            return str(Path("initmodel", PUBLISHED_IMAGENET[self.cfg.backbone]))
+        return self.cfg.backbone_weight
+
+    def find_base_learner(self) -> BaseLearner | None:
+        """Return what stage 2 builds on.
+
+        The order is `base_weight`, a completed stage 1, a published base learner, an incomplete
+        stage 1.
+        """
+        if self.cfg.base_weight:
+            return BaseLearner(Path(self.cfg.base_weight), True)
+        best = find_best(self.base_snapshot)
+        complete = _epochs_done(self.base_snapshot) >= self.cfg.base_epochs
+        if best is not None and complete:
+            return BaseLearner(best.path, True)
+        if self.published_base.is_file():
+            return BaseLearner(self.published_base, True)
+        return None if best is None else BaseLearner(best.path, False)
+
+    def find_test_weight(self) -> Path:
+        """Return the checkpoint to test.
+
+        The order is `weight`, the best or an imported one of this run, then those of the 1-shot run.
+
+        Raises:
+            UserError: There is no checkpoint.
+        """
+        one_shot = RunFiles(self.cfg.model_copy(update={"shot": 1}))
+        if self.cfg.weight:
+            for path in (Path(self.cfg.weight), self.snapshot / self.cfg.weight):
+                if path.is_file():
+                    return path
+            raise UserError(f"weight = {self.cfg.weight}: there is no such file")
+        for snapshot in (self.snapshot, one_shot.snapshot):
+            best = find_best(snapshot)
+            if best is not None:
+                return best.path
+            for path in (snapshot / LAST, snapshot / PUBLISHED):
+                if path.is_file():
+                    return path
+        raise UserError(
+            f"no trained model in {self.snapshot}; train it by `{self.command('train.sh')}` or set "
+            "weight"
+        )
+
+    def command(self, script: str) -> str:
+        """Return the command line of a shell script for this experiment, for messages."""
+        cfg = self.cfg
+        shot = f" shot {cfg.shot}" if cfg.shot > 1 else ""
+        return f"NET={cfg.net_name} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
+
+    def _stage(self, model: str) -> Path:
+        return Path(self.cfg.exp_dir, self.cfg.data_set, model)
+
+
+def _epochs_done(snapshot: Path) -> float:
+    """Return the epochs of the last checkpoint; unlimited where only a best one was left."""
+    if not (snapshot / LAST).exists():
+        return math.inf
+    try:
+        return read_checkpoint(snapshot / LAST)["run"]["epoch"]
+    except (UserError, KeyError):
+        return 0  # It is damaged: the training that resumes finds out from which checkpoint.
