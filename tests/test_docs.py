@@ -6,6 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+from model.features import split_supports, stack_supports
+from util.config import load_config, loading
+from util.data.loaders import config_fold
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -72,3 +77,37 @@ def test_named_code_is_in_the_file_that_the_link_names(page):
         and text.strip("`") not in defined_names(file)
     ]
     assert not missing
+
+
+def extend_blocks(language: str) -> list[str]:
+    """Return the code blocks of docs/extend.md in a language."""
+    text = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_parts_of_the_examples_take_their_places():
+    page: dict = {}
+    for block in extend_blocks("python"):
+        exec(compile(block, "docs/extend.md", "exec"), page)
+    net, episode = page["net"].eval(), (page["query"], page["support"], page["support_mask"])
+    assert {type(layer) for layer in net.matching} == {page["MeanMatching"]}
+    assert type(net.decoder) is page["SumDecoder"]
+    with torch.no_grad():
+        out, expected = net(*episode), net.reference_forward(*episode)
+        torch.testing.assert_close(out.final, expected.final, rtol=1e-4, atol=1e-5)
+        # Tokens of supports that were encoded alone make up the same episode.
+        supports = split_supports(net.encode_support(*episode[1:]))
+        again = net.segment(net.encode_query(episode[0]), stack_supports(supports), (65, 65))
+    torch.testing.assert_close(again.final, out.final, rtol=1e-4, atol=1e-5)
+    for part in (net.matching, net.decoder):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+    assert page["small"].base.backbone.grid((65, 65)) == (9, 9)
+
+
+def test_the_example_of_a_dataset_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "DATASETS", str(tmp_path))
+    (dataset,) = extend_blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(dataset)
+    (tmp_path / "run.yaml").write_text("Train: {data_set: mine, split: 2}\n")
+    cfg = load_config(str(tmp_path / "run.yaml"), [])
+    assert config_fold(cfg).novel == (5, 6) and cfg.class_names[4] == "nail"
