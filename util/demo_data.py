@@ -1,21 +1,22 @@
-"""The demo dataset: drawn pictures in PASCAL's layout, on which the method can be tried at once.
+"""Draw the demo dataset: pictures in PASCAL's layout, on which the method can be tried at once.
 
 `python -m util.demo_data --out data/demo` writes JPEGImages/*.jpg, SegmentationClassAug/*.png (0
 background, 1..20 classes, 255 outlines), train.txt and val.txt ("IMAGE MASK" a line, relative to
 the folder) and classes.txt. A class is a silhouette with a surface pattern, mostly in its two usual
 hues; shade, pose, size, light and background vary, so only the support tells what to segment.
-Interrupted, it goes on where it was; finished, it returns at once.
+An interrupted command continues where it stopped when it is given again.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from util.demo.scene import draw_scene
+from util.demo.scene import Hues, SceneObject, draw_scene
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
 
@@ -47,14 +48,14 @@ CLASS_NAMES = tuple(f"{pattern}_{shape}" for pattern, shape in CLASSES)
 
 PARTS = ("train", "val")
 STAMP = "demo.json"
-_VERSION = 2  # raise it when the same seed would give other pictures
+_VERSION = 3  # raise it when the same seed would give other pictures
 _GROUP = 5
 _OBJECTS = (0.46, 0.89)  # cumulative shares of pictures with one and with two objects
 _SAME_GROUP = 0.6  # share of the pictures whose classes come from one group of five
 
 
-def usual_hues(class_id):
-    """Degrees of the two hues that a class mostly comes in; no two classes share both.
+def usual_hues(class_id: int) -> Hues:
+    """Return the two hues, in degrees, that a class mostly has; no two classes share both.
 
     In each group of five the first hues differ, and the second lies as far from the first in all of
     them: a fold holds out pairs of hues unlike those it trains on.
@@ -64,8 +65,8 @@ def usual_hues(class_id):
     return 60 * (first % 6), 60 * ((first + group + 1) % 6)
 
 
-def scene_classes(seed, part, index):
-    """Class ids of picture `index` of a part (0 train, 1 val), the first one always drawn.
+def scene_classes(seed: int, part: int, index: int) -> list[int]:
+    """Return the class ids of picture `index` of a part (0 train, 1 val); the first is always drawn.
 
     The first classes run through all twenty in a new order every twenty pictures. Most pictures
     keep to one group of five, so that a fold, which drops every training picture with a held-out
@@ -82,22 +83,38 @@ def scene_classes(seed, part, index):
     return [c + 1 for c in chosen]
 
 
-def draw_picture(seed, part, index, size):
-    """Picture `index` of a part: RGB uint8 (h, w, 3) and mask uint8 (h, w), no side over `size`."""
+def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw picture `index` of a part (0 train, 1 val), whose sides are at most `size` pixels.
+
+    Returns:
+        The RGB image, uint8 (h, w, 3), and the mask, uint8 (h, w).
+    """
     rng = np.random.RandomState((seed, part, index, 3))
     long = round(size * rng.uniform(0.92, 1.0))
     short = round(long * rng.uniform(0.84, 0.96))
     height, width = (short, long) if rng.uniform() < 0.6 else (long, short)
     classes = scene_classes(seed, part, index)
-    objects = [(c, CLASSES[c - 1][1], CLASSES[c - 1][0], usual_hues(c)) for c in classes]
+    objects = [SceneObject(c, CLASSES[c - 1][1], CLASSES[c - 1][0], usual_hues(c)) for c in classes]
     return draw_scene(rng, objects, height, width)
 
 
-def write_demo(out, train=1000, val=400, seed=0, size=240):
-    """Write the dataset into the folder `out`; False if all of it was there already, else True.
+def write_demo(
+    out: str | os.PathLike[str], train: int = 1000, val: int = 400, seed: int = 0, size: int = 240
+) -> bool:
+    """Write the dataset into a folder; no other file is overwritten or deleted.
 
-    `size` is the longest side in pixels. Raises UserError for a value out of range and for a folder
-    that holds anything but this very dataset: nothing of the user's is overwritten or deleted.
+    Args:
+        out: The folder.
+        train: Number of training pictures.
+        val: Number of validation pictures.
+        seed: Seed of the pictures.
+        size: Longest side in pixels.
+
+    Returns:
+        False if the whole dataset existed already, else True.
+
+    Raises:
+        UserError: A value is out of range, or the folder holds anything but this dataset.
     """
     for name, value, low, high in (
         ("--train", train, 1, 10**6),
@@ -131,8 +148,8 @@ def write_demo(out, train=1000, val=400, seed=0, size=240):
     return True
 
 
-def _claim_folder(out, arguments):
-    """Make the folder with its stamp, or check that the stamp there is of the same arguments."""
+def _claim_folder(out: str | os.PathLike[str], arguments: dict[str, int]) -> None:
+    """Make the folder with its stamp, or check that its stamp names the same arguments."""
     if os.path.exists(out) and not os.path.isdir(out):
         raise UserError(f"{out} is a file: give a new folder as --out")
     stamp = os.path.join(out, STAMP)
@@ -153,22 +170,24 @@ def _claim_folder(out, arguments):
             raise UserError(f"{out} cannot be written ({error.strerror}): new --out") from error
 
 
-def _pairs(part, count):
+def _pairs(part: str, count: int) -> list[tuple[str, str]]:
     stems = [f"{part}_{index:04d}" for index in range(count)]
     return [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
 
 
-def _lines(texts):
+def _lines(texts: Iterable[str]) -> str:
     return "".join(f"{text}\n" for text in texts)
 
 
-def _write_image(out, name, array, options=()):
+def _write_image(
+    out: str | os.PathLike[str], name: str, array: np.ndarray, options: Sequence[int] = ()
+) -> None:
     data = cv2.imencode(os.path.splitext(name)[1], array, list(options))[1]
     write_atomically(os.path.join(out, name), data.tobytes())
 
 
 @exits_on_user_error
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the demo dataset.")
     parser.add_argument("--out", default="data/demo", help="folder to write (%(default)s)")
     parser.add_argument("--train", type=int, default=1000, help="training pictures (%(default)s)")

@@ -9,7 +9,7 @@ import pytest
 
 from util.demo.background import TEXTURES
 from util.demo.scene import PATTERNS
-from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, fill_polygon, silhouette
+from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, silhouette
 from util.demo_data import (
     CLASS_NAMES,
     CLASSES,
@@ -125,7 +125,7 @@ def test_a_shorter_set_is_the_start_of_a_longer_one(demo, tmp_path):
             assert long[name] == data
 
 
-def test_complete_set_is_left_alone_and_a_broken_one_mended(demo, tmp_path, monkeypatch, capsys):
+def test_complete_set_is_left_alone_and_a_broken_one_completed(demo, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "set"
     shutil.copytree(demo, folder)
     (folder / "SegmentationClassAug" / "train_0007.png").unlink()
@@ -249,19 +249,6 @@ def test_a_class_comes_in_its_usual_hues_and_sometimes_in_others():
         near.append(np.mean(np.minimum(*distances) < 30))
     usual = np.mean(np.array(near) > 0.7)
     assert 0.6 < usual < 1
-
-
-def test_fill_matches_a_slow_point_test():
-    star = np.array([(5, 0.3), (7.6, 8.9), (0.4, 3.2), (9.7, 3.1), (2.2, 9.1)])  # crosses itself
-    filled = fill_polygon(star, 10, 10)
-    corners = np.rint(star * 64) / 64
-    for row, column in itertools.product(range(0, 40, 3), range(40)):
-        x, y = (column + 0.5) / SAMPLES, (row + 0.5) / SAMPLES
-        inside = False
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            if (y0 <= y) != (y1 <= y) and x >= x0 + (y - y0) * (x1 - x0) / (y1 - y0):
-                inside = not inside
-        assert filled[row, column] == inside
 
 
 @pytest.mark.parametrize("name", SILHOUETTES)

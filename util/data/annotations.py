@@ -1,20 +1,20 @@
 """Weak annotations of supports: `ann_type` mask, bbox, scribble or point.
 
 An annotation is drawn from the support's mask at its original size, before any transform, as a
-person marks the picture: it is the same whatever the test size. Each 8-connected component of the
-class is annotated by itself. Ignored pixels (255) stay ignored whatever covers them, and all other
-pixels that are not annotated are 0.
+person marks the picture: it is the same for every test size. Each 8-connected component of the
+class is annotated separately. Ignored pixels (255) stay ignored, and all other pixels that are not
+annotated are 0.
 
-bbox: the component's bounding box, filled, as BAM (CVPR 2022) does.
-scribble: a stroke along the middle of the component: the longest path of its skeleton, of which a
-    random stretch of half the length or more is drawn with a pen of radius `STROKE`.
-point: a disk of radius `DISK` at a random pixel of the component.
+bbox: the component's bounding box, filled, as in BAM (CVPR 2022).
+scribble: a stroke along the middle of the component. It covers a random stretch, at least half, of
+    the longest path of the component's skeleton, with a pen of radius `STROKE`.
+point: a disk of radius `DISK` around a random pixel of the component.
 
 Strokes and disks are cut off at the component's edge: they mark pixels of the object only.
 """
 
 import zlib
-from collections import deque
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -23,30 +23,35 @@ from util.data.folds import IGNORE
 
 STROKE = 0.02  # radii are shares of the longer side of the image
 DISK = 0.05  # smaller ones fall between the positions of the feature grid of small test sizes
-SHORTEST = 0.5  # of the path through a component, what a scribble covers at least
-
-# The eight structuring elements of thinning (Golay's L): 1 object, -1 background, 0 either.
-_EDGE = np.array([[-1, -1, -1], [0, 1, 0], [1, 1, 1]], np.int32)
-_CORNER = np.array([[0, -1, -1], [1, 1, -1], [0, 1, 0]], np.int32)
-_THINNING = [np.rot90(kernel, -turns).copy() for turns in range(4) for kernel in (_EDGE, _CORNER)]
-_NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+SHORTEST = 0.5  # smallest share of the path through a component that a scribble covers
 
 
-def annotation_stream(image, class_id, seed):
-    """The random stream of one annotation: the same for an image, a class and a seed.
+def annotation_stream(image: str, class_id: int, seed: int) -> np.random.Generator:
+    """Return the random stream of one annotation.
 
-    image: its name in the list file. So the annotation of a support does not depend on the episode
-    it comes in, on the order of the episodes or on how many processes share them.
+    The annotation of a support depends neither on the episode it is drawn in, nor on the order of
+    the episodes, nor on the number of processes that share them.
+
+    Args:
+        image: Name of the image in the list file.
+        class_id: Class of the support.
+        seed: Seed of all annotations.
     """
-    return np.random.default_rng((seed, class_id, zlib.crc32(str(image).encode())))
+    return np.random.default_rng((seed, class_id, zlib.crc32(image.encode())))
 
 
-def annotate(mask, ann_type, rng):
-    """The weak annotation of a support, uint8 (H, W) in {0, 1, 255}.
+def annotate(mask: np.ndarray, ann_type: str, rng: np.random.Generator) -> np.ndarray:
+    """Return the weak annotation of a support, uint8 (H, W) in {0, 1, 255}.
 
-    mask: (H, W) uint8, 1 = the class, 0 = other, 255 = ignore; only read. ann_type: a key of
-    `ANNOTATIONS`. rng: numpy Generator; "mask" and "bbox" draw nothing from it. A mask without the
-    class has none and comes back equal. Raises ValueError for another ann_type.
+    A mask without the class is returned unchanged.
+
+    Args:
+        mask: uint8 (H, W): 1 = the class, 0 = other, 255 = ignore. It is not changed.
+        ann_type: A key of `ANNOTATIONS`.
+        rng: The random stream; "mask" and "bbox" draw nothing from it.
+
+    Raises:
+        ValueError: `ann_type` is unknown.
     """
     if ann_type not in ANNOTATIONS:
         raise ValueError(f"ann_type {ann_type!r} is none of {', '.join(ANNOTATIONS)}")
@@ -64,32 +69,43 @@ def annotate(mask, ann_type, rng):
     return annotated
 
 
-def _mask(component, side, rng):
+# Each takes a component, uint8 (h, w) in {0, 1}, the longer side of its image and the random stream.
+
+
+def _mask(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     return component
 
 
-def _bbox(component, side, rng):
+def _bbox(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     return np.ones_like(component)
 
 
-def _point(component, side, rng):
+def _point(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     y, x = np.nonzero(component)
     chosen = rng.integers(len(x))
     return _drawn([(y[chosen], x[chosen])], component, DISK * side)
 
 
-def _scribble(component, side, rng):
-    path = _longest_path(_thinned(component))
+def _scribble(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    # Imported here, because it takes a second and few runs draw scribbles.
+    from skimage.morphology import skeletonize
+
+    path = _longest_path(skeletonize(np.pad(component, 1))[1:-1, 1:-1])
     length = max(1, round(rng.uniform(SHORTEST, 1) * len(path)))
     start = rng.integers(len(path) - length + 1)
     return _drawn(path[start : start + length], component, STROKE * side)
 
 
-ANNOTATIONS = {"mask": _mask, "bbox": _bbox, "scribble": _scribble, "point": _point}
+ANNOTATIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
+    "mask": _mask,
+    "bbox": _bbox,
+    "scribble": _scribble,
+    "point": _point,
+}
 
 
-def _drawn(pixels, component, radius):
-    """A pen of `radius` drawn over `pixels` (y, x), inside the component only."""
+def _drawn(pixels: Sequence[tuple[int, int]], component: np.ndarray, radius: float) -> np.ndarray:
+    """Draw `pixels` (y, x) with a pen of `radius` pixels, inside the component only."""
     radius = max(1, round(radius))
     line = np.zeros_like(component)
     line[tuple(np.transpose(pixels))] = 1
@@ -97,41 +113,17 @@ def _drawn(pixels, component, radius):
     return cv2.dilate(line, pen) & component
 
 
-def _thinned(component):
-    """The skeleton of a component, connected as it is and one pixel wide."""
-    shape = np.pad(component, 1)  # the structuring elements have to see the outside
-    before = None
-    while not np.array_equal(before, shape):
-        before = shape
-        for kernel in _THINNING:
-            shape = shape & ~cv2.morphologyEx(shape, cv2.MORPH_HITMISS, kernel)
-    return shape[1:-1, 1:-1]
+def _longest_path(skeleton: np.ndarray) -> list[tuple[int, int]]:
+    """Return the pixels (y, x) of the longest of the shortest paths in a connected skeleton.
 
-
-def _longest_path(skeleton):
-    """Pixels (y, x) of the longest of the shortest paths in a connected skeleton.
-
-    From any pixel the farthest one is an end of it, and the one farthest from there the other end:
-    exact for a skeleton without loops, close to it otherwise.
+    The pixel farthest from any pixel is one end of it, and the pixel farthest from there the other:
+    this is exact for a skeleton without loops and close to it otherwise.
     """
-    pixels = set(zip(*(axis.tolist() for axis in np.nonzero(skeleton)), strict=True))
-    end = _walk(pixels, min(pixels))[-1]
-    return _walk(pixels, end)
+    from skimage.graph import MCP
 
-
-def _walk(pixels, start):
-    """The shortest path within `pixels` from `start` to the pixel farthest from it."""
-    came_from = {start: None}
-    waiting = deque([start])
-    while waiting:
-        pixel = waiting.popleft()
-        for step in _NEIGHBOURS:
-            near = (pixel[0] + step[0], pixel[1] + step[1])
-            if near in pixels and near not in came_from:
-                came_from[near] = pixel
-                waiting.append(near)
-    path = []
-    while pixel is not None:
-        path.append(pixel)
-        pixel = came_from[pixel]
-    return path[::-1]
+    end = tuple(np.argwhere(skeleton)[0])
+    for _ in range(2):
+        paths = MCP(np.where(skeleton, 1.0, np.inf))
+        costs, _ = paths.find_costs([end])
+        end = np.unravel_index(np.where(skeleton, costs, -1).argmax(), costs.shape)
+    return paths.traceback(end)

@@ -1,17 +1,20 @@
-"""One picture of the demo dataset: patterned objects before a textured background, and its mask.
+"""Pictures of the demo dataset: patterned objects in front of a textured background, with a mask.
 
 Everything random comes from the `numpy.random.RandomState` that is passed in (NumPy's legacy
-generator, whose stream is frozen). The mask never depends on a drawn colour or on a library's
-rounding; the picture may differ in the last bit between OpenCV versions.
+generator, whose stream is frozen). Pictures may differ in the last bit between OpenCV versions.
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import RandomState
 
 from util.demo.background import draw_background, random_colour
 from util.demo.shapes import SAMPLES, coverage, silhouette
+
+Hues = tuple[float, float]
 
 IGNORE = 255
 _LUMA = np.array([0.30, 0.59, 0.11], np.float32)
@@ -22,39 +25,72 @@ _HUE_SPREAD = 15  # degrees around a usual hue
 _MIN_PIXELS = 2300  # labelled pixels every object keeps: the protocol counts a class from 2048
 
 
-def draw_scene(rng, objects, height, width):
-    """Draw `objects`, a list of (class id, silhouette, pattern, hues), later ones in front.
+class SceneObject(NamedTuple):
+    """An object to draw.
 
-    Silhouette and pattern are names, hues the usual ones of the pattern's two colours, in degrees.
-    Returns the RGB image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0, class
-    ids, and 255 along the outlines. The first object is always there; one for which no place is
-    left is not drawn.
+    Attributes:
+        class_id: Its value in the mask.
+        shape: The name of its silhouette.
+        pattern: The name of its surface pattern.
+        hues: The usual hues of the pattern's two colours, in degrees.
+    """
+
+    class_id: int
+    shape: str
+    pattern: str
+    hues: Hues
+
+
+class _Placement(NamedTuple):
+    """Where an object is drawn: `alpha`, float32 (height, width), is its share of each pixel."""
+
+    drawn: SceneObject
+    matrix: np.ndarray
+    centre: np.ndarray
+    alpha: np.ndarray
+
+
+def draw_scene(
+    rng: RandomState, objects: list[SceneObject], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw objects, later ones in front.
+
+    The first object is always drawn; another one is left out where there is no room for it.
+
+    Args:
+        rng: The random stream.
+        objects: One to three objects.
+        height: Height in pixels.
+        width: Width in pixels.
+
+    Returns:
+        The RGB image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0, class ids,
+        and 255 along the outlines.
     """
     placements, label = _place(rng, objects, height, width)
     unit = max(height, width) / 220
     image, tone = draw_background(rng, height, width, unit)
     light = rng.uniform(0, 2 * math.pi)
-    for hues, pattern, matrix, centre, alpha in placements:
-        _shade_shadow(rng, image, alpha, light, unit)
-        surface = _surface(rng, pattern, hues, matrix, centre, alpha, tone, light, unit)
-        image += alpha[..., None] * (surface - image)
+    for placement in placements:
+        _shade_shadow(rng, image, placement.alpha, light, unit)
+        surface = _surface(rng, placement, tone, light, unit)
+        image += placement.alpha[..., None] * (surface - image)
     return _photograph(rng, image, light, unit), label
 
 
-# ---------------------------------------------------------------------------------- placement
-
-
-def _place(rng, objects, height, width):
+def _place(
+    rng: RandomState, objects: list[SceneObject], height: int, width: int
+) -> tuple[list[_Placement], np.ndarray]:
     label = np.zeros((height, width), np.uint8)
-    placements = []
-    for class_id, shape, pattern, hues in objects:
+    placements: list[_Placement] = []
+    for drawn in objects:
         area = height * width * rng.uniform(*_AREAS[len(objects)])
         area = max(area, 1.4 * _MIN_PIXELS)
         pose = _pose(rng)
         for attempt in range(60):
             if attempt % 10 == 0:
                 matrix = pose * math.sqrt(area)
-                sprite = _sprite(shape, matrix)
+                sprite = _sprite(drawn.shape, matrix)
                 area *= 0.85
             far = 0.35 * rng.uniform(0, 1, 2) ** 0.7  # away from the middle: room for the others
             share = np.where(rng.uniform(0, 1, 2) < 0.5, 0.5 - far, 0.5 + far)
@@ -62,25 +98,25 @@ def _place(rng, objects, height, width):
             samples = _paste(sprite, centre, height, width)
             if samples.sum(dtype=np.int64) < 0.92 * sprite.sum(dtype=np.int64):
                 continue  # too much of it would lie outside the picture
-            trial = _paint(label, samples, class_id)
-            if _all_visible(trial, class_id, label):
+            trial = _paint(label, samples, drawn.class_id)
+            if _all_visible(trial, drawn.class_id, label):
                 label = trial
                 alpha = samples.astype(np.float32) / SAMPLES**2
-                placements.append((hues, pattern, matrix, centre, alpha))
+                placements.append(_Placement(drawn, matrix, centre, alpha))
                 break
     return placements, label
 
 
-def _sprite(shape, matrix):
-    """The samples of a silhouette around its origin, in the middle of a square of even side."""
+def _sprite(shape: str, matrix: np.ndarray) -> np.ndarray:
+    """Return the samples of a silhouette, its origin in the middle of a square of even side."""
     parts = silhouette(shape)
     reach = max(np.abs(polygon @ matrix.T).max() for _, polygon in parts)
     half = math.ceil(reach) + 1
     return coverage(parts, matrix, (half, half), 2 * half, 2 * half)
 
 
-def _paste(sprite, centre, height, width):
-    """The sprite on an empty (height, width) canvas, its middle at the corner `centre` (x, y)."""
+def _paste(sprite: np.ndarray, centre: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return an empty (height, width) canvas with the sprite's middle at the corner `centre`."""
     half = sprite.shape[0] // 2
     canvas = np.zeros((height, width), np.uint8)
     x, y = centre - half
@@ -94,8 +130,8 @@ def _paste(sprite, centre, height, width):
     return canvas
 
 
-def _pose(rng):
-    """A random rotation, shear, aspect and mirroring of determinant ±1, (2, 2)."""
+def _pose(rng: RandomState) -> np.ndarray:
+    """Draw a rotation, shear, aspect and mirroring of determinant ±1, (2, 2)."""
     angle, shear = rng.uniform(-0.85, 0.85), rng.uniform(-0.25, 0.25)
     stretch = math.sqrt(rng.uniform(0.8, 1.25))
     mirror = 1 if rng.uniform() < 0.5 else -1
@@ -103,8 +139,8 @@ def _pose(rng):
     return turn @ np.array([[mirror * stretch, shear], [0, 1 / stretch]])
 
 
-def _paint(label, samples, class_id):
-    """The mask with one more object in front, its outline two pixels of IGNORE."""
+def _paint(label: np.ndarray, samples: np.ndarray, class_id: int) -> np.ndarray:
+    """Return the mask with one more object in front, its outline two pixels of IGNORE."""
     inside = (2 * samples.astype(np.int32) > SAMPLES**2).astype(np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     painted = label.copy()
@@ -113,12 +149,12 @@ def _paint(label, samples, class_id):
     return painted
 
 
-def _all_visible(trial, class_id, label):
-    """Whether the new object is large enough and the earlier ones keep 85% of what they had."""
+def _all_visible(trial: np.ndarray, class_id: int, label: np.ndarray) -> bool:
+    """Return whether the new object is large enough and the earlier ones keep 85% of their area."""
     before, after = np.bincount(label.ravel(), minlength=256), np.bincount(trial.ravel())
     earlier = [c for c in np.flatnonzero(before) if c not in (0, IGNORE)]
     kept = all(after[c] >= max(_MIN_PIXELS, 0.85 * before[c]) for c in earlier)
-    return kept and after[class_id] >= _MIN_PIXELS
+    return kept and bool(after[class_id] >= _MIN_PIXELS)
 
 
 # ------------------------------------------------------------------------------------ patterns
@@ -126,40 +162,40 @@ def _all_visible(trial, class_id, label):
 # returns the signed distance in periods to the border between the two colours (positive: second).
 
 
-def _stripe(phase, width=0.5):
+def _stripe(phase: np.ndarray, width: float = 0.5) -> np.ndarray:
     return width / 2 - np.abs(phase - np.floor(phase) - 0.5)
 
 
-def _striped(u, v, depth):
+def _striped(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return _stripe(u)
 
 
-def _dotted(u, v, depth):
+def _dotted(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return 0.33 - np.hypot(u - np.rint(u), v - np.rint(v))
 
 
-def _checked(u, v, depth):
+def _checked(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     a, b = _stripe(u / 1.3), _stripe(v / 1.3)
     return 1.3 * np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
 
 
-def _netted(u, v, depth):
+def _netted(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return np.maximum(_stripe(u / 1.15, 0.36), _stripe(v / 1.15, 0.36)) * 1.15
 
 
-def _zigzag(u, v, depth):
+def _zigzag(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return 0.75 * _stripe(v + 1.4 * np.abs(u / 1.6 - np.rint(u / 1.6)))
 
 
-def _ringed(u, v, depth):
+def _ringed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return _stripe(np.hypot(u, v))
 
 
-def _rayed(u, v, depth):
+def _rayed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return np.hypot(u, v) * (2 * math.pi / 9) * _stripe(np.arctan2(u, v) * 9 / (2 * math.pi))
 
 
-def _rimmed(u, v, depth):
+def _rimmed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return 0.55 - depth
 
 
@@ -176,8 +212,11 @@ PATTERNS = {
 _CENTRED = ("ringed", "rayed")  # patterns about the object's centre, which no shift may move
 
 
-def _surface(rng, pattern, hues, matrix, centre, alpha, tone, light, unit):
-    """The object's colours at every pixel of the picture, float32 (height, width, 3)."""
+def _surface(
+    rng: RandomState, placement: _Placement, tone: np.ndarray, light: float, unit: float
+) -> np.ndarray:
+    """Draw the object's colours at every pixel of the picture, float32 (height, width, 3)."""
+    (_, _, pattern, hues), matrix, centre, alpha = placement
     height, width = alpha.shape
     scale = math.sqrt(abs(np.linalg.det(matrix)))
     period = unit * float(np.clip(scale / unit / 5, 15, 21)) * rng.uniform(0.92, 1.08)
@@ -196,25 +235,25 @@ def _surface(rng, pattern, hues, matrix, centre, alpha, tone, light, unit):
     return (first + share * (second - first)) * shade.astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------- colours
-
-
-def _difference(one, other):
-    """How different two colours look, 0..1: mostly brightness, partly hue."""
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return how different two colours look, 0..1: mostly by brightness, partly by hue."""
     delta = (one - other) / 255
     return 0.7 * abs(float(delta @ _LUMA)) + 0.3 * float(np.abs(delta).max())
 
 
-def _object_colours(rng, hues, tone):
-    """Two colours that differ clearly from each other and, the first more, from the background."""
+def _object_colours(
+    rng: RandomState, hues: Hues, tone: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw two colours that differ clearly from each other and, the first more, from `tone`."""
     if rng.uniform() < _ODD_COLOURS:
-        hues = rng.uniform(0, 360, 2)
+        hues = rng.uniform(0, 360), rng.uniform(0, 360)
     ranges = [(hue - _HUE_SPREAD, hue + _HUE_SPREAD) for hue in hues]
-    pairs = [
-        tuple(random_colour(rng, (0.45, 1), (0.3, 1), hue) for hue in ranges) for _ in range(12)
-    ]
+    pairs = []
+    for _ in range(12):
+        first, second = (random_colour(rng, (0.45, 1), (0.3, 1), hue) for hue in ranges)
+        pairs.append((first, second))
 
-    def contrast(pair):
+    def contrast(pair: tuple[np.ndarray, np.ndarray]) -> float:
         return min(
             _difference(*pair) / 0.38,
             _difference(pair[0], tone) / 0.26,
@@ -225,20 +264,19 @@ def _object_colours(rng, hues, tone):
     return max(pairs, key=contrast)
 
 
-# ------------------------------------------------------------------------------------ lighting
-
-
-def _shade_shadow(rng, image, alpha, light, unit):
+def _shade_shadow(
+    rng: RandomState, image: np.ndarray, alpha: np.ndarray, light: float, unit: float
+) -> None:
     """Darken `image` where the object's soft shadow falls, away from the light."""
     reach = unit * rng.uniform(2, 6)
-    move = np.float32([[1, 0, reach * math.cos(light)], [0, 1, reach * math.sin(light)]])
+    move = np.array([[1, 0, reach * math.cos(light)], [0, 1, reach * math.sin(light)]], np.float32)
     cast = cv2.warpAffine(alpha, move, alpha.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     soft = cv2.GaussianBlur(cast, (0, 0), 2.5 * unit)
     image *= 1 - (rng.uniform(0.2, 0.45) * soft)[..., None]
 
 
-def _photograph(rng, image, light, unit):
-    """Uneven light, a tint, a little blur and sensor noise; uint8."""
+def _photograph(rng: RandomState, image: np.ndarray, light: float, unit: float) -> np.ndarray:
+    """Add uneven light, a tint, a little blur and sensor noise; returns uint8."""
     height, width = image.shape[:2]
     x, y = np.linspace(-0.5, 0.5, width)[None], np.linspace(-0.5, 0.5, height)[:, None]
     fall = 1 - rng.uniform(0, 0.35) * (x * math.cos(light) + y * math.sin(light))
