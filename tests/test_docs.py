@@ -48,6 +48,8 @@ def defined_names(file: Path) -> set[str]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign):
             names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -77,6 +79,20 @@ def test_named_code_is_in_the_file_that_the_link_names(page):
         and text.strip("`") not in defined_names(file)
     ]
     assert not missing
+
+
+def test_code_names_headings_of_the_pages():
+    named = [
+        (page, " ".join(title.split()))
+        for folder in ("model", "util")
+        for file in (ROOT / folder).rglob("*.py")
+        for page, title in re.findall(
+            r'docs/(\w+\.md),\s+"([^"]+)"', file.read_text(encoding="utf-8")
+        )
+    ]
+    titles = {page.name: page.read_text(encoding="utf-8") for page in PAGES if "docs" in page.parts}
+    assert len(named) > 5
+    assert all(f"\n## {title}\n" in titles[page] for page, title in named)
 
 
 def extend_blocks(language: str) -> list[str]:
