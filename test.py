@@ -32,6 +32,7 @@ from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import exits_on_user_error
 from util.runtime.files import write_atomically
 from util.runtime.log import get_logger
+from util.runtime.machine import environment_line, run_environment
 from util.runtime.precision import Precision
 from util.slices import slice_tables, worst_episodes, write_csv
 
@@ -92,7 +93,9 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
 
     net, trained_shot = load_tested(cfg, episodes.base_classes, path, logger)
     net.to(processes.device)
+    environment = run_environment()
     logger.info(processes.describe())
+    logger.info(environment_line(environment))
     logger.info(
         f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
     )
@@ -112,6 +115,7 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         report = identity | build_report(
             settings, trained_shot, evaluation, threshold, published, processes.world_size
         )
+        report["environment"] = environment
         artist = build_predictor(
             cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
         )

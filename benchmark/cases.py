@@ -75,16 +75,20 @@ class Lab:
         case: what to run.
         device: where.
         reduced: whether there is a way "bf16"; it needs a model of its own.
+
+    Attributes:
+        amp: type of automatic mixed precision in what runs next, None for none.
     """
 
     def __init__(self, case: Case, device: torch.device, reduced: bool):
         torch.manual_seed(0)
-        self.case = case
+        self.case, self.device = case, device
+        self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
-        self.net = _build(case, None).to(device)
-        self.reduced = None
-        if reduced:
-            self.reduced = _build(case, torch.bfloat16).to(device)
+        with device:  # on a GPU, random weights are drawn in no time
+            self.net = _build(case, None)
+            self.reduced = _build(case, torch.bfloat16) if reduced else None
+        if self.reduced is not None:
             self.reduced.load_state_dict(self.net.state_dict())
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)
@@ -109,7 +113,8 @@ class Lab:
 
         def train() -> None:
             inputs = (self.query, self.support, self.support_mask, self.class_index)
-            out = plain_forward(net, *inputs) if way == "plain" else net(*inputs)
+            with self._autocast():
+                out = plain_forward(net, *inputs) if way == "plain" else net(*inputs)
             optimizer.zero_grad(set_to_none=True)
             # The labels of the base learner do not matter here: its loss has no gradient.
             hdmnet_loss(out, self.query_mask, self.query_mask).total.backward()
@@ -126,15 +131,19 @@ class Lab:
                 features of query and supports known from an earlier call).
         """
         net = self._net(way).eval()
-        if way == "cached":
-            return net.segment(*self._features, self.query.shape[-2:])
-        inputs = (self.query, self.support, self.support_mask)
-        return plain_forward(net, *inputs) if way == "plain" else net(*inputs)
+        with self._autocast():
+            if way == "cached":
+                return net.segment(*self._features, self.query.shape[-2:])
+            inputs = (self.query, self.support, self.support_mask)
+            return plain_forward(net, *inputs) if way == "plain" else net(*inputs)
 
     @cached_property
     def _features(self) -> tuple[QueryFeatures, SupportFeatures]:
         encoded = self.net.encode_support(self.support, self.support_mask)
         return self.net.encode_query(self.query), encoded
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
 
     def _net(self, way: str) -> HDMNet:
         return self.reduced if way == "bf16" else self.net

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmark.laboratory import EPOCHS, SAVE_ITERS, Laboratory
-from benchmark.machine import describe_machine
 from util.checkpoints.io import read_checkpoint
+from util.runtime.machine import environment_line
 from util.training.signals import STOPPED
 
 
@@ -216,7 +216,7 @@ def main() -> None:
     chosen = parser.parse_args().faults or list(FAULTS)
     if unknown := set(chosen) - set(FAULTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
-    print(f"{describe_machine()}\n\n{HEADER}", flush=True)
+    print(f"{environment_line()}\n\n{HEADER}", flush=True)
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="hdmnet-faults-") as folder:
         lab = Laboratory(Path(folder))

@@ -8,8 +8,8 @@ import argparse
 
 import torch
 
-from benchmark.machine import describe_machine
 from benchmark.worker import measure
+from util.runtime.machine import environment_line
 from util.runtime.tables import markdown_table
 
 SHOTS = (1, 2, 5, 10)
@@ -31,7 +31,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{describe_machine()}\n", flush=True)
+    print(f"{environment_line()}\n", flush=True)
     rows = []
     for size in args.sizes:
         for shot in args.shots:

@@ -11,9 +11,9 @@ import argparse
 import torch
 
 from benchmark.cases import PUBLISHED, QUICK, Case
-from benchmark.machine import describe_machine
 from benchmark.worker import measure
 from model.backbone import BACKBONES
+from util.runtime.machine import environment_line
 from util.runtime.tables import markdown_table
 
 HEADER = (
@@ -32,7 +32,7 @@ HEADER = (
 def main() -> None:
     args = _parse()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print(describe_machine(), flush=True)
+    print(environment_line(), flush=True)
     cases = _cases(args)
     print(f"\n{_comparison(cases, args, device)}", end="", flush=True)
     if not args.no_parts:

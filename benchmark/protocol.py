@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmark.machine import describe_machine
 from model import build_hdmnet
 from util.config import Config, load_config
 from util.data.data_loader import Loader
@@ -29,6 +28,7 @@ from util.evaluation.metrics import EpisodeMetrics
 from util.evaluation.model import load_tested
 from util.evaluation.predictor import build_predictor, resize_logits
 from util.runtime.distributed import Processes
+from util.runtime.machine import environment_line
 from util.runtime.precision import Precision
 from util.runtime.tables import markdown_table
 from util.training.memory import peak_memory
@@ -123,7 +123,7 @@ def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -
     moved = np.abs(counts[0] - counts[1]).sum() // 2
     return "\n".join(
         [
-            f"{describe_machine()}\n",
+            f"{environment_line()}\n",
             f"{cfg.test_runs} runs of {cfg.test_num} episodes, {cfg.shot}-shot, {cfg.backbone} at "
             f"{cfg.val_size} px, {plain['images']} pictures, feature_cache_gb "
             f"{cfg.feature_cache_gb:g}, one process:\n",

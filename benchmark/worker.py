@@ -54,7 +54,7 @@ def measure_times(case: list, ways: list[str], repeats: int, device: str) -> dic
     seconds = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for way, step in steps.items():
-            taken = _seconds(step, device)
+            taken = seconds_of(step, device)
             if repeat > 0:  # the first one is to warm up
                 seconds[way].append(taken)
     return {
@@ -69,7 +69,7 @@ def measure_parts(case: list, way: str, device: str) -> dict[str, float]:
     step = Lab(Case(*case), device, way == "bf16").step(way)
     step()
     with timed_parts(device) as seconds:
-        whole = _seconds(step, device)
+        whole = seconds_of(step, device)
     return seconds | {"whole": whole}
 
 
@@ -98,7 +98,8 @@ def _load_libraries(device: torch.device) -> None:
         Lab(quick, device, False).step("fast")()
 
 
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """How long a step takes, until the device has done it."""
     wait_for(device)
     start = time.perf_counter()
     step()

@@ -7,7 +7,7 @@ from util.data.draws import draw_test_episodes
 from util.data.episodes import EpisodeDataset
 from util.data.folds import fold_classes
 from util.data.lists import load_lists
-from util.data.transform import eval_transform
+from util.data.transform import EvalTransform
 
 SIZE = 33
 
@@ -17,7 +17,7 @@ def small_episodes(tiny_voc, cache, shot=1, part="val", split=0, resized=True):
     fold = fold_classes(20, "contiguous", split)
     list_file = str(tiny_voc / "val.txt")
     lists = load_lists(str(tiny_voc), list_file, fold, part, str(cache), progress=False)
-    transform = eval_transform((SIZE, SIZE), resized)
+    transform = EvalTransform((SIZE, SIZE), resized)
     return EpisodeDataset(lists, fold, part, shot, str(tiny_voc), transform, originals=True)
 
 

@@ -82,6 +82,7 @@ Test_Finetune:
     for report, way in zip(reports, WAYS[name], strict=True):
         work = report["work"]
         assert work["processes"] == way.processes
+        assert report["environment"]["torch"] == torch.__version__
         used = golden["test_num"] * golden["shot"] * way.runs
         assert work["misses"] == used - work["hits"] and (work["hits"] > 0) == (way.cache_gb > 0)
         # The scores are ratios of counts: equal to the last digit where the counts are.

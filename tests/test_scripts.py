@@ -17,7 +17,7 @@ from tests.paths import ROOT
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import find_best
 from util.config import load_config
-from util.data.dataset import read_mask
+from util.data.images import read_mask
 from util.demo_data import write_demo
 from util.evaluation.metrics import SCORES
 

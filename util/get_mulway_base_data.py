@@ -15,14 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from util.config import load_config, parse_args
-from util.data.dataset import (
-    base_label_dir,
-    base_label_path,
-    check_distinct_names,
-    check_labels,
-    read_mask,
-)
+from util.data.dataset import base_label_dir, base_label_path, check_distinct_names
 from util.data.folds import base_label_table
+from util.data.images import check_labels, read_mask
 from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths

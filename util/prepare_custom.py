@@ -14,8 +14,8 @@ from pathlib import Path
 
 from util.config import Parser
 from util.config.fields import DataFields
-from util.data.dataset import unknown_class
 from util.data.folds import MAX_CLASSES, SEEN
+from util.data.images import unknown_class
 from util.data.list_cache import load_counts
 from util.preparation.custom_config import check_name, divide, path_in_config, write_config
 from util.preparation.custom_masks import place_pair

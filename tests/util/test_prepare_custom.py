@@ -20,7 +20,7 @@ import util.preparation.shared
 from tests.paths import ROOT
 from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
-from util.data.dataset import read_mask
+from util.data.images import read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
 from util.preparation.custom_masks import merged_mask

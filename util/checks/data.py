@@ -11,17 +11,10 @@ import numpy as np
 
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
-from util.data.dataset import (
-    BaseLabels,
-    base_label_dir,
-    base_label_path,
-    read_image,
-    read_mask,
-    require_same_size,
-    unknown_class,
-)
+from util.data.dataset import BaseLabels, base_label_dir, base_label_path
 from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
+from util.data.images import read_image, read_mask, require_same_size, unknown_class
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
 from util.data.loaders import check_batch, config_fold

@@ -1,8 +1,8 @@
-"""Data loaders: quiet workers, errors of one line, and passes that can go on in the middle.
+"""Data loaders with errors of one line and with passes that can be resumed in the middle.
 
 `TrainLoader` has the order and the episodes of a plain DataLoader with the same seed and number of
-workers. Each worker sends, with every batch, where its random streams then stand; with the state of
-torch's generator at the start of the pass, that is all it takes to make the rest of it again.
+workers. With every batch, each worker sends the states of its random streams. Together with the
+state of torch's generator at the start of the pass, they determine the rest of the pass.
 """
 
 import copy
@@ -32,53 +32,53 @@ _STREAMS = "streams"
 
 
 def prepare_worker(_worker: int) -> None:
-    """What every loader process does first; a `worker_init_fn`."""
-    # The workers are the parallelism: OpenCV's own threads would only compete.
+    """Set up a loader process; this is a `worker_init_fn`."""
+    # The workers run in parallel already, so OpenCV's own threads would only compete with them.
     cv2.setNumThreads(0)
-    # A training that is told to stop finishes its step, and needs its workers for that, though a
-    # terminal or a cluster tells every process.
+    # A training that is stopped finishes its iteration and needs its workers for that, but a
+    # terminal or a cluster sends the signal to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Worker(multiprocessing.Process):
-    """A process, started as the platform does, that is killed where others get a SIGTERM."""
+    """A worker process that is ended by SIGKILL, because it ignores SIGTERM."""
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         super().start()
-        # What both torch and Python's own exit use.
-        self._popen.terminate = self._popen.kill
+        # Both torch and Python's own exit call this method.
+        self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]
 
 
-def _context_that_kills() -> multiprocessing.context.BaseContext:
-    """How this platform starts processes; torch ends idle workers by SIGTERM, which ours ignore."""
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """Return this platform's way to start processes, with `_Worker` as the process."""
     context = copy.copy(multiprocessing.get_context(multiprocessing.get_start_method()))
-    context.Process = _Worker
+    context.Process = _Worker  # type: ignore[attr-defined]
     return context
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers' UserErrors arrive as a DataError of the same one line.
+    """A DataLoader that turns a worker's UserError into a DataError with the same one line.
 
     Args:
-        dataset: to load from.
-        workers: loader processes; 0 loads in this process.
-        options: of `DataLoader`.
+        dataset: The dataset.
+        workers: Number of loader processes; 0 loads in this process.
+        options: Further arguments of `DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset, workers: int = 0, **options):
+    def __init__(self, dataset: Dataset, workers: int = 0, **options: Any):
         super().__init__(
             dataset,
             num_workers=workers,
-            multiprocessing_context=_context_that_kills() if workers else None,
+            multiprocessing_context=_worker_context() if workers else None,
             **{"worker_init_fn": prepare_worker} | options,
         )
 
-    def check_worker_number_rationality(self):
-        """Says nothing: the number of workers names the episodes, whatever the machine."""
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn: the number of workers is part of the protocol, whatever the machine."""
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator:  # type: ignore[override]
         return _plain_errors(super().__iter__())
 
 
@@ -86,24 +86,24 @@ def _plain_errors(batches: Iterator) -> Iterator:
     try:
         yield from batches
     except UserError as error:
-        # torch hands a worker's error on with the worker's whole stack trace as its message
+        # The message that torch passes on is the worker's whole stack trace.
         line = str(error).rstrip().rpartition("\n")[2]
         raise DataError(line.removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
 
 class TrainLoader(Loader):
-    """Batches of `batch_size` items in the order of `sampler`; an incomplete last one is dropped.
+    """Complete batches in the order of a sampler; an incomplete last batch is dropped.
 
     Args:
-        dataset: items are dicts.
-        sampler: of indices.
-        batch_size: items.
-        workers: loader processes; 0 loads in this process.
-        options: of `DataLoader`.
+        dataset: The dataset, whose items are dicts.
+        sampler: The order of the items.
+        batch_size: Items of a batch.
+        workers: Number of loader processes; 0 loads in this process.
+        options: Further arguments of `DataLoader`.
     """
 
     def __init__(
-        self, dataset: Dataset, sampler: Sampler[int], batch_size: int, workers: int, **options
+        self, dataset: Dataset, sampler: Sampler[int], batch_size: int, workers: int, **options: Any
     ):
         self._batches = _RestOfEpoch(sampler, batch_size, max(workers, 1))
         self._worker_start = _WorkerStart()
@@ -120,12 +120,12 @@ class TrainLoader(Loader):
         self._worker_streams: list[dict[str, Any] | None] = [None] * workers
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle for this epoch, where several processes share one."""
+        """Choose the order of the epoch where several processes share it."""
         if isinstance(self._batches.sampler, DistributedSampler):
             self._batches.sampler.set_epoch(epoch)
 
     def position(self) -> dict[str, Any]:
-        """Where the current epoch stands, for `resume_at`; plain values."""
+        """Return the position in the current epoch as plain values for `resume_at`."""
         return {
             "epoch_start": self._epoch_start,
             "done": self._done,
@@ -134,9 +134,12 @@ class TrainLoader(Loader):
         }
 
     def resume_at(self, position: dict[str, Any]) -> None:
-        """Make the next pass the rest of the epoch that stood at `position`.
+        """Make the next pass the rest of an epoch.
 
-        This process's global streams go on from there as well, as soon as the pass begins.
+        When the pass begins, this process's global streams are set to those of the position as well.
+
+        Args:
+            position: A value that `position` returned.
         """
         self._epoch_start = position["epoch_start"]
         self._worker_streams = list(position["workers"])
@@ -144,8 +147,8 @@ class TrainLoader(Loader):
         self._batches.skip = position["done"]
         self._batches.streams = position["process"]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self._batches.skip:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        if self._epoch_start is not None and self._batches.skip:
             torch.set_rng_state(self._epoch_start)
         else:
             self._epoch_start = torch.get_rng_state()
@@ -156,7 +159,7 @@ class TrainLoader(Loader):
     def _recorded(self, batches: Iterator) -> Iterator[dict[str, Any]]:
         for batch in batches:
             if not batch:
-                continue  # stands for a batch of before the resume
+                continue  # It takes the turn of a worker that had loaded before the interruption.
             self._batches.skip, self._worker_start.streams = 0, []
             streams = batch.pop(_STREAMS)
             if self.num_workers:
@@ -166,7 +169,7 @@ class TrainLoader(Loader):
 
 
 class _RestOfEpoch(BatchSampler):
-    """The batches of an epoch after the first `skip`; in training every batch is complete."""
+    """The complete batches of an epoch after the first `skip` ones."""
 
     def __init__(self, sampler: Sampler[int], batch_size: int, workers: int):
         super().__init__(sampler, batch_size, drop_last=True)
@@ -177,10 +180,10 @@ class _RestOfEpoch(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         batches = islice(super().__iter__(), self.skip, None)
         first = next(batches, None)
-        if self.skip:
-            # Only now: the order of the epoch has been drawn, and nothing else yet.
+        if self.skip and self.streams is not None:
+            # At this point the order of the epoch has been drawn, and nothing else.
             set_streams(self.streams)
-            # Empty batches for the workers whose turn was before: each goes on with its own streams.
+            # Empty batches take the turns before, so that each worker continues its own streams.
             yield from ([] for _ in range(self.skip % self.workers))
         if first is not None:
             yield first
@@ -188,15 +191,16 @@ class _RestOfEpoch(BatchSampler):
 
 
 class _WorkerStart:
-    """What a worker does first: goes on with the streams of the worker whose place it takes."""
+    """The set-up of a worker, which continues the streams of the worker that it replaces."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.streams: list[dict[str, Any] | None] = []
 
     def __call__(self, worker: int) -> None:
         prepare_worker(worker)
-        if self.streams and self.streams[worker] is not None:
-            set_streams(self.streams[worker])
+        streams = self.streams[worker] if self.streams else None
+        if streams is not None:
+            set_streams(streams)
 
 
 def _collate_with_streams(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The test episodes of a seed, drawn up front exactly as the published data loader draws them.
+"""The test episodes of a seed, drawn before the test exactly as the published data loader draws them.
 
-There, torch's loader draws a base seed per pass over the images and seeds Python's `random` in
-worker w with base seed + w; batch b (one episode) goes to worker b mod N. Replaying that here frees
-the tests from the loader: episodes can be loaded by any number of processes, in any order.
+Torch's loader draws a base seed per pass over the images and seeds Python's `random` in worker w
+with base seed + w; batch b (one episode) goes to worker b mod N. These draws are repeated here
+without a loader, so that episodes can be loaded by any number of processes, in any order.
 """
 
 import random
@@ -18,45 +18,52 @@ PROTOCOL_SEED = 123
 
 
 class Draw(NamedTuple):
-    """One episode: position of the query in the lists, its class, the supports as drawn."""
+    """One episode.
 
-    index: int
+    Attributes:
+        index: The query, an index into the lists.
+        class_id: The class.
+        supports: The supports, indices into the lists in the order of drawing.
+    """
+
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     class_id: int
     supports: list[int]
 
 
 class DrawnRun(NamedTuple):
-    """The episodes of one run of the test, and the seed they come from."""
+    """The episodes of one run of the test and their seed."""
 
     seed: int
     draws: list[Draw]
 
 
 def run_seeds(runs: int) -> list[int]:
-    """Seeds of the runs of the published protocol: 510, 365, 382, …"""
+    """Return the seeds of the runs of the published protocol: 510, 365, 382, …"""
     return np.random.RandomState(PROTOCOL_SEED).randint(0, 1000, runs).tolist()
 
 
 def draw_test_episodes(
     lists: ImageLists, shot: int, number: int, seed: int, workers: int
 ) -> list[Draw]:
-    """The first `number` episodes after seeding everything with `seed`.
+    """Return the first episodes that the published code draws after seeding everything.
 
     Args:
-        lists: images of the part; walked in order, pass after pass.
-        shot: supports per episode.
-        number: episodes.
-        seed: what python, numpy and torch would be seeded with.
-        workers: loader workers of the published configuration (8); part of the protocol, not of
-            how the episodes are loaded here.
+        lists: Images of the part; every pass takes them in order.
+        shot: Supports per episode.
+        number: Number of episodes.
+        seed: The seed of python, numpy and torch.
+        workers: Loader workers of the published configuration (8), which are part of the protocol.
+            The number of workers that load the episodes here is independent of it.
     """
     torch_stream = torch.Generator().manual_seed(seed)
     main_stream = random.Random(seed)
     draws: list[Draw] = []
     while len(draws) < number:
-        base_seed = torch.empty((), dtype=torch.int64).random_(generator=torch_stream).item()
+        base_seed = int(torch.empty((), dtype=torch.int64).random_(generator=torch_stream))
         streams = [random.Random(base_seed + worker) for worker in range(workers)]
         for index in range(min(len(lists.entries), number - len(draws))):
             stream = streams[index % workers] if workers else main_stream
-            draws.append(Draw(index, *draw_episode(stream, index, lists, shot)))
+            class_id, supports = draw_episode(stream, index, lists, shot)
+            draws.append(Draw(index, class_id, supports))
     return draws

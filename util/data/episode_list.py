@@ -1,7 +1,8 @@
-"""The drawn episodes of a test as a file, for another model or machine to be tested on the same ones.
+"""The drawn episodes of a test as a file, so that another model or machine is tested on the same ones.
 
-JSON: the images by name, and per run its seed and its episodes, each [query, class, support, ...]
-with numbers of images counted from 0; the supports are in the order of drawing.
+The file is JSON. It holds the images by name and, for each run, its seed and its episodes. An
+episode is [query, class, support, ...] with numbers of images counted from 0 and the supports in the
+order of drawing.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from util.runtime.files import write_atomically
 
 
 def list_text(episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]) -> str:
-    """The content of the file."""
+    """Return the content of the file."""
     content = _header(episodes, data_set, split)
     content["runs"] = [
         {"seed": run.seed, "episodes": [[d.index, d.class_id, *d.supports] for d in run.draws]}
@@ -25,20 +26,21 @@ def list_text(episodes: EpisodeDataset, data_set: str, split: int, runs: list[Dr
 
 
 def list_digest(text: str) -> str:
-    """A short name for the episodes of `list_text`."""
+    """Return a short name for the episodes of `list_text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) -> list[DrawnRun]:
-    """The runs in a file of `list_text`.
+    """Read the runs of a file that holds `list_text`.
 
     Args:
-        path: of the file.
-        episodes: where the draws are going to be loaded from.
-        data_set, split: of the test.
+        path: The file.
+        episodes: The dataset that the episodes will be loaded from.
+        data_set: Name of the dataset.
+        split: The fold.
 
     Raises:
-        UserError: the file cannot be read, or is of another dataset, list, fold or shot.
+        UserError: The file cannot be read, or is of another dataset, list, fold or shot.
     """
     try:
         with open(path, encoding="utf-8") as handle:
@@ -68,10 +70,10 @@ def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) ->
 def read_or_write_list(
     path: str, episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]
 ) -> list[DrawnRun]:
-    """The runs in the file where it exists; else `runs`, once they are written to it.
+    """Return the runs of the file if it exists; else write `runs` to it and return them.
 
     Raises:
-        UserError: as `read_list`, or the file cannot be written.
+        UserError: As of `read_list`, or the file cannot be written.
     """
     if os.path.exists(path):
         return read_list(path, episodes, data_set, split)

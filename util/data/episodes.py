@@ -7,29 +7,42 @@ workers name the same episodes as the published code.
 
 import os
 import random
+from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import Dataset
 
-from util.data.dataset import BaseLabels, read_pair
-from util.data.folds import class_label_table
-from util.data.lists import check_enough
+from util.data.dataset import BaseLabels
+from util.data.folds import Fold, class_label_table
+from util.data.images import read_pair
+from util.data.lists import ImageLists, check_enough
+from util.data.transform import Compose, RandomStream
 
 
-def draw_episode(rng, entry_index, lists, shot):
-    """Draw the class and the supports for the query `lists.entries[entry_index]`.
+def draw_episode(
+    rng: RandomStream, entry_index: int, lists: ImageLists, shot: int
+) -> tuple[int, list[int]]:
+    """Draw the class and the supports of an episode.
 
-    Returns (class_id, supports): the class among those present in the query, whatever their
-    size there, and `shot` distinct indices into `lists.entries` in the order of drawing, none
-    naming the query. Ends only if `check_enough(lists, shot)` holds. The number of draws from
-    `rng` is that of the published code, including a draw per support that nothing uses.
+    The number of draws is that of the published code, which includes one draw per support that
+    nothing uses. `check_enough(lists, shot)` has to hold, else the drawing never ends.
+
+    Args:
+        rng: The random stream.
+        entry_index: The query, an index into `lists.entries`.
+        lists: The images of the part.
+        shot: Number of supports.
+
+    Returns:
+        One of the classes in the query, of whatever size, and `shot` distinct indices into
+        `lists.entries` in the order of drawing, none of which is the query.
     """
     query = lists.entries[entry_index]
     present = lists.present[entry_index]
     class_id = present[rng.randint(1, len(present)) - 1]
     files = lists.class_files[class_id]
-    kept = []
+    kept: list[int] = []
     for _ in range(shot):
         rng.randint(1, len(files))
         position = rng.randint(1, len(files)) - 1
@@ -42,30 +55,43 @@ def draw_episode(rng, entry_index, lists, shot):
 class EpisodeDataset(Dataset):
     """Episodes of a fold: item i has the i-th image of the lists as its query.
 
-    lists: ImageLists of `part` ("train": base classes, "val": tested classes); `transform` as
-    in `util.data.transform`; base_label_folder: None to compute base labels, else the folder they
-    are read from (`util.data.dataset.base_label_dir`). Raises UserError if a class has too few
-    images for `shot`. `classes`: the part's class ids, ascending; `base_classes`: those
-    of the fold's base classes. Draws from the module `random`, which torch seeds in every worker.
+    An item is a dict of query, float32 (3, S, S), query_mask, uint8 (S, S) in {0, 1, 255}, base_mask,
+    uint8 (S, S), support, float32 (K, 3, S, S), support_mask, uint8 (K, S, S), support_index, int64
+    (K,), and the integers class_id, index and, where the part's classes are base classes,
+    class_index (the rank among them). The supports are in the reverse order of drawing, as the
+    published model gets them. Items draw from the module `random`, which torch seeds in every
+    worker.
 
-    Item: dict of query (3, S, S) float32, query_mask (S, S) uint8 in {0, 1, 255}, base_mask
-    (S, S) uint8, support (K, 3, S, S) float32, support_mask (K, S, S) uint8, support_index (K,)
-    int64 and the ints class_id, index and, where the part's classes are base classes, class_index
-    (rank among them). The supports' order is the reverse of drawing, as the published model gets
-    them. `originals` adds, at the query's original size, label (H, W) uint8 in {0, 1, 255} and
-    base_label (H, W) uint8.
+    Args:
+        lists: The images of the part.
+        fold: The fold.
+        part: "train" for episodes of base classes, "val" for held-out classes.
+        shot: Number K of supports.
+        data_root: The folder that the paths of the lists are relative to.
+        transform: The transform of queries and supports.
+        base_label_folder: The folder that base labels are read from, see `BaseLabels`; None computes
+            them.
+        originals: Whether items also have label, uint8 (H, W) in {0, 1, 255}, and base_label, uint8
+            (H, W), at the original size of the query.
+
+    Attributes:
+        classes: The part's class ids, ascending.
+        base_classes: The fold's base classes, ascending.
+
+    Raises:
+        UserError: A class has too few images for `shot`.
     """
 
     def __init__(
         self,
-        lists,
-        fold,
-        part,
-        shot,
-        data_root,
-        transform,
-        base_label_folder=None,
-        originals=False,
+        lists: ImageLists,
+        fold: Fold,
+        part: str,
+        shot: int,
+        data_root: str,
+        transform: Compose,
+        base_label_folder: str | None = None,
+        originals: bool = False,
     ):
         check_enough(lists, shot, where=part)
         self.lists, self.shot, self.originals = lists, shot, originals
@@ -74,11 +100,11 @@ class EpisodeDataset(Dataset):
         self.base_classes = fold.base
         self.base_labels = BaseLabels(fold, lists.entries, base_label_folder)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lists.entries)
 
-    def file_names(self, batch):
-        """The queries and supports of a batch, for messages."""
+    def file_names(self, batch: dict[str, Any]) -> str:
+        """Return the names of the queries and supports of a batch, for messages."""
         return "; ".join(
             f"query {self.lists.entries[query][0]} with "
             + ", ".join(self.lists.entries[support][0] for support in supports)
@@ -87,12 +113,21 @@ class EpisodeDataset(Dataset):
             )
         )
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         class_id, supports = draw_episode(random, index, self.lists, self.shot)
         return self.load(index, class_id, supports, random)
 
-    def load(self, index, class_id, supports, rng):
-        """The item for a drawn episode; `supports` in the order of drawing, transforms on `rng`."""
+    def load(
+        self, index: int, class_id: int, supports: list[int], rng: RandomStream
+    ) -> dict[str, Any]:
+        """Return the item of a drawn episode.
+
+        Args:
+            index: The query.
+            class_id: The episode's class.
+            supports: The supports in the order of drawing.
+            rng: The stream that the transforms draw from.
+        """
         to_class = class_label_table(class_id)
         image, mask = read_pair(self.data_root, self.lists.entries[index])
         label = cv2.LUT(mask, to_class)
@@ -103,9 +138,9 @@ class EpisodeDataset(Dataset):
         masks = []
         for support, place in zip(supports, reversed(images.unbind()), strict=True):
             image, mask = read_pair(self.data_root, self.lists.entries[support])
-            _, mask = self.transform(rng, image, cv2.LUT(mask, to_class), out=place)
-            masks.append(mask)
-        item = {
+            _, support_mask = self.transform(rng, image, cv2.LUT(mask, to_class), out=place)
+            masks.append(support_mask)
+        item: dict[str, Any] = {
             "query": query,
             "query_mask": query_mask,
             "base_mask": base_mask,

@@ -1,9 +1,9 @@
-"""Test episodes by a fold list, as HSNet (Min et al., ICCV 2021) has for PASCAL: a query per line.
+"""Test episodes from a fold list, as HSNet (Min et al., ICCV 2021) has for PASCAL: a query per line.
 
 A line is `IMAGE__CLASS`: the name of an image without folder and extension, and a class counted
-from 1. The queries are the lines in order, from the first again after the last; the supports of one
-are drawn by numpy from the lines of its class until none is the query, and may repeat. Not compared
-with HSNet's own code.
+from 1. The queries are the lines in order, and after the last line the first follows again. The
+supports of a query are drawn by numpy from the lines of its class until none is the query, and may
+repeat. These episodes have not been compared with those of HSNet's own code.
 """
 
 from pathlib import PurePath
@@ -18,16 +18,18 @@ from util.runtime.errors import UserError
 def draw_fold_list(
     path: str, lists: ImageLists, shot: int, number: int, runs: int
 ) -> list[DrawnRun]:
-    """Runs of `number` episodes with the seeds 0, 1, 2, … (HSNet's is 0).
+    """Return runs of test episodes with the seeds 0, 1, 2, … (HSNet's is 0).
 
     Args:
-        path: of the fold list.
-        lists: the images of the test.
-        shot: supports of an episode.
+        path: The fold list.
+        lists: The images of the test.
+        shot: Supports of an episode.
+        number: Episodes of a run.
+        runs: Number of runs.
 
     Raises:
-        UserError: the file cannot be read, has a line that is none, names an image that `lists` does
-            not have with that class, or has a class once.
+        UserError: The file cannot be read, has a line of another form, names an image that `lists`
+            does not have with that class, or names only one image of a class.
     """
     pairs = _read_pairs(path, lists)
     of_class: dict[int, list[int]] = {}
@@ -56,7 +58,7 @@ def _draw(
 
 
 def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
-    """(index into the lists, class) of each line."""
+    """Return the index into the lists and the class of each line."""
     try:
         with open(path, encoding="utf-8") as handle:
             lines = [line.strip() for line in handle if line.strip()]

@@ -2,9 +2,10 @@
 
 PASCAL-5^i and COCO-20^i are the folds of Shaban et al. (BMVC 2017) and Nguyen & Todorovic
 (FWB, ICCV 2019); any other division is given as explicit lists of held-out classes. Where no
-class is held out ("seen"), all are both: trained on, and tested on other images.
+class is held out ("seen"), all classes are trained on and tested on other images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,42 +16,55 @@ IGNORE = 255
 MAX_CLASSES = IGNORE - 1
 SEEN = "seen"
 
+# "contiguous", "interleaved", "seen", or the held-out classes of each fold.
+Folds = str | Sequence[Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: classes trained on (`base`) and tested on (`novel`), ids 1-based, ascending.
+    """The classes of one fold.
 
-    The two are disjoint and together all classes, or each of them is all classes (SEEN).
+    The two tuples are disjoint and hold all classes together, or each holds all classes (SEEN).
+
+    Attributes:
+        base: Class ids that are trained on, counted from 1, ascending.
+        novel: Class ids that are tested, counted from 1, ascending.
     """
 
     base: tuple[int, ...]
     novel: tuple[int, ...]
 
     @property
-    def num_classes(self):
-        """Number of classes of the dataset, background not counted."""
+    def num_classes(self) -> int:
+        """The number of classes of the dataset, background not counted."""
         return len({*self.base, *self.novel})
 
-    def classes(self, part):
-        """Class ids that episodes of `part` ("train" or "val") are drawn from, ascending."""
+    def classes(self, part: str) -> tuple[int, ...]:
+        """Return the class ids, ascending, that episodes of `part` ("train" or "val") show."""
         return {"train": self.base, "val": self.novel}[part]
 
 
-def count_folds(folds, num_folds):
-    """Number of folds of a division; the arguments are those of `fold_classes`."""
+def count_folds(folds: Folds, num_folds: int) -> int:
+    """Return the number of folds of a division; the arguments are those of `fold_classes`."""
     if folds == SEEN:
         return 1
     return num_folds if isinstance(folds, str) else len(folds)
 
 
-def fold_classes(num_classes, folds, split, num_folds=4):
-    """The base and novel classes of fold `split` (counted from 0).
+def fold_classes(num_classes: int, folds: Folds, split: int, num_folds: int = 4) -> Fold:
+    """Return the base and novel classes of a fold.
 
-    folds: "contiguous" (fold i holds the i-th block of num_classes / num_folds classes out, as
-    PASCAL-5^i does), "interleaved" (fold i holds i+1, i+1+num_folds, … out, as FWB divides
-    COCO), "seen" (one fold, that holds none out), or a list with one list of held-out class ids
-    per fold; the last two leave num_folds unused.
-    Raises UserError if the division is impossible or has no fold `split`.
+    Args:
+        num_classes: Number of classes of the dataset.
+        folds: "contiguous" (fold i holds out the i-th block of num_classes / num_folds classes, as
+            in PASCAL-5^i), "interleaved" (fold i holds out i+1, i+1+num_folds, …, as FWB divides
+            COCO), "seen" (one fold, which holds no class out), or a list with the held-out class
+            ids of each fold.
+        split: The fold, counted from 0.
+        num_folds: Number of folds; used by "contiguous" and "interleaved" only.
+
+    Raises:
+        UserError: The division is impossible or has no such fold.
     """
     if not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"number of classes is {num_classes}; it has to be in 1..{MAX_CLASSES}")
@@ -71,7 +85,7 @@ def fold_classes(num_classes, folds, split, num_folds=4):
     return Fold(base=base, novel=novel)
 
 
-def _novel_by_rule(num_classes, rule, split, num_folds):
+def _novel_by_rule(num_classes: int, rule: str, split: int, num_folds: int) -> tuple[int, ...]:
     if rule == "interleaved":
         return tuple(range(split + 1, num_classes + 1, num_folds))
     if rule == "contiguous":
@@ -87,7 +101,7 @@ def _novel_by_rule(num_classes, rule, split, num_folds):
     )
 
 
-def _novel_from_list(num_classes, held_out, split):
+def _novel_from_list(num_classes: int, held_out: Sequence[int], split: int) -> tuple[int, ...]:
     novel = tuple(sorted(held_out))
     for class_id in novel:
         if not 1 <= class_id <= num_classes:
@@ -97,12 +111,12 @@ def _novel_from_list(num_classes, held_out, split):
     return novel
 
 
-def base_label_table(fold):
-    """Lookup table (256,) uint8 from the dataset's labels to those of the base learner.
+def base_label_table(fold: Fold) -> np.ndarray:
+    """Return the lookup table, uint8 (256,), from the dataset's labels to the base learner's.
 
-    Held-out classes become background (0), a base class 1 + its rank among the base classes;
-    background and ignore (255) stay. Values beyond the dataset's classes become background:
-    masks are checked for them when they are read.
+    Held-out classes become background (0), a base class becomes 1 + its rank among the base
+    classes; background and ignore (255) stay. Values beyond the dataset's classes become
+    background: masks are checked for them when they are read.
     """
     table = np.zeros(256, np.uint8)
     table[list(fold.base)] = np.arange(1, len(fold.base) + 1)
@@ -110,8 +124,8 @@ def base_label_table(fold):
     return table
 
 
-def class_label_table(class_id):
-    """Lookup table (256,) uint8 to an episode's mask: `class_id` → 1, ignore stays, rest → 0."""
+def class_label_table(class_id: int) -> np.ndarray:
+    """Return the lookup table, uint8 (256,), to an episode's mask: 1 the class, 255 ignore, else 0."""
     table = np.zeros(256, np.uint8)
     table[class_id] = 1
     table[IGNORE] = IGNORE

@@ -1,9 +1,8 @@
 """Pixels per class of every mask of a list file, scanned in parallel and cached.
 
-The cache, one JSON file per content of a list file, holds no paths, only a record per mask in
-list order: its size in bytes, its modification time and its counts. Masks whose size and time
-agree are not read again, so a changed mask costs reading that mask, and a cache moves with its
-data to another folder or machine (if the copy did not keep the times, the masks are read again).
+The cache is one JSON file per content of a list file. It holds no paths, only a record per mask in
+list order: its size in bytes, its modification time and its counts. A mask whose size and time
+agree is not read again, so the cache can be copied with its data to another folder or machine.
 """
 
 import contextlib
@@ -11,39 +10,61 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
-from util.data.dataset import read_mask
 from util.data.folds import IGNORE
+from util.data.images import Entry, read_mask
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
 VERSION = 1
 
+Counts = dict[int, int]  # class id → pixels
+Stamp = list[int]  # bytes, modification time in ns
 
-def load_counts(data_root, list_file, entries, cache_dir, workers=None, progress=True):
-    """Pixels per class of the mask of each entry: a list of dicts class id → pixels.
 
-    Background and ignore are left out. Reads masks only where the cache in `cache_dir` does not
-    know them as they are now, in `workers` threads; of several processes that ask at once, one
-    scans and the others wait for it. Raises UserError for files that are missing (before any
-    mask is read) or unreadable, and if the cache cannot be written.
+def load_counts(
+    data_root: str,
+    list_file: str,
+    entries: Sequence[Entry],
+    cache_dir: str,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Counts]:
+    """Return the pixels per class of the mask of each entry, background and ignore left out.
+
+    Masks that the cache knows are not read. Of several processes that ask at once, one scans and
+    the others wait for it.
+
+    Args:
+        data_root: The folder that the entries' paths are relative to.
+        list_file: The list file, which names the cache.
+        entries: All entries of the list file.
+        cache_dir: The folder of the cache.
+        workers: Number of threads; None is all cores.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: Files are missing (which is found out before any mask is read) or unreadable, or
+            the cache cannot be written.
     """
     workers = workers or available_cores()
     stamps = file_stamps(data_root, list_file, entries, workers)
     path = cache_path(cache_dir, list_file, entries)
-    counts = _known(path, stamps)
-    if None not in counts:
+    known = _known(path, stamps)
+    counts = [pixels for pixels in known if pixels is not None]
+    if len(counts) == len(known):
         return counts
     try:
         os.makedirs(cache_dir, exist_ok=True)
         with _locked(path + ".lock"):
-            counts = _known(path, stamps)
-            if None in counts:
-                _scan(data_root, entries, counts, list_file, workers, progress)
+            known = _known(path, stamps)
+            counts = _scan(data_root, entries, known, list_file, workers, progress)
+            if None in known:
                 masks = [[*stamp, pixels] for stamp, pixels in zip(stamps, counts, strict=True)]
                 write_atomically(path, json.dumps({"version": VERSION, "masks": masks}))
     except OSError as error:
@@ -54,28 +75,31 @@ def load_counts(data_root, list_file, entries, cache_dir, workers=None, progress
     return counts
 
 
-def available_cores():
-    """Number of CPU cores that this process may use."""
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def cache_path(cache_dir, list_file, entries):
-    """The cache file for a list file with these entries."""
+def cache_path(cache_dir: str, list_file: str, entries: Sequence[Entry]) -> str:
+    """Return the cache file for a list file with these entries."""
     text = "\n".join("\t".join(entry) for entry in entries)
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
     stem = os.path.splitext(os.path.basename(list_file))[0]
     return os.path.join(cache_dir, f"{stem}-{digest}.json")
 
 
-def file_stamps(data_root, list_file, entries, workers=None):
-    """[bytes, modification time in ns] of the mask of each entry.
+def file_stamps(
+    data_root: str, list_file: str, entries: Sequence[Entry], workers: int | None = None
+) -> list[Stamp]:
+    """Return size and modification time of the mask of each entry.
 
-    Raises UserError if images or masks are missing, with the first of them and how many.
+    Raises:
+        UserError: Images or masks are missing; the message names the first one and their number.
     """
 
-    def stamp(entry):
+    def stamp(entry: Entry) -> Stamp | str:
         image, mask = (os.path.join(data_root, name) for name in entry)
         if not os.path.isfile(image):
             return image
@@ -85,20 +109,20 @@ def file_stamps(data_root, list_file, entries, workers=None):
             return mask
         return [status.st_size, status.st_mtime_ns]
 
-    # threads: on a network file system each answer is a round trip
+    # Threads, because on a network file system each answer is a round trip.
     with ThreadPoolExecutor(workers or available_cores()) as pool:
-        stamps = list(pool.map(stamp, entries))
-    missing = [path for path in stamps if isinstance(path, str)]
+        answers = list(pool.map(stamp, entries))
+    missing = [answer for answer in answers if isinstance(answer, str)]
     if missing:
         raise UserError(
             f"{list_file} names files that do not exist: {missing[0]} "
             f"({len(missing)} of {len(entries)} lines); check data_root and the list"
         )
-    return stamps
+    return [answer for answer in answers if isinstance(answer, list)]
 
 
-def _known(path, stamps):
-    """Counts per mask from the cache; None where it has none for the mask as it is now."""
+def _known(path: str, stamps: list[Stamp]) -> list[Counts | None]:
+    """Return the counts per mask from the cache; None for masks that it does not know or that changed."""
     try:
         with open(path, encoding="utf-8") as handle:
             cached = json.load(handle)
@@ -111,13 +135,20 @@ def _known(path, stamps):
             for stamp, (size, time, counts) in zip(stamps, cached["masks"], strict=True)
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # no cache yet, or a damaged one: both are made anew
+        # There is no cache yet, or a damaged one: both are written afterwards.
         return [None] * len(stamps)
 
 
-def _scan(data_root, entries, counts, list_file, workers, progress):
-    """Fill the gaps of `counts` from the masks."""
-    gaps = [i for i, known in enumerate(counts) if known is None]
+def _scan(
+    data_root: str,
+    entries: Sequence[Entry],
+    known: list[Counts | None],
+    list_file: str,
+    workers: int,
+    progress: bool,
+) -> list[Counts]:
+    """Return `known` with its gaps filled by the counts of the masks."""
+    gaps = [i for i, pixels in enumerate(known) if pixels is None]
     paths = [os.path.join(data_root, entries[i][1]) for i in gaps]
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -127,24 +158,24 @@ def _scan(data_root, entries, counts, list_file, workers, progress):
                 desc=f"scanning masks of {os.path.basename(list_file)}",
                 disable=None if progress else True,
             )
-            for i, pixels in zip(gaps, found, strict=True):
-                counts[i] = pixels
+            scanned = dict(zip(gaps, found, strict=True))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return [scanned[i] if pixels is None else pixels for i, pixels in enumerate(known)]
 
 
-def _count(path):
+def _count(path: str) -> Counts:
     pixels = np.bincount(read_mask(path).ravel(), minlength=256)
     pixels[[0, IGNORE]] = 0
     return {int(class_id): int(pixels[class_id]) for class_id in np.flatnonzero(pixels)}
 
 
 @contextlib.contextmanager
-def _locked(path):
-    """Hold an exclusive lock on `path` between processes; free when the holder dies."""
+def _locked(path: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file between processes; it is released when the holder dies."""
     with open(path, "w") as handle:
-        # a file system without locks: every process scans, and writes the same content
+        # On a file system without locks every process scans and writes the same content.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

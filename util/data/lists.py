@@ -2,42 +2,63 @@
 
 A list file holds "IMAGE MASK" per line, both relative to the dataset's root. All its masks are
 scanned once for their pixels per class (`util.data.list_cache`); the lists of every fold follow from
-that by the rules of PFENet and BAM.
+these counts by the rules of PFENet and BAM.
 """
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from util.data.dataset import unknown_class
-from util.data.list_cache import file_stamps, load_counts
+from util.data.folds import Fold
+from util.data.images import Entry, unknown_class
+from util.data.list_cache import Counts, file_stamps, load_counts
 from util.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ImageLists:
-    """Images of one part ("train" or "val") of a fold.
+    """The images of one part ("train" or "val") of a fold.
 
-    entries: (image, mask) relative to the data root, in the order of the list file; present: per
-    entry the part's classes in it, whatever their size, ascending; class_files: class → indices
-    into entries of the images that it covers enough of, in list order.
+    Attributes:
+        entries: Image and mask relative to the data root, in the order of the list file.
+        present: For each entry the part's classes in it, of whatever size, ascending.
+        class_files: For each class the indices into `entries` of the images that it covers enough
+            of, in list order.
     """
 
-    entries: list[tuple[str, str]]
+    entries: list[Entry]
     present: list[tuple[int, ...]]
     class_files: dict[int, list[int]]
 
 
 def load_lists(
-    data_root, list_file, fold, part, cache_dir, min_pixels=2048, workers=None, progress=True
-):
-    """The ImageLists of `part` ("train" or "val") of `fold` from a list file.
+    data_root: str,
+    list_file: str,
+    fold: Fold,
+    part: str,
+    cache_dir: str,
+    min_pixels: int = 2048,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ImageLists:
+    """Return the lists of one part of a fold from a list file.
 
-    A class counts in an image if it covers at least `min_pixels` of its mask. "train": images
-    whose classes are all base classes, at least one counting. "val": images with a counting
-    held-out class; base classes may be there too. The scan of the masks is cached in
-    `cache_dir`, in `workers` threads (default: all cores).
-    Raises UserError for a list, image or mask that is missing or wrong, or if no image is left.
+    "train" takes the images whose classes are all base classes and of which at least one counts;
+    "val" takes the images with a held-out class that counts, whatever base classes they show.
+
+    Args:
+        data_root: The folder that the list's paths are relative to.
+        list_file: The list file.
+        fold: The fold.
+        part: "train" or "val".
+        cache_dir: The folder in which the scan of the masks is cached.
+        min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
+        workers: Threads of the scan; None is all cores.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
     entries = read_entries(data_root, list_file)
     counts = load_counts(data_root, list_file, entries, cache_dir, workers, progress)
@@ -46,8 +67,10 @@ def load_lists(
     return lists
 
 
-def check_any(lists, fold, part, min_pixels, where="lists"):
-    """Raise UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
+def check_any(
+    lists: ImageLists, fold: Fold, part: str, min_pixels: int, where: str = "lists"
+) -> None:
+    """Raise a UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
     if not lists.entries:
         raise UserError(
             f"no image of {where} can be used: none has {min_pixels} pixels or more of "
@@ -56,10 +79,26 @@ def check_any(lists, fold, part, min_pixels, where="lists"):
         )
 
 
-def filter_entries(entries, counts, fold, part, min_pixels, data_root=""):
-    """The ImageLists that the filter rules make of all `entries` and their pixel counts.
+def filter_entries(
+    entries: Iterable[Entry],
+    counts: Iterable[Counts],
+    fold: Fold,
+    part: str,
+    min_pixels: int,
+    data_root: str = "",
+) -> ImageLists:
+    """Return the lists that the rules of `load_lists` give for all entries of a list file.
 
-    counts: per entry a dict class id → pixels in its mask, background and ignore left out.
+    Args:
+        entries: The entries.
+        counts: Pixels per class of the mask of each entry, background and ignore left out.
+        fold: The fold.
+        part: "train" or "val".
+        min_pixels: As of `load_lists`.
+        data_root: The folder of the masks, for messages.
+
+    Raises:
+        UserError: A mask holds a value that is no class of the dataset.
     """
     wanted = fold.classes(part)
     lists = ImageLists([], [], {class_id: [] for class_id in wanted})
@@ -79,18 +118,28 @@ def filter_entries(entries, counts, fold, part, min_pixels, data_root=""):
     return lists
 
 
-def check_enough(lists, shot, class_names=None, where="lists"):
-    """Raise UserError unless every episode that can be drawn finds `shot` supports.
+def check_enough(
+    lists: ImageLists, shot: int, class_names: Sequence[str] | None = None, where: str = "lists"
+) -> None:
+    """Raise a UserError unless every episode that can be drawn finds `shot` supports.
 
     A class that is in any image needs shot + 1 different files that it covers enough of: the
-    supports, and the query, which never supports itself. class_names: names of classes 1, 2, ….
+    supports, and the query, which is never its own support.
+
+    Args:
+        lists: The images of the part.
+        shot: Number of supports.
+        class_names: Names of the classes 1, 2, ….
+        where: What the message calls the lists.
     """
     for shortage in shortages(lists, shot, class_names, where):
         raise UserError(shortage)
 
 
-def shortages(lists, shot, class_names=None, where="lists"):
-    """What `check_enough` has to say of each class that has too few images, one line each."""
+def shortages(
+    lists: ImageLists, shot: int, class_names: Sequence[str] | None = None, where: str = "lists"
+) -> Iterator[str]:
+    """Yield the message of `check_enough` for each class that has too few images."""
     candidates = Counter(class_id for present in lists.present for class_id in present)
     for class_id in sorted(candidates):
         files = {lists.entries[i] for i in lists.class_files.get(class_id, [])}
@@ -104,19 +153,21 @@ def shortages(lists, shot, class_names=None, where="lists"):
             )
 
 
-def existing_entries(data_root, list_file):
-    """`read_entries`, every file of which exists; UserError naming the first that does not."""
+def existing_entries(data_root: str, list_file: str) -> list[Entry]:
+    """Read a list file like `read_entries` and raise a UserError if a file in it does not exist."""
     entries = read_entries(data_root, list_file)
     file_stamps(data_root, list_file, entries)
     return entries
 
 
-def read_entries(data_root, list_file):
-    """All (image, mask) of a list file, relative to data_root, in order.
+def read_entries(data_root: str, list_file: str) -> list[Entry]:
+    """Read all entries of a list file, in order.
 
-    A tab between the two names settles where the first ends. Without one, a line with several
-    blanks is cut at the one blank where both halves name existing files. Blank lines are skipped.
-    Raises UserError for a missing list file or root, and for a line that is no pair.
+    Image and mask are separated by a tab or a blank. A line without a tab and with several blanks
+    is divided at the one blank where both halves name existing files. Empty lines are skipped.
+
+    Raises:
+        UserError: The list file or the root is missing, or a line is no pair.
     """
     entries, problems = parse_entries(data_root, list_file)
     for problem in problems:
@@ -124,20 +175,22 @@ def read_entries(data_root, list_file):
     return entries
 
 
-def parse_entries(data_root, list_file):
-    """As `read_entries`, but of the lines that are pairs, and what is wrong with each other line.
+def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str]]:
+    """Read the entries of a list file and collect the problems of lines that are no pair.
 
-    Raises UserError for a missing list file or root, and for a list without a line.
+    Raises:
+        UserError: The list file or the root is missing, or the list is empty.
     """
     if not os.path.isdir(data_root):
         raise UserError(f"data_root {data_root} is not a folder")
     try:
-        # surrogateescape: a file name may be any bytes
+        # surrogateescape, because a file name may be any bytes.
         with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as handle:
             lines = handle.read().split("\n")
     except OSError as error:
         raise UserError(f"cannot read list file {list_file}: {error.strerror}") from error
-    entries, problems = [], []
+    entries: list[Entry] = []
+    problems: list[str] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -149,7 +202,7 @@ def parse_entries(data_root, list_file):
     return entries, problems
 
 
-def _split_line(line, data_root, where):
+def _split_line(line: str, data_root: str, where: str) -> Entry:
     separator = "\t" if "\t" in line else " "
     cuts = [i for i, character in enumerate(line) if character == separator]
     pairs = list(dict.fromkeys((line[:i].strip(), line[i:].strip()) for i in cuts))
@@ -171,5 +224,5 @@ def _split_line(line, data_root, where):
     )
 
 
-def _span(classes):
+def _span(classes: Iterable[int]) -> str:
     return ", ".join(map(str, classes))

@@ -6,31 +6,42 @@ from torch's generator and seeds its workers from it, which is part of the publi
 """
 
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from util.config import Config
 from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
-from util.data.folds import fold_classes
+from util.data.folds import Fold, fold_classes
 from util.data.lists import check_enough, existing_entries, load_lists
-from util.data.transform import base_train_transform, eval_transform, train_transform
+from util.data.transform import Compose, EvalTransform, base_train_transform, train_transform
 from util.runtime.errors import UserError, data_errors
 
 
 @data_errors()
-def build_train_loader(cfg, rank=0, world_size=1, batch_size=None):
-    """Shuffled training episodes of stage 2, base classes as targets.
+def build_train_loader(
+    cfg: Config, rank: int = 0, world_size: int = 1, batch_size: int | None = None
+) -> TrainLoader:
+    """Return the loader of shuffled training episodes of stage 2, which show base classes.
 
-    batch_size: episodes of one process at a time; cfg.batch_size if None. Call
-    `loader.set_epoch(epoch)` before each pass. Raises UserError if the data do not suffice.
+    `loader.set_epoch(epoch)` has to be called before each pass.
+
+    Args:
+        cfg: The settings.
+        rank: Number of this process.
+        world_size: Number of processes.
+        batch_size: Episodes of one process at a time; None is `cfg.batch_size`.
+
+    Raises:
+        UserError: There are too few images.
     """
     dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
     return _shuffled(cfg, dataset, batch_size or cfg.batch_size, rank, world_size)
 
 
-def evaluation_loader(dataset, workers):
-    """One item a batch, in order."""
+def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
+    """Return a loader of one item a batch, in order."""
     return Loader(
         dataset,
         batch_size=1,
@@ -40,13 +51,23 @@ def evaluation_loader(dataset, workers):
 
 
 @data_errors()
-def build_episodes(cfg, part, testing, progress=True, list_part=None):
-    """The EpisodeDataset of `part`: "train" (base classes) or "val" (held-out classes).
+def build_episodes(
+    cfg: Config, part: str, testing: bool, progress: bool = True, list_part: str | None = None
+) -> EpisodeDataset:
+    """Return the episodes of a part.
 
-    testing: with the transform of the test and the labels at the original size, else with the
-    random transforms of training. list_part: whose images, if not those of `part`.
-    progress: show a bar if masks have to be scanned. Raises UserError if the data do not suffice.
+    Args:
+        cfg: The settings.
+        part: "train" (base classes) or "val" (held-out classes).
+        testing: Whether to use the transform of the test and to add labels at the original size;
+            else the random transforms of training are used.
+        progress: Whether to show a progress bar if masks have to be scanned.
+        list_part: The part whose list of images is used; None is `part`.
+
+    Raises:
+        UserError: There are too few images.
     """
+    transform: Compose
     data_root, list_file = data_paths(cfg, list_part or part)
     fold = config_fold(cfg)
     lists = load_lists(
@@ -54,7 +75,7 @@ def build_episodes(cfg, part, testing, progress=True, list_part=None):
     )
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
-        transform = eval_transform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
+        transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
     else:
         transform = train_transform(
             (cfg.train_h, cfg.train_w),
@@ -69,11 +90,14 @@ def build_episodes(cfg, part, testing, progress=True, list_part=None):
 
 
 @data_errors()
-def build_base_data(cfg, rank=0, world_size=1):
-    """The training loader and the validation dataset of stage 1.
+def build_base_data(
+    cfg: Config, rank: int = 0, world_size: int = 1
+) -> tuple[TrainLoader, BaseDataset]:
+    """Return the training loader and the validation dataset of stage 1.
 
-    train: every image of the train list, shuffled, cfg.base_batch_size images over all processes and
-    accumulated batches (rounded up to the same number in each); val: every image of the val list.
+    The loader gives every image of the train list, shuffled: `cfg.base_batch_size` images over all
+    processes and accumulated batches, rounded up to the same number in each. The dataset holds
+    every image of the val list.
     """
     batch_size = -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
     size = (cfg.base_h, cfg.base_w)
@@ -84,32 +108,39 @@ def build_base_data(cfg, rank=0, world_size=1):
         cfg.padding_label,
     )
     train = _shuffled(cfg, _base_images(cfg, "train", transform), batch_size, rank, world_size)
-    val = _base_images(cfg, "val", eval_transform(size, padding_label=cfg.padding_label))
+    val = _base_images(cfg, "val", EvalTransform(size, padding_label=cfg.padding_label))
     return train, val
 
 
-def build_validation_episodes(cfg):
-    """Episodes that training validates on, from the val list: of the classes of `select_on`."""
+def build_validation_episodes(cfg: Config) -> EpisodeDataset:
+    """Return the episodes that training validates on: the classes of `select_on`, from the val list."""
     if cfg.select_on == "novel":
         return build_episodes(cfg, "val", testing=True)
     return build_episodes(cfg, "train", testing=True, list_part="val")
 
 
-def config_fold(cfg):
-    """The Fold that the configuration names."""
+def config_fold(cfg: Config) -> Fold:
+    """Return the fold that the settings name."""
     return fold_classes(cfg.num_classes, cfg.effective_folds, cfg.split, cfg.num_folds)
 
 
-def data_paths(cfg, part):
-    """(data_root, list file) of `part` ("train" or "val"); UserError naming the key not set."""
+def data_paths(cfg: Config, part: str) -> tuple[str, str]:
+    """Return the data root and the list file of a part ("train" or "val").
+
+    Raises:
+        UserError: One of the two is not set.
+    """
+    paths = []
     for key in ("data_root", f"{part}_list"):
-        if not getattr(cfg, key):
+        if not (path := getattr(cfg, key)):
             raise UserError(f"{key} is not set; set it in the configuration or by --opts")
-    return cfg.data_root, getattr(cfg, f"{part}_list")
+        paths.append(path)
+    data_root, list_file = paths
+    return data_root, list_file
 
 
-def check_batch(list_file, images, batch_size, world_size=1):
-    """Raise UserError if the training images of a list do not fill a batch in each process."""
+def check_batch(list_file: str, images: int, batch_size: int, world_size: int = 1) -> None:
+    """Raise a UserError if the training images of a list do not fill a batch in each process."""
     if images < batch_size * world_size:
         raise UserError(
             f"{list_file} gives {images} training images, fewer than one batch of "
@@ -117,20 +148,23 @@ def check_batch(list_file, images, batch_size, world_size=1):
         )
 
 
-def _base_images(cfg, part, transform):
+def _base_images(cfg: Config, part: str, transform: Compose) -> BaseDataset:
     data_root, list_file = data_paths(cfg, part)
     entries = existing_entries(data_root, list_file)
     folder = _base_label_folder(cfg, part)
     return BaseDataset(entries, config_fold(cfg), part, data_root, transform, folder)
 
 
-def _base_label_folder(cfg, part):
+def _base_label_folder(cfg: Config, part: str) -> str | None:
     return base_label_dir(cfg.base_data_root, part, cfg.split) if cfg.base_data_root else None
 
 
-def _shuffled(cfg, dataset, batch_size, rank, world_size):
-    check_batch(cfg.train_list, len(dataset), batch_size, world_size)
-    sampler = RandomSampler(dataset)
+def _shuffled(
+    cfg: Config, dataset: EpisodeDataset | BaseDataset, batch_size: int, rank: int, world_size: int
+) -> TrainLoader:
+    _, list_file = data_paths(cfg, "train")
+    check_batch(list_file, len(dataset), batch_size, world_size)
+    sampler: Sampler[int] = RandomSampler(dataset)
     if world_size > 1:
         sampler = DistributedSampler(dataset, world_size, rank, seed=cfg.manual_seed or 0)
     return TrainLoader(

@@ -1,4 +1,4 @@
-"""The random streams of this process, as plain values that a checkpoint can hold."""
+"""The states of this process's random streams as plain values that a checkpoint can hold."""
 
 import random
 from typing import Any
@@ -8,11 +8,11 @@ import torch
 
 
 def get_streams() -> dict[str, Any]:
-    """Where the global streams of python, numpy and torch (CPU, this process's GPU) stand."""
+    """Return the states of the global streams of python, numpy and torch (CPU and current GPU)."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     streams = {
-        # Arrays as bytes: a worker sends them with every batch, and a tensor would cost a file handle.
+        # Bytes, because a worker sends them with every batch and a tensor would cost a file handle.
         "python": (version, np.array(internal, np.uint32).tobytes(), gauss),
         "numpy": (np.asarray(keys, np.uint32).tobytes(), int(position), int(has_gauss), cached),
         "torch": torch.get_rng_state().numpy().tobytes(),
@@ -23,7 +23,7 @@ def get_streams() -> dict[str, Any]:
 
 
 def set_streams(streams: dict[str, Any]) -> None:
-    """Make the global streams go on from where `get_streams` found them."""
+    """Set the global streams to the states that `get_streams` returned."""
     version, internal, gauss = streams["python"]
     random.setstate((version, tuple(np.frombuffer(internal, np.uint32).tolist()), gauss))
     keys, *rest = streams["numpy"]

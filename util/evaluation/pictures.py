@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from util.data.dataset import read_image
 from util.data.draws import DrawnRun
+from util.data.images import read_image
 from util.evaluation.episode_parts import SupportKey
 from util.evaluation.figures import EpisodePicture, draw_contact_sheet, draw_episode
 from util.evaluation.plan import plan_units

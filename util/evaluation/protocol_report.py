@@ -11,6 +11,7 @@ from util.evaluation.metrics import SCORES, mean_interval, summarise
 from util.evaluation.model import shot_note
 from util.evaluation.prior_baseline import BASELINES, Threshold
 from util.evaluation.published_results import PUBLISHED
+from util.runtime.machine import environment_line
 from util.runtime.tables import markdown_table
 
 SPREAD = ("mean", "std", "±95%")  # of `mean_interval`
@@ -169,7 +170,10 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
         parts.append(_baselines(report))
     if "generalised" in runs[0]:
         parts.append(_generalised(report, seeds))
-    return "\n".join([*parts, _work(report["work"])])
+    parts.append(_work(report["work"]))
+    if "environment" in report:  # the reports of version 0.1.0 have none
+        parts.append(environment_line(report["environment"]) + "\n")
+    return "\n".join(parts)
 
 
 def _heading(report: dict[str, Any]) -> str:

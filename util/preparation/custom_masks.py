@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from util.data.dataset import require_same_size
+from util.data.images import require_same_size
 from util.preparation.custom_pairs import Pair
 from util.preparation.masks import prepare_pair, read_png
 from util.runtime.errors import UserError

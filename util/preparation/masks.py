@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from util.data.dataset import read_image
+from util.data.images import read_image
 from util.preparation.shared import link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically

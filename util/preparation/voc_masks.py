@@ -9,8 +9,8 @@ from io import BytesIO
 import numpy as np
 from scipy.io import loadmat
 
-from util.data.dataset import check_labels
 from util.data.folds import IGNORE
+from util.data.images import check_labels
 from util.preparation.masks import read_png
 from util.runtime.errors import UserError
 

@@ -20,6 +20,7 @@ from util.data.streams import get_streams, set_streams
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.log import Meter, RemainingTime, Scalars, get_logger
+from util.runtime.machine import environment_line
 from util.runtime.precision import Precision
 from util.runtime.seed import seed_everything, set_deterministic, untouched_random_streams
 from util.training.iteration import Batch, Iteration, Losses
@@ -44,6 +45,7 @@ def start_run(
     set_deterministic(cfg.seed_deterministic)
     logger = get_logger(folder, processes.is_main)
     logger.info(processes.describe())
+    logger.info(environment_line())
     return logger, Scalars(folder if processes.is_main else None, viz)
 
 

@@ -1,20 +1,16 @@
+import os
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.util.voc_files import mask_of, write_dataset
-from util.data.dataset import (
-    BaseDataset,
-    base_label_dir,
-    check_labels,
-    read_image,
-    read_mask,
-    read_pair,
-)
+from util.data.dataset import BaseDataset, base_label_dir
 from util.data.folds import Fold
+from util.data.images import check_labels, read_image, read_mask, read_pair
 from util.data.lists import read_entries
-from util.data.transform import base_train_transform, eval_transform
+from util.data.transform import EvalTransform, base_train_transform
 from util.get_mulway_base_data import main, write_base_labels
 from util.runtime.errors import UserError
 
@@ -37,6 +33,19 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
             reader(str(broken))
         with pytest.raises(UserError, match=rf"{kind} .*absent\.png does not exist"):
             reader(str(tmp_path / "absent.png"))
+
+
+def test_file_names_may_be_any_bytes(tmp_path):
+    """cv2.imread of OpenCV 5 ends the process at such a name."""
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (tmp_path / name).write_bytes(cv2.imencode(".png", np.full((2, 3), 7, np.uint8))[1])
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert (read_mask(str(tmp_path / name)) == 7).all()
+    assert read_image(str(tmp_path / name)).shape == (2, 3, 3)
+    with pytest.raises(UserError, match="does not exist"):
+        read_image(str(tmp_path / os.fsdecode(b"th\xe9.png")))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,7 @@ def data(tmp_path):
 
 def test_base_dataset_keeps_every_image_and_maps_labels(data):
     root, entries = data
-    dataset = BaseDataset(entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    dataset = BaseDataset(entries, FOLD, "val", str(root), EvalTransform((33, 33)))
     assert len(dataset) == 3
     item = dataset[0]
     assert item["image"].shape == (3, 33, 33) and item["image"].dtype == torch.float32
@@ -96,7 +105,7 @@ def test_base_dataset_transforms_labels_in_training(data):
 
 def test_base_dataset_refuses_unknown_classes(data):
     root, entries = data
-    dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), eval_transform((33, 33)))
+    dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), EvalTransform((33, 33)))
     with pytest.raises(UserError, match=r"both mask\.png holds the value 3"):
         dataset[0]
 
@@ -107,7 +116,7 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == 3
     stored = read_mask(str(tmp_path / "base" / "val" / "0" / "both mask.png"))
     assert np.bincount(stored.ravel(), minlength=256)[[2, 255]].tolist() == [1000, 64]
-    arguments = (entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
     computed, read = BaseDataset(*arguments), BaseDataset(*arguments, folder)
     for i in range(3):
         assert torch.equal(computed[i]["label"], read[i]["label"])
@@ -132,7 +141,7 @@ def test_writing_base_labels_goes_on_where_it_stopped(data, tmp_path):
 
 def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
     root, entries = data
-    arguments = (entries, FOLD, "val", str(root), eval_transform((33, 33)))
+    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
     folder = tmp_path / "base"
     with pytest.raises(UserError, match="base does not exist; write it with python -m"):
         BaseDataset(*arguments, str(folder))

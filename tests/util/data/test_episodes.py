@@ -14,7 +14,7 @@ from util.data.draws import draw_test_episodes
 from util.data.episodes import EpisodeDataset, draw_episode
 from util.data.folds import fold_classes
 from util.data.lists import ImageLists, load_lists
-from util.data.transform import eval_transform, train_transform
+from util.data.transform import EvalTransform, train_transform
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import Predictor
 from util.get_mulway_base_data import write_base_labels
@@ -40,7 +40,7 @@ def build(tiny_voc, tmp_path_factory):
         if part == "train":
             transform = train_transform(SIZE, (0.9, 1.1), (-10, 10))
         else:
-            transform = eval_transform(SIZE)
+            transform = EvalTransform(SIZE)
         return EpisodeDataset(
             lists,
             fold,

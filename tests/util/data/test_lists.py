@@ -1,18 +1,30 @@
+import gzip
 import json
 import multiprocessing
 import os
+from hashlib import sha256
 
 import cv2
 import pytest
 
 import util.data.list_cache
-from tests.paths import DATA
+from tests.paths import DATA, ROOT
 from tests.util.voc_files import mask_of, write_dataset
+from util.config import load_config
 from util.data.folds import Fold, fold_classes
-from util.data.lists import ImageLists, check_enough, existing_entries, load_lists, read_entries
+from util.data.lists import (
+    ImageLists,
+    check_enough,
+    existing_entries,
+    filter_entries,
+    load_lists,
+    read_entries,
+)
+from util.data.loaders import config_fold
 from util.runtime.errors import UserError
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())["lists"]
+PASCAL_LISTS = json.loads((DATA / "pascal_lists.json").read_text())
 FOLD = Fold(base=(2, 3), novel=(1,))
 SEEN = fold_classes(3, "seen", 0)
 
@@ -269,3 +281,31 @@ def test_an_image_listed_twice_counts_once():
     lists = ImageLists([("a", "A")] * 3, [(2,)] * 3, {2: [0, 1, 2]})
     with pytest.raises(UserError, match="class 2 has 1 usable image in"):
         check_enough(lists, 1)
+
+
+@pytest.fixture(scope="module")
+def pascal_masks():
+    """Per part the name and the pixels per class of every real mask of PASCAL-5^i, in list order."""
+    with gzip.open(DATA / "pascal_masks.json.gz", "rt") as handle:
+        return {
+            part: [(name, {int(c): n for c, n in pixels.items()}) for name, pixels in masks]
+            for part, masks in json.load(handle).items()
+        }
+
+
+@pytest.mark.parametrize("split", range(4))
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_lists_of_the_real_pascal_equal_those_in_circulation(part, split, pascal_masks):
+    cfg = load_config(str(ROOT / f"config/pascal/pascal_split{split}_resnet50.yaml"), [])
+    names, counts = zip(*pascal_masks[part], strict=True)
+    entries = [(f"{name}.jpg", f"{name}.png") for name in names]
+    lists = filter_entries(entries, counts, config_fold(cfg), part, cfg.min_pixels)
+    names = [image.removesuffix(".jpg") for image, _ in lists.entries]
+    files = {c: [names[i] for i in indices] for c, indices in lists.class_files.items()}
+    lines = (" ".join([str(c), *files[c]]) for c in sorted(files))
+    assert PASCAL_LISTS[f"{part}{split}"] == {
+        "images": len(names),
+        "sha256": sha256("\n".join(names).encode()).hexdigest(),
+        "classes": {str(c): len(of_class) for c, of_class in files.items()},
+        "classes_sha256": sha256("\n".join(lines).encode()).hexdigest(),
+    }

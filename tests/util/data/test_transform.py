@@ -8,6 +8,7 @@ import torch
 from util.data.transform import (
     MEAN,
     STD,
+    EvalTransform,
     FitInside,
     RandomBlur,
     RandomCrop,
@@ -15,7 +16,6 @@ from util.data.transform import (
     RandomRotate,
     RandomScale,
     base_train_transform,
-    eval_transform,
     to_tensors,
     train_transform,
 )
@@ -118,7 +118,7 @@ def test_normalisation():
 
 
 def test_an_image_is_written_where_there_is_a_place_for_it(image, label):
-    transform = eval_transform((33, 41))
+    transform = EvalTransform((33, 41))
     out = torch.zeros(2, 3, *transform.size)
     tensor, _ = transform(None, image, label, out=out[1])
     assert tensor.data_ptr() == out[1].data_ptr()
@@ -152,7 +152,7 @@ def test_base_train_transform_keeps_the_aspect(image, label):
 
 
 def test_eval_transform_resizes_without_drawing(image, label):
-    tensor, mask = eval_transform((33, 33))(None, image, label)
+    tensor, mask = EvalTransform((33, 33))(None, image, label)
     np.testing.assert_array_equal(
         mask, cv2.resize(label, (33, 33), interpolation=cv2.INTER_NEAREST)
     )
@@ -172,18 +172,18 @@ def test_eval_transform_resizes_without_drawing(image, label):
 )
 def test_fitted_sizes(size, fitted):
     assert FitInside((473, 473)).fitted_size(*size) == fitted
-    assert eval_transform((473, 473), resized=False).fitted_size(*size) == fitted
-    assert eval_transform((473, 473)).fitted_size(*size) == (473, 473)
+    assert EvalTransform((473, 473), resized=False).fitted_size(*size) == fitted
+    assert EvalTransform((473, 473)).fitted_size(*size) == (473, 473)
 
 
 def test_eval_transform_without_resizing_pastes_top_left(image, label):
-    tensor, mask = eval_transform((65, 65), resized=False)(None, image, label)
+    tensor, mask = EvalTransform((65, 65), resized=False)(None, image, label)
     np.testing.assert_array_equal(mask[:40, :60], label)
     assert (mask[40:] == 255).all() and (mask[:, 60:] == 255).all()
     black = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(tensor[:, 64, 64], black)
     np.testing.assert_array_equal(tensor[:, :40, :60], to_tensors(image, [])[0])
-    tensor, mask = eval_transform((33, 33), resized=False)(None, image, label)
+    tensor, mask = EvalTransform((33, 33), resized=False)(None, image, label)
     assert tensor.shape == (3, 33, 33)
     # 60×40 → 33×22 → 32×16
     expected = cv2.resize(label, (32, 16), interpolation=cv2.INTER_NEAREST)

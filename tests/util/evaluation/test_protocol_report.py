@@ -16,6 +16,7 @@ from util.evaluation.protocol_report import (
     settings_of,
     variant_name,
 )
+from util.runtime.machine import environment_line, run_environment
 
 CLASSES, BASE = (1, 2, 3, 4, 5), tuple(range(6, 21))
 RUNS = [DrawnRun(seed, [Draw(0, 1, [1])] * 7) for seed in (510, 365, 382)]
@@ -71,6 +72,13 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
     assert "21 episodes in 4 s, 5.2 a second on 3 processes" in text
     assert "5 kept from before, 16 computed" in text and "3 × 7 episodes at 473 px" in text
     assert rows(text)["3"] == table["bird"]
+
+
+def test_the_machine_and_the_versions_are_said():
+    report = report_of(config())
+    before = report_text(report, None)
+    report["environment"] = json.loads(json.dumps(run_environment()))
+    assert report_text(report, None) == f"{before}\n{environment_line(report['environment'])}\n"
 
 
 def test_one_run_has_no_spread():

@@ -17,7 +17,7 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.log import Scalars, get_logger
 from util.runtime.seed import seed_everything, untouched_random_streams
-from util.training.engine import Trainer
+from util.training.engine import Trainer, start_run
 from util.training.iteration import to_device
 from util.training.memory import peak_memory
 from util.training.resume import RunState, find_saved
@@ -217,6 +217,14 @@ def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
     assert find_best(tmp_path / "snapshot")[:2] == (0.5, 2)
     assert training.trainer.state == RunState(3, 0, 0.5, 2)
     assert "no better mIoU for 1 epochs: stopping" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_log_says_once_what_computes(tmp_path):
+    cfg = Config(num_classes=2, folds=[[2]], data_set="points")
+    _, scalars = start_run(cfg, str(tmp_path), ALONE, viz=False)
+    scalars.close()
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
 
 
 def test_reports_are_lines_and_json(tmp_path):

@@ -1,0 +1,245 @@
+"""The model, training and testing on CUDA give what they give on the CPU; skipped without a GPU."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark.laboratory import Laboratory
+from benchmark.plain import plain_forward as reference
+from model import hdmnet_loss
+from model.features import map_tensors, split_queries, split_supports, stack_queries, stack_supports
+from tests.golden import FILES, check_outputs, check_training_steps
+from tests.model.random_nets import in_double, random_episode, random_net
+from tests.processes import spawn_two
+from tests.small_model import small_episodes, small_net
+from util.data.draws import draw_test_episodes
+from util.evaluation.evaluator import evaluate_episodes
+from util.evaluation.predictor import Predictor
+from util.runtime.distributed import Processes
+from util.runtime.errors import exits_on_user_error
+from util.runtime.log import Meter
+from util.runtime.precision import DTYPES, Precision
+from util.training.engine import distributed
+from util.training.iteration import Iteration
+from util.training.schedule import hdmnet_optimizer
+
+CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
+ALONE = Processes(0, 1, DEVICE)
+SIZE = (57, 73)
+# Algorithms of cuDNN like Winograd's round up to five times as much as the sums of the CPU.
+SLACK = 5
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    """Without TF32, whose products have ten bits of precision."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
+def on(device, tensors):
+    return [tensor.to(device) for tensor in tensors]
+
+
+def assert_close(actual, expected):
+    for name, values in actual._asdict().items():
+        torch.testing.assert_close(
+            values, getattr(expected, name), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_golden_outputs(name):
+    check_outputs(name, DEVICE, SLACK)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_golden_training_steps(name):
+    check_training_steps(name, DEVICE, SLACK)
+
+
+CASES = [("resnet18", 3, "bfpibe"), ("resnet50", 2, "bpfb"), ("vgg16", 1, "be")]
+
+
+@pytest.mark.parametrize(("backbone", "shot", "masks"), CASES)
+@torch.no_grad()
+def test_outputs_equal_those_of_the_reference_and_of_the_cpu(backbone, shot, masks):
+    net = random_net(backbone, shot)
+    episode = random_episode(SIZE, 2, shot, masks)
+    expected = net(*episode)
+    net.to(DEVICE)
+    out = net(*on(DEVICE, episode))
+    assert_close(out, reference(net, *on(DEVICE, episode)))
+    assert_close(map_output(out, CPU), expected)
+
+
+def map_output(out, device):
+    return type(out)(*(on(device, v) if isinstance(v, list) else v.to(device) for v in out))
+
+
+def losses_of(net, episode, forward=None):
+    query_mask = episode[2][:, 0].flip(1)
+    base_mask = torch.where(query_mask == 1, 1 + episode[3][:, None, None], query_mask)
+    return hdmnet_loss((forward or net)(*episode), query_mask, base_mask)
+
+
+@pytest.mark.parametrize(("backbone", "shot", "masks"), CASES)
+def test_losses_and_gradients_equal_those_of_the_reference(backbone, shot, masks):
+    net = random_net(backbone, shot).double().train().to(DEVICE)
+    episode = on(DEVICE, in_double(random_episode(SIZE, 2, shot, masks)))
+    results = []
+    for forward in (net, lambda *arguments: reference(net, *arguments)):
+        net.zero_grad(set_to_none=True)
+        losses = losses_of(net, episode, forward)
+        losses.total.backward()
+        gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        results.append((torch.stack(losses).detach(), gradients))
+    (losses, gradients), (expected_losses, expected) = results
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected.keys() and len(gradients) > 100
+    largest = max(gradient.abs().max() for gradient in expected.values()).item()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("amp", "backbone_dtype"),
+    [("off", "bf16"), ("off", "fp16"), ("bf16", None), ("fp16", None), ("bf16", "fp16")],
+)
+def test_training_steps_in_reduced_precision(amp, backbone_dtype):
+    episode = random_episode(SIZE, 2, 2, "bpfb")
+    steps = {}
+    for key in (("off", None), (amp, backbone_dtype)):
+        precision = Precision(key[0], DEVICE)
+        dtype = DTYPES.get(key[1])
+        net = random_net("resnet50", 2, backbone_dtype=dtype).train().to(DEVICE)
+        before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+
+        def losses(batch, net=net, precision=precision):
+            with precision.autocast():
+                found = losses_of(net, [batch[n] for n in sorted(batch)])
+            return {"loss": found.total, "main": found.main, "distillation": found.distillation}
+
+        iteration = Iteration(
+            net, net, losses, hdmnet_optimizer(net, 1e-4), precision, str, 1, ALONE
+        )
+        batch = dict(zip("abcd", episode, strict=True))
+        # The scaler of float16 starts too high, and skips steps until it has come down.
+        for _ in range(12):
+            values, _, _ = iteration(iter([batch]), Meter(), SimpleNamespace(signal=None))
+            steps.setdefault(key, values)
+            if "gradient" in values:
+                break
+        else:
+            raise AssertionError("no step had finite gradients")
+        after = [p for p in net.parameters() if p.requires_grad]
+        assert all(p.isfinite().all() for p in after)
+        moved = [not one.equal(other) for one, other in zip(before, after, strict=True)]
+        assert np.mean(moved) > 0.9
+    exact, reduced = steps.values()
+    for name in ("loss", "main", "distillation"):
+        assert reduced[name].item() == pytest.approx(exact[name].item(), rel=0.03), name
+
+
+@torch.no_grad()
+def test_features_kept_on_the_host_make_up_a_batch_on_the_device():
+    net = random_net(shot=2).to(DEVICE)
+    query, support, mask, _ = on(DEVICE, random_episode(SIZE, 3, 2, "bfepbi"))
+    expected = net(query, support, mask)
+    queries = split_queries(net.encode_query(query))
+    supports = split_supports(net.encode_support(support, mask))
+    kept = [
+        [map_tensors(features, torch.Tensor.cpu) for features in row]
+        for row in (queries, *supports)
+    ]
+    queries, *supports = [
+        [map_tensors(features, lambda tensor: tensor.to(DEVICE)) for features in row]
+        for row in kept
+    ]
+    assert_close(net.segment(stack_queries(queries), stack_supports(supports), SIZE), expected)
+
+
+@pytest.mark.parametrize(("shot", "batch_size", "cache_bytes"), [(1, 1, 2**30), (2, 3, 8e5)])
+def test_scores_are_those_of_the_cpu(shot, batch_size, cache_bytes, tiny_voc, tmp_path):
+    episodes = small_episodes(tiny_voc, tmp_path, shot)
+    net = small_net(episodes)
+    runs = [draw_test_episodes(episodes.lists, shot, 12, seed, 0) for seed in (510, 365)]
+    evaluations = []
+    for device in (CPU, DEVICE):
+        predictor = Predictor(
+            net.to(device), episodes, device, batch_size=batch_size, cache_bytes=cache_bytes
+        )
+        evaluations.append(evaluate_episodes(predictor, runs, Processes(0, 1, device)))
+    expected, found = evaluations
+    pixels = expected.records[:, 8].sum()
+    assert np.abs(found.records[:, :8] - expected.records[:, :8]).sum() <= 2e-4 * pixels
+    assert (found.records[:, 8:] == expected.records[:, 8:]).all()
+    assert found.work.hits == expected.work.hits
+    for one, other in zip(found.runs, expected.runs, strict=True):
+        scores, others = one.metrics.results(), other.metrics.results()
+        for name in ("mIoU", "mIoU_m", "mIoU_b", "FBIoU"):
+            assert scores[name] == pytest.approx(others[name], abs=1e-3), name
+
+
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path):
+    laboratory = Laboratory(tmp_path)
+    laboratory.settings.append("seed_deterministic=True")
+    run = laboratory.start("cut")
+    run.wait_for(lambda: run.iteration() >= 6)
+    run.kill()
+    run = laboratory.start("cut")
+    assert run.wait() == 0, run.text
+    assert "one GPU each" in run.text and run.resumed_at() > 0
+    assert laboratory.ends_alike("cut")
+
+
+def test_memory_that_does_not_suffice_names_the_settings_that_help(capsys):
+    with pytest.raises(SystemExit):
+        exits_on_user_error(lambda: torch.empty(2**45, device=DEVICE))()
+    text = capsys.readouterr().err
+    assert text.startswith("error: out of memory (") and text.count("\n") == 1
+    assert "grad_accum" in text and "checkpoint_activations True" in text
+
+
+@two_devices
+@torch.no_grad()
+def test_a_model_on_a_device_that_is_not_the_current_one():
+    net = random_net("resnet18", 2)
+    episode = random_episode(SIZE, 1, 2, "bp")
+    expected = net.to(DEVICE)(*on(DEVICE, episode))
+    other = torch.device("cuda", 1)
+    out = net.to(other)(*on(other, episode))
+    assert torch.cuda.current_device() == 0
+    assert_close(map_output(out, CPU), map_output(expected, CPU))
+
+
+@two_devices
+def test_two_processes_average_their_gradients():
+    spawn_two(check_averaged_gradients)
+
+
+def check_averaged_gradients(processes):
+    torch.backends.cudnn.allow_tf32 = False
+    episode = on(processes.device, random_episode(SIZE, 2, 1, "bp"))
+    mine = [tensor[processes.rank :][:1] for tensor in episode]
+    net = random_net("resnet18", 1).to(processes.device)
+    losses_of(net, mine, distributed(net, processes)).total.backward()
+    averaged = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad(set_to_none=True)
+    halves = [losses_of(net, [t[k : k + 1] for t in episode]).total for k in (0, 1)]
+    (sum(halves) / 2).backward()
+    for name, gradient in averaged.items():
+        expected = dict(net.named_parameters())[name].grad
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5, msg=name)

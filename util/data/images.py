@@ -1,0 +1,102 @@
+"""Reading images and masks."""
+
+import os
+
+import cv2
+import numpy as np
+
+from util.data.folds import IGNORE
+from util.runtime.errors import UserError
+
+Entry = tuple[str, str]  # the image and the mask of a line of a list, relative to the data root
+
+
+def read_image(path: str) -> np.ndarray:
+    """Read an image as RGB, uint8 (H, W, 3).
+
+    Raises:
+        UserError: The file cannot be read as an image.
+    """
+    image = _decode(path, cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise _unreadable("image", path)
+    return image
+
+
+def read_mask(path: str) -> np.ndarray:
+    """Read a label map, uint8 (H, W) of class ids.
+
+    Raises:
+        UserError: The file cannot be read or is not a single-channel 8-bit image: a colour or
+            palette mask holds colours, not class ids.
+    """
+    mask = _decode(path, cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise _unreadable("mask", path)
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        kind = "colour or palette image" if mask.ndim != 2 else f"{mask.dtype} image"
+        raise UserError(
+            f"mask {path} is a {kind}; masks are single-channel 8-bit images of class ids"
+        )
+    return mask
+
+
+def _decode(path: str, flags: int) -> np.ndarray | None:
+    # cv2.imread ends the process at a file name that is not UTF-8.
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    return cv2.imdecode(data, flags) if data.size else None
+
+
+def _unreadable(kind: str, path: str) -> UserError:
+    if os.path.isfile(path):
+        return UserError(f"{kind} {path} cannot be read as an image; replace the file")
+    return UserError(f"{kind} {path} does not exist")
+
+
+def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Read the image and the mask of a list entry.
+
+    Args:
+        data_root: The folder that the entry's paths are relative to.
+        entry: Paths of image and mask.
+
+    Returns:
+        The image, uint8 (H, W, 3), and the mask, uint8 (H, W).
+
+    Raises:
+        UserError: One of them cannot be read, or their sizes differ.
+    """
+    image_path, mask_path = (os.path.join(data_root, name) for name in entry)
+    image, mask = read_image(image_path), read_mask(mask_path)
+    require_same_size(image, image_path, mask, mask_path)
+    return image, mask
+
+
+def require_same_size(
+    first: np.ndarray, first_path: str, second: np.ndarray, second_path: str
+) -> None:
+    """Raise a UserError that names both paths if two arrays (H, W, …) differ in height or width."""
+    if first.shape[:2] != second.shape[:2]:
+        sizes = [f"{array.shape[1]}×{array.shape[0]}" for array in (first, second)]
+        raise UserError(
+            f"{first_path} is {sizes[0]} pixels but {second_path} is {sizes[1]}; "
+            "they have to be of one size"
+        )
+
+
+def check_labels(mask: np.ndarray, num_classes: int, path: str) -> None:
+    """Raise a UserError if a mask holds a value that is no class, background or ignore."""
+    beyond = (mask > num_classes) & (mask != IGNORE)
+    if beyond.any():
+        raise unknown_class(path, int(mask[beyond].min()), num_classes)
+
+
+def unknown_class(path: str, value: int, num_classes: int) -> UserError:
+    """Return the error that the mask at `path` holds `value`, which is beyond the classes."""
+    return UserError(
+        f"mask {path} holds the value {value}; "
+        f"classes are 1..{num_classes}, 0 is background and {IGNORE} is ignored"
+    )

@@ -1,0 +1,68 @@
+"""What a run computes with: machine, versions, commit and date, for logs, reports and benchmarks."""
+
+import datetime
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from util.data.list_cache import available_cores
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_environment() -> dict[str, str | int | None]:
+    """Return what a run computes with, as plain values.
+
+    Returns:
+        `gpu` (None without CUDA), `cpu`, `cores` that this process may use, `python`, `torch`, `cuda`
+        (the version that torch was built for, None without), `commit` of this repository, followed by
+        "+changes" where tracked files differ from it (None outside a git checkout), and `date` (ISO).
+    """
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "commit": _commit(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def environment_line(environment: dict[str, str | int | None] | None = None) -> str:
+    """Return the values of `run_environment` (by default those of now) in one line."""
+    e = environment or run_environment()
+    return (
+        f"{e['gpu'] or 'no GPU'}; {e['cpu']}, {e['cores']} cores; Python {e['python']}, "
+        f"torch {e['torch']}, CUDA {e['cuda'] or 'none'}; "
+        f"commit {e['commit'] or 'unknown'}; {e['date']}"
+    )
+
+
+def _cpu_name() -> str:
+    """Return the processor's model, with AMX where it has it, since bf16 gains most there."""
+    try:
+        information = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        information = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return name + (" with AMX" if "amx_bf16" in information else "")
+
+
+def _commit() -> str | None:
+    """Return the commit of this repository, or None where git or its folder is missing."""
+    # Without this check, git would describe a repository that this folder happens to lie in.
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), "--no-optional-locks", "describe", "--always"]
+    command += ["--exclude=*", "--dirty=+changes"]  # the commit even where a tag names it
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
