@@ -74,6 +74,7 @@ def test_named_code_is_in_the_file_that_the_link_names(page):
         f"{text} in {file.name}"
         for text, file, _ in links(page)
         if file.suffix == ".py"
+        and file.exists()
         and text.startswith("`")
         and text.strip("`") != file.name
         and text.strip("`") not in defined_names(file)
