@@ -1,0 +1,130 @@
+"""The pages name files, headings, classes and functions that exist, and their examples run."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.features import split_supports, stack_supports
+from util.config import load_config, loading
+from util.data.loaders import config_fold
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "initmodel" / "README.md",
+    ROOT / "lists" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+CODE_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def links(page: Path) -> list[tuple[str, Path, str]]:
+    """Return the text, the file and the heading of every relative link of a page."""
+    found = []
+    for text, target in LINK.findall(CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if "://" not in target and not target.startswith("mailto:"):
+            path, _, heading = target.partition("#")
+            found.append((text, (page.parent / path).resolve() if path else page, heading))
+    return found
+
+
+@cache
+def headings(page: Path) -> set[str]:
+    """Return the names by which links reach the headings of a page, as GitHub makes them."""
+    text = CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@cache
+def defined_names(file: Path) -> set[str]:
+    """Return the classes, functions and constants of a module, and `Class.method`."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = (part.name for part in node.body if isinstance(part, ast.FunctionDef))
+            names.update(f"{node.name}.{method}" for method in methods)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    broken = [
+        f"{text}: {file.name}#{heading}"
+        for text, file, heading in links(page)
+        if not file.exists() or (heading and heading not in headings(file))
+    ]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_code_is_in_the_file_that_the_link_names(page):
+    missing = [
+        f"{text} in {file.name}"
+        for text, file, _ in links(page)
+        if file.suffix == ".py"
+        and file.exists()
+        and text.startswith("`")
+        and text.strip("`") != file.name
+        and text.strip("`") not in defined_names(file)
+    ]
+    assert not missing
+
+
+def test_code_names_headings_of_the_pages():
+    named = [
+        (page, " ".join(title.split()))
+        for folder in ("model", "util")
+        for file in (ROOT / folder).rglob("*.py")
+        for page, title in re.findall(
+            r'docs/(\w+\.md),\s+"([^"]+)"', file.read_text(encoding="utf-8")
+        )
+    ]
+    titles = {page.name: page.read_text(encoding="utf-8") for page in PAGES if "docs" in page.parts}
+    assert len(named) > 5
+    assert all(f"\n## {title}\n" in titles[page] for page, title in named)
+
+
+def extend_blocks(language: str) -> list[str]:
+    """Return the code blocks of docs/extend.md in a language."""
+    text = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_parts_of_the_examples_take_their_places():
+    page: dict = {}
+    for block in extend_blocks("python"):
+        exec(compile(block, "docs/extend.md", "exec"), page)
+    net, episode = page["net"].eval(), (page["query"], page["support"], page["support_mask"])
+    assert {type(layer) for layer in net.matching} == {page["MeanMatching"]}
+    assert type(net.decoder) is page["SumDecoder"]
+    with torch.no_grad():
+        out, expected = net(*episode), net.reference_forward(*episode)
+        torch.testing.assert_close(out.final, expected.final, rtol=1e-4, atol=1e-5)
+        # Tokens of supports that were encoded alone make up the same episode.
+        supports = split_supports(net.encode_support(*episode[1:]))
+        again = net.segment(net.encode_query(episode[0]), stack_supports(supports), (65, 65))
+    torch.testing.assert_close(again.final, out.final, rtol=1e-4, atol=1e-5)
+    for part in (net.matching, net.decoder):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+    assert page["small"].base.backbone.grid((65, 65)) == (9, 9)
+
+
+def test_the_example_of_a_dataset_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "DATASETS", str(tmp_path))
+    (dataset,) = extend_blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(dataset)
+    (tmp_path / "run.yaml").write_text("Train: {data_set: mine, split: 2}\n")
+    cfg = load_config(str(tmp_path / "run.yaml"), [])
+    assert config_fold(cfg).novel == (5, 6) and cfg.class_names[4] == "nail"
