@@ -8,7 +8,7 @@ import torch
 
 from model import MEAN, STD, preprocess_image, preprocess_mask
 from tests.paths import ROOT
-from util.data.transform import eval_transform
+from util.data.transform import EvalTransform
 
 
 def random_picture(height=31, width=45):
@@ -22,7 +22,7 @@ def random_picture(height=31, width=45):
 @pytest.mark.parametrize("size", [(33, 33), (41, 25)])
 def test_the_input_is_that_of_the_test_protocol(size):
     image, mask = random_picture()
-    expected_image, expected_mask = eval_transform(size)(None, image, mask)
+    expected_image, expected_mask = EvalTransform(size)(None, image, mask)
     assert torch.equal(preprocess_image(image, size), expected_image)
     assert torch.equal(preprocess_mask(mask, size), expected_mask.long())
     if size[0] == size[1]:
