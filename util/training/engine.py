@@ -283,7 +283,8 @@ class Trainer:
             if stops or (cfg.save_iters and iteration % cfg.save_iters == 0):
                 self._save()
             if stops:
-                self.logger.info("told to stop: saved, the same command goes on from here")
+                self.logger.info("stopped by a signal: saved, the same command goes on from here")
+                self.processes.leave()
                 sys.exit(STOPPED)
 
     def _half_is_due(self) -> bool:
