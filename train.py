@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import build_hdmnet, hdmnet_loss
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, load_config, parse_args
+from util.config import VIZ, Config, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.loaders import build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_episodes
@@ -17,7 +18,8 @@ from util.evaluation.predictor import build_predictor
 from util.pretrained.kinds import recognise
 from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import UserError, exits_on_user_error
-from util.training.engine import Trainer, distributed, start_run
+from util.training.engine import Run, Trainer, distributed, open_run
+from util.training.iteration import Recipe
 from util.training.resume import Saved, find_saved, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
@@ -31,11 +33,11 @@ def main() -> None:
 
 
 def build_model(
-    cfg, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
+    cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
 ) -> nn.Module:
-    """HDMNet as `pre_weight` holds it, or around the trained base learner.
+    """Return HDMNet as `pre_weight` holds it, or around the trained base learner.
 
-    Where training goes on from `saved`, which holds all weights, it is left as it was initialised.
+    Where training continues from `saved`, which holds all weights, it stays as it was initialised.
 
     Raises:
         UserError: there is no base learner, or a checkpoint does not fit.
@@ -61,21 +63,24 @@ def build_model(
     check_classes(content, base_classes, str(path))
     state = content["state_dict"]
     if cfg.pre_weight and recognise(content, str(path)).shot != cfg.shot:
-        logger.info(f"{path}: of another shot, the weights of the supports start anew")
+        logger.info(f"{path} is of another shot: the weights of the supports start as initialised")
         own = {key: value for key, value in net.state_dict().items() if is_shot_weight(key)}
         state = own | {key: value for key, value in state.items() if not is_shot_weight(key)}
     load_weights(part, state, str(path))
     return net
 
 
-def train(cfg, processes: Processes, viz: bool) -> None:
-    """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
-    files = RunFiles(cfg)
-    snapshot = files.snapshot
-    logger, scalars = start_run(cfg, files.folder, processes, viz)
+def train(cfg: Config, processes: Processes, viz: bool) -> None:
+    """Train until `epochs`, from the last checkpoint if there is one; validate and keep the best."""
+    with open_run(cfg, RunFiles(cfg).folder, processes, viz) as run:
+        _train(cfg, run)
+
+
+def _train(cfg: Config, run: Run) -> None:
+    processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, saved)
-    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches.batch_size)
+    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches)
     val_episodes = build_validation_episodes(cfg) if cfg.evaluate else None
     base_classes = train_loader.dataset.classes
 
@@ -83,20 +88,10 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
     trainer = Trainer(
-        cfg,
-        files.folder,
-        cfg.epochs,
-        net,
-        optimizer,
-        train_loader,
-        batches.grad_accum,
-        processes,
-        logger,
-        scalars,
-        details,
+        run, Recipe(net, optimizer, train_loader, batches.grad_accum, cfg.epochs, details)
     )
     if saved:
-        trainer.restore(saved, base_classes)
+        trainer.restore(saved)
     state = trainer.state
     state.epoch = max(state.epoch, cfg.start_epoch)
     if state.epoch >= cfg.epochs or state.waited(cfg.stop_interval):
@@ -142,7 +137,6 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     )
     best = f"best mIoU {state.best:.4f} (epoch {state.best_epoch})" if cfg.evaluate else "done"
     logger.info(f"{best}, weights in {snapshot}")
-    scalars.close()
 
 
 if __name__ == "__main__":
