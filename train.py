@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import util  # noqa: F401  first, for the model loads OpenCV as well
-from model import build_hdmnet, hdmnet_loss
+from model import HDMNet, build_hdmnet, hdmnet_loss
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, load_config, parse_args
@@ -34,7 +34,7 @@ def main() -> None:
 
 def build_model(
     cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
-) -> nn.Module:
+) -> HDMNet:
     """Return HDMNet as `pre_weight` holds it, or around the trained base learner.
 
     Where training continues from `saved`, which holds all weights, it stays as it was initialised.
@@ -45,6 +45,7 @@ def build_model(
     net = build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
     if saved:
         return net
+    part: nn.Module
     if cfg.pre_weight:
         path, part = Path(cfg.pre_weight), net
     else:

@@ -52,7 +52,7 @@ def _train(cfg: Config, run: Run, imagenet_weight: str) -> None:
     base_classes = train_loader.dataset.base_classes
 
     net = build_pspnet(cfg.backbone, len(base_classes))
-    net.to(processes.device, memory_format=torch.channels_last)
+    net.to(processes.device).to(memory_format=torch.channels_last)
     optimizer = base_optimizer(
         net,
         cfg.base_rate,

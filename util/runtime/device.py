@@ -69,8 +69,7 @@ def has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
         capability: the compute capability of the GPU, (major, minor).
         built_for: names such as sm_90 (runs on 9.0 and later 9.x) or compute_90 (9.0 and later).
     """
-    for name in built_for:
-        kind, digits = re.match(r"(sm|compute)_(\d+)", name).groups()
+    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built_for)):
         built = divmod(int(digits), 10)
         if built <= capability and (kind == "compute" or built[0] == capability[0]):
             return True

@@ -48,7 +48,7 @@ class Run:
 
 
 @contextmanager
-def open_run(cfg: Config, folder: str, processes: Processes, viz: bool) -> Iterator[Run]:
+def open_run(cfg: Config, folder: Path, processes: Processes, viz: bool) -> Iterator[Run]:
     """Seed everything, and hold the folder of a run and its log while entered.
 
     Args:
@@ -60,14 +60,14 @@ def open_run(cfg: Config, folder: str, processes: Processes, viz: bool) -> Itera
     Raises:
         UserError: the folder cannot be written, or another training uses it.
     """
-    with exclusive(Path(folder) / ".lock", processes.is_main):
+    with exclusive(folder / ".lock", processes.is_main):
         if cfg.manual_seed is not None:
             seed_everything(cfg.manual_seed)
         set_deterministic(cfg.seed_deterministic)
         logger = get_logger(folder, processes.is_main)
         logger.info(processes.describe())
         with closing(Scalars(folder if processes.is_main else None, viz)) as scalars:
-            yield Run(cfg, Path(folder), processes, logger, scalars)
+            yield Run(cfg, folder, processes, logger, scalars)
 
 
 def distributed(net: nn.Module, processes: Processes) -> nn.Module:
@@ -101,8 +101,7 @@ class Trainer:
         self.precision = Precision(run.cfg.amp, run.processes.device)
         self.state = RunState()
         self.steps = len(self.loader) // recipe.grad_accum
-        self.batch_size = self.loader.batch_sampler.batch_size
-        self.global_batch = self.batch_size * self.processes.world_size * recipe.grad_accum
+        self.global_batch = recipe.batch_size * self.processes.world_size * recipe.grad_accum
         self.details = recipe.details | {
             "global_batch": self.global_batch,
             "world_size": self.processes.world_size,
@@ -129,8 +128,8 @@ class Trainer:
             f"rates {rates}"
         )
         self.logger.info(
-            f"{len(self.loader.dataset)} images, global batch {self.global_batch} "
-            f"({self.batch_size} × {self.processes.world_size} processes × "
+            f"{len(self.recipe.dataset)} images, global batch {self.global_batch} "
+            f"({self.recipe.batch_size} × {self.processes.world_size} processes × "
             f"{self.recipe.grad_accum} accumulated), "
             f"{self.total} iterations"
         )

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from util.data.data_loader import TrainLoader
@@ -29,7 +30,7 @@ class Recipe:
     Attributes:
         net: the model, not wrapped.
         optimizer: one with a `ratio` per group, see `util.training.schedule`.
-        loader: training batches of this process; its dataset names the files of a batch.
+        loader: training batches of this process.
         grad_accum: batches whose gradients are averaged in an iteration.
         epochs: number of epochs.
         details: plain values kept in every checkpoint beside the weights, "base_classes" among them.
@@ -41,6 +42,17 @@ class Recipe:
     grad_accum: int
     epochs: int
     details: dict[str, Any]
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset of the loader; its `file_names` names the files of a batch."""
+        return self.loader.dataset
+
+    @property
+    def batch_size(self) -> int:
+        """Number of items that a process takes at a time."""
+        sampler: Any = self.loader.batch_sampler
+        return sampler.batch_size
 
 
 class Iteration:
@@ -87,8 +99,10 @@ class Iteration:
             started = time.monotonic()
             batch = next(batches)
             meter.waited(time.monotonic() - started)
-            more = part + 1 < grad_accum and self.processes.world_size > 1
-            with self.wrapped.no_sync() if more else nullcontext():
+            communication: AbstractContextManager[None] = nullcontext()
+            if isinstance(self.wrapped, DistributedDataParallel) and part + 1 < grad_accum:
+                communication = self.wrapped.no_sync()  # Only the last batch sends its gradients.
+            with communication:
                 with several_values_a_channel():
                     losses = self.losses_of(to_device(batch, self.processes.device))
                 scaler.scale(losses["loss"] / grad_accum).backward()
@@ -124,8 +138,9 @@ class Iteration:
     def _files(self, done: list[tuple[Tensor, Batch]]) -> str:
         """Return the files of the batches whose own loss is not finite, or of all batches."""
         broken = [batch for loss, batch in done if not loss.isfinite()]
-        names = self.recipe.loader.dataset.file_names
-        return "; ".join(map(names, broken or [batch for _, batch in done]))
+        return "; ".join(
+            map(self.recipe.dataset.file_names, broken or [batch for _, batch in done])
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

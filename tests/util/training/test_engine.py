@@ -382,11 +382,11 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path):
     ) as other:
         assert other.stdout.readline() == b"held\n"
         refused = pytest.raises(UserError, match=rf"is in use by process {other.pid} on ")
-        with refused, open_run(cfg, str(tmp_path), ALONE, viz=False):
+        with refused, open_run(cfg, tmp_path, ALONE, viz=False):
             pass
         assert not (tmp_path / "log.txt").exists()
         other.kill()
-    with open_run(cfg, str(tmp_path), ALONE, viz=False) as run:
+    with open_run(cfg, tmp_path, ALONE, viz=False) as run:
         assert run.snapshot == tmp_path / "snapshot"
 
 
