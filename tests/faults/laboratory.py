@@ -182,11 +182,12 @@ class Laboratory:
         assert 0 <= lost <= SAVE_ITERS
         end = "cannot be: other batches"
         if compare:
-            self._check_end(name, processes)
+            self.check_end(name, processes)
             end = "yes, bit for bit"
         self._rows.append(f"| {fault} | {times} | {lost} | {end} |")
 
-    def _check_end(self, name: str, processes: int) -> None:
+    def check_end(self, name: str, processes: int = 1) -> None:
+        """Check that a run has ended with the weights of a run without faults."""
         undisturbed = f"undisturbed{processes}"
         if not self.snapshot(undisturbed).exists():
             run = self.start(undisturbed, processes)
