@@ -2,23 +2,27 @@
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
-from model import build_hdmnet, hdmnet_loss
+import util  # noqa: F401  first, for the model loads OpenCV as well
+from model import HDMNet, build_hdmnet, hdmnet_loss
 from model.parts import Loss
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, load_config, parse_args
+from util.config import VIZ, Config, load_config, parse_args
 from util.data.draws import draw_test_episodes
+from util.data.episodes import EpisodeDataset
 from util.data.loaders import build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
 from util.pretrained.kinds import recognise
 from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import UserError, exits_on_user_error
-from util.training.engine import Trainer, distributed, start_run
+from util.training.engine import Run, Trainer, distributed, open_run
+from util.training.iteration import Recipe
 from util.training.resume import Saved, find_saved, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
@@ -32,11 +36,11 @@ def main() -> None:
 
 
 def build_model(
-    cfg, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
-) -> nn.Module:
-    """HDMNet as `pre_weight` holds it, or around the trained base learner.
+    cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
+) -> HDMNet:
+    """Return HDMNet as `pre_weight` holds it, or around the trained base learner.
 
-    Where training goes on from `saved`, which holds all weights, it is left as it was initialised.
+    Where training continues from `saved`, which holds all weights, it stays as it was initialised.
 
     Raises:
         UserError: there is no base learner, or a checkpoint does not fit.
@@ -44,6 +48,7 @@ def build_model(
     net = build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
     if saved:
         return net
+    part: nn.Module
     if cfg.pre_weight:
         path, part = Path(cfg.pre_weight), net
     else:
@@ -62,49 +67,42 @@ def build_model(
     check_classes(content, base_classes, str(path))
     state = content["state_dict"]
     if cfg.pre_weight and recognise(content, str(path)).shot != cfg.shot:
-        logger.info(f"{path}: of another shot, the weights of the supports start anew")
+        logger.info(f"{path} is of another shot: the weights of the supports start as initialised")
         own = {key: value for key, value in net.state_dict().items() if is_shot_weight(key)}
         state = own | {key: value for key, value in state.items() if not is_shot_weight(key)}
     load_weights(part, state, str(path))
     return net
 
 
-def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> None:
-    """Train until `epochs`, going on from the last checkpoint; validate and keep the best.
+def train(cfg: Config, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> None:
+    """Train until `epochs`, from the last checkpoint if there is one; validate and keep the best.
 
     Args:
-        cfg: the configuration.
-        processes: this process among all.
-        viz: write TensorBoard's files too.
-        loss: the loss of a batch, see `model.parts.Loss`; all its terms are logged.
+        cfg: The settings.
+        processes: This process among all.
+        viz: Whether to write TensorBoard's files too.
+        loss: The loss of a batch, see `model.parts.Loss`; all its terms are logged.
     """
-    files = RunFiles(cfg)
-    snapshot = files.snapshot
-    logger, scalars = start_run(cfg, files.folder, processes, viz)
+    with open_run(cfg, RunFiles(cfg).folder, processes, viz) as run:
+        _train(cfg, run, loss)
+
+
+def _train(cfg: Config, run: Run, loss: Loss) -> None:
+    processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, saved)
-    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches.batch_size)
+    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches)
     val_episodes = build_validation_episodes(cfg) if cfg.evaluate else None
-    base_classes = train_loader.dataset.classes
+    base_classes = cast(EpisodeDataset, train_loader.dataset).classes
 
     net = build_model(cfg, base_classes, saved, logger).to(processes.device)
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
     trainer = Trainer(
-        cfg,
-        files.folder,
-        cfg.epochs,
-        net,
-        optimizer,
-        train_loader,
-        batches.grad_accum,
-        processes,
-        logger,
-        scalars,
-        details,
+        run, Recipe(net, optimizer, train_loader, batches.grad_accum, cfg.epochs, details)
     )
     if saved:
-        trainer.restore(saved, base_classes)
+        trainer.restore(saved)
     state = trainer.state
     state.epoch = max(state.epoch, cfg.start_epoch)
     if state.epoch >= cfg.epochs or state.waited(cfg.stop_interval):
@@ -125,6 +123,7 @@ def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> Non
         return {"loss": terms.total, **others}
 
     def validate() -> dict[str, float]:
+        assert val_episodes is not None  # It is called only where `cfg.evaluate` is set.
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else state.epoch)
         draws = draw_test_episodes(val_episodes.lists, cfg.shot, cfg.val_num, seed, cfg.workers)
         predictor = build_predictor(cfg, net, val_episodes, processes.device)
@@ -144,7 +143,6 @@ def train(cfg, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> Non
     )
     best = f"best mIoU {state.best:.4f} (epoch {state.best_epoch})" if cfg.evaluate else "done"
     logger.info(f"{best}, weights in {snapshot}")
-    scalars.close()
 
 
 if __name__ == "__main__":

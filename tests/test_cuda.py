@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.laboratory import Laboratory
 from model import hdmnet_loss
 from model.features import map_tensors, split_queries, split_supports, stack_queries, stack_supports
 from model.reference import reference_forward as reference
+from tests.faults.laboratory import Laboratory
 from tests.golden import FILES, check_outputs, check_training_steps
 from tests.model.random_nets import in_double, random_episode, random_net
 from tests.processes import spawn_two

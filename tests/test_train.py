@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +12,7 @@ import train
 from model import build_hdmnet
 from train import build_model
 from util.checkpoints.io import is_shot_weight, save_checkpoint
+from util.checkpoints.run_files import RunFiles
 from util.config.schema import Config
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
@@ -97,7 +97,7 @@ def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gr
         pre_weight=str(path),
     )
     train.train(cfg, Processes(0, 1, torch.device("cpu")), False, loss=overlap_loss)
-    lines = (Path(cfg.run_dir) / "scalars.jsonl").read_text().splitlines()
+    lines = (RunFiles(cfg).folder / "scalars.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/overlap" in row]
     assert len(rows) > 1 and not any("train/distillation" in row for row in rows)
     for row in rows:

@@ -315,7 +315,7 @@ def test_fewer_images_than_a_batch_are_an_error(experiment):
     assert bad(experiment.rows("batch_size", "9")) == {}
     rows = experiment.rows("batch_size", "10")
     assert rows["fold 0 train"].status == ERROR
-    assert "fewer than one batch of 10" in rows["fold 0 train"].details[0]
+    assert "an iteration takes 10 (10 × 1 processes" in rows["fold 0 train"].details[0]
 
 
 def test_a_fold_list_has_to_be_of_the_test_images(experiment, tmp_path):

@@ -21,7 +21,7 @@ from util.runtime.errors import UserError, data_errors
 
 @data_errors()
 def build_train_loader(
-    cfg: Config, rank: int = 0, world_size: int = 1, batch_size: int | None = None
+    cfg: Config, rank: int = 0, world_size: int = 1, batches: tuple[int, int] | None = None
 ) -> TrainLoader:
     """Return the loader of shuffled training episodes of stage 2, which show base classes.
 
@@ -31,13 +31,17 @@ def build_train_loader(
         cfg: The settings.
         rank: Number of this process.
         world_size: Number of processes.
-        batch_size: Episodes of one process at a time; None is `cfg.batch_size`.
+        batches: Episodes of one process at a time and the number of such batches in an iteration;
+            None takes both from the settings.
 
     Raises:
         UserError: There are too few images.
     """
     dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
-    return _shuffled(cfg, dataset, batch_size or cfg.batch_size, rank, world_size)
+    batch_size, grad_accum = batches or (cfg.batch_size, cfg.grad_accum)
+    _, list_file = data_paths(cfg, "train")
+    check_batch(list_file, len(dataset), batch_size, world_size, grad_accum)
+    return _shuffled(cfg, dataset, batch_size, rank, world_size)
 
 
 def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
@@ -99,7 +103,7 @@ def build_base_data(
     processes and accumulated batches, rounded up to the same number in each. The dataset holds
     every image of the val list.
     """
-    batch_size = -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
+    batch_size = base_batch_size(cfg, world_size)
     size = (cfg.base_h, cfg.base_w)
     transform = base_train_transform(
         size,
@@ -107,7 +111,10 @@ def build_base_data(
         (cfg.base_rotate_min, cfg.base_rotate_max),
         cfg.padding_label,
     )
-    train = _shuffled(cfg, _base_images(cfg, "train", transform), batch_size, rank, world_size)
+    images = _base_images(cfg, "train", transform)
+    _, list_file = data_paths(cfg, "train")
+    check_batch(list_file, len(images), batch_size, world_size, cfg.grad_accum, "base_batch_size")
+    train = _shuffled(cfg, images, batch_size, rank, world_size)
     val = _base_images(cfg, "val", EvalTransform(size, padding_label=cfg.padding_label))
     return train, val
 
@@ -139,12 +146,41 @@ def data_paths(cfg: Config, part: str) -> tuple[str, str]:
     return data_root, list_file
 
 
-def check_batch(list_file: str, images: int, batch_size: int, world_size: int = 1) -> None:
-    """Raise a UserError if the training images of a list do not fill a batch in each process."""
-    if images < batch_size * world_size:
+def base_batch_size(cfg: Config, world_size: int = 1) -> int:
+    """Return the images that a process of stage 1 takes at a time."""
+    return -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
+
+
+def check_batch(
+    list_file: str,
+    images: int,
+    batch_size: int,
+    world_size: int = 1,
+    grad_accum: int = 1,
+    key: str = "batch_size",
+) -> None:
+    """Check that the training images of a list suffice for one iteration.
+
+    Args:
+        list_file: The list, for the message.
+        images: Number of training images in it.
+        batch_size: Items that a process takes at a time.
+        world_size: Number of processes.
+        grad_accum: Batches of a process in an iteration.
+        key: The setting that `batch_size` comes from: batch_size, or base_batch_size in stage 1.
+
+    Raises:
+        UserError: They do not suffice.
+    """
+    needed = batch_size * world_size * grad_accum
+    if images < needed:
+        lower = key
+        lower += " or grad_accum" if grad_accum > 1 else ""
+        lower += " or the number of processes" if world_size > 1 else ""
         raise UserError(
-            f"{list_file} gives {images} training images, fewer than one batch of "
-            f"{batch_size} in each of {world_size} processes; lower the batch size"
+            f"{list_file} gives {images} training images, and an iteration takes {needed} "
+            f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
+            f"lower {lower}"
         )
 
 
@@ -162,8 +198,6 @@ def _base_label_folder(cfg: Config, part: str) -> str | None:
 def _shuffled(
     cfg: Config, dataset: EpisodeDataset | BaseDataset, batch_size: int, rank: int, world_size: int
 ) -> TrainLoader:
-    _, list_file = data_paths(cfg, "train")
-    check_batch(list_file, len(dataset), batch_size, world_size)
     sampler: Sampler[int] = RandomSampler(dataset)
     if world_size > 1:
         sampler = DistributedSampler(dataset, world_size, rank, seed=cfg.manual_seed or 0)

@@ -60,7 +60,7 @@ def base_optimizer(
     head_ratio: float = 10.0,
 ) -> SGD:
     """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate."""
-    parts = [
+    parts: list[tuple[float, list[nn.Module]]] = [
         (encoder_ratio, [net.backbone]),
         (head_ratio, [net.pyramid, net.head, net.classifier]),
     ]
