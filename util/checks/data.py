@@ -51,11 +51,11 @@ def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> It
         workers: processes; None: all cores.
         settings: the words of the command line that give `cfg`, for commands.
     """
-    mend = _how_to_get(cfg)
+    remedy = _how_to_get(cfg)
     root = cfg.data_root
     if not root or not os.path.isdir(root):
         found = f"{root} is not a folder" if root else "is not set"
-        yield Row(ERROR, "data_root", found, mend=mend)
+        yield Row(ERROR, "data_root", found, remedy=remedy)
         root = None
     else:
         yield Row(OK, "data_root", root)
@@ -63,9 +63,9 @@ def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> It
         list_file = getattr(cfg, f"{part}_list")
         if not list_file or not os.path.isfile(list_file):
             found = f"there is no file {list_file}" if list_file else "is not set"
-            yield Row(ERROR, f"{part}_list", found, mend=mend)
+            yield Row(ERROR, f"{part}_list", found, remedy=remedy)
         elif root:
-            yield from _Part(cfg, part, root, list_file, workers, mend).rows(full, settings)
+            yield from _Part(cfg, part, root, list_file, workers, remedy).rows(full, settings)
 
 
 def _how_to_get(cfg: Config) -> str:
@@ -86,15 +86,15 @@ def _how_to_get(cfg: Config) -> str:
 class _Part:
     """The checks of one list."""
 
-    def __init__(self, cfg, part, root, list_file, workers, mend):
+    def __init__(self, cfg, part, root, list_file, workers, remedy):
         self.cfg, self.part, self.root, self.list_file = cfg, part, root, list_file
-        self.workers, self.mend = workers, mend
+        self.workers, self.remedy = workers, remedy
 
     def rows(self, full: bool, settings: str) -> Iterator[Row]:
         try:
             listed, problems = parse_entries(self.root, self.list_file)
         except UserError as error:
-            yield Row(ERROR, f"{self.part}_list", str(error), mend=self.mend)
+            yield Row(ERROR, f"{self.part}_list", str(error), remedy=self.remedy)
             return
         yield self._list_row(listed, problems)
         there = yield from self._existing(listed)
@@ -115,10 +115,10 @@ class _Part:
         expected = _PUBLISHED_COUNTS.get(self.cfg.data_set, {}).get(self.part, count)
         if problems:
             found += f", {len(problems):,} of them not IMAGE MASK"
-            return Row(ERROR, subject, found, tuple(problems), self.mend)
+            return Row(ERROR, subject, found, tuple(problems), self.remedy)
         if count != expected:
             found += f"; the published list has {expected:,}"
-            return Row(WARNING, subject, found, mend=self.mend)
+            return Row(WARNING, subject, found, remedy=self.remedy)
         return Row(OK, subject, found)
 
     def _existing(self, listed: list[Entry]) -> Generator[Row, None, list[Entry]]:
@@ -134,7 +134,7 @@ class _Part:
         ]
         if missing:
             found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
-            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.mend)
+            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.remedy)
         return [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
 
     def _read(self, entries: list[Entry], total: int) -> Generator[Row, None, set[Entry]]:
@@ -149,9 +149,9 @@ class _Part:
         subject = f"{self.part} images"
         text = f"{len(entries):,} of {total:,} read with their masks"
         if problems:
-            mend = f"replace these files, or all: {self.mend}"
+            remedy = f"replace these files, or all: {self.remedy}"
             text = f"{len(problems):,} problems in {text}"
-            yield Row(ERROR, subject, text, tuple(problems), mend)
+            yield Row(ERROR, subject, text, tuple(problems), remedy)
         else:
             sample = "" if len(entries) == total else "; --full reads all"
             yield Row(OK, subject, text + sample)
@@ -160,16 +160,16 @@ class _Part:
     def _base_label_row(self, entries: list[Entry], settings: str) -> Row:
         folder = base_label_dir(self.cfg.base_data_root, self.part, self.cfg.split)
         subject = f"{self.part} base labels"
-        mend = f"python -m util.get_mulway_base_data {settings}"
+        remedy = f"python -m util.get_mulway_base_data {settings}"
         try:
             BaseLabels(config_fold(self.cfg), entries, folder)
         except UserError as error:
-            return Row(ERROR, subject, str(error), mend=mend)
+            return Row(ERROR, subject, str(error), remedy=remedy)
         paths = [base_label_path(folder, mask) for _, mask in entries]
         missing = tuple(path for path in paths if not os.path.isfile(path))
         if missing:
             found = f"{len(missing):,} of {len(paths):,} do not exist"
-            return Row(ERROR, subject, found, missing, mend)
+            return Row(ERROR, subject, found, missing, remedy)
         return Row(OK, subject, f"{len(paths):,} in {folder}")
 
     def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
@@ -184,7 +184,7 @@ class _Part:
                 counts = load_counts(self.root, self.list_file, entries, folder, self.workers)
         except UserError as error:
             found = f"classes not counted: {error}"
-            yield Row(ERROR, subject, found, mend="--full names all such masks")
+            yield Row(ERROR, subject, found, remedy="--full names all such masks")
             return
         beyond = [bool(pixels) and max(pixels) > self.cfg.num_classes for pixels in counts]
         illegal = tuple(
@@ -194,8 +194,8 @@ class _Part:
         )
         if illegal:
             found = f"{len(illegal):,} of {len(counts):,} hold values that are no class"
-            mend = f"{self.mend}; or set num_classes, or the data_set that the masks are of"
-            yield Row(ERROR, subject, found, illegal, mend)
+            remedy = f"{self.remedy}; or set num_classes, or the data_set that the masks are of"
+            yield Row(ERROR, subject, found, illegal, remedy)
         else:
             found = f"values of all {len(counts):,} within 0..{self.cfg.num_classes} and 255"
             yield Row(OK, subject, found)
@@ -233,8 +233,8 @@ class _Part:
         if problems:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
-            mend = "more images of these classes, or a lower shot, min_pixels or batch_size"
-            return Row(status, subject, found, tuple(problems), mend)
+            remedy = "more images of these classes, or a lower shot, min_pixels or batch_size"
+            return Row(status, subject, found, tuple(problems), remedy)
         if unseen := [class_id for class_id, files in lists.class_files.items() if not files]:
             details = tuple(f"class {_name(cfg, class_id)} is in none" for class_id in unseen)
             return Row(WARNING, subject, found, details, "images of them, or leave them out")
