@@ -48,7 +48,7 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     logger, scalars = start_run(cfg, files.folder, processes, viz)
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, saved)
-    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches.batch_size)
+    train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches)
     val_episodes = build_validation_episodes(cfg) if cfg.evaluate else None
     base_classes = train_loader.dataset.classes
 

@@ -5,6 +5,7 @@ import random
 import shlex
 import tempfile
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,12 +25,13 @@ from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
-from util.data.loaders import check_batch, config_fold
+from util.data.loaders import base_batch_size, check_batch, config_fold
 from util.preparation.masks import image_size
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
 from util.runtime.errors import UserError
+from util.training.model import needs_stage_1
 
 SAMPLE = 200  # pairs of a list that are read where not all are
 PARTS = ("train", "val")
@@ -41,15 +43,18 @@ _PUBLISHED_COUNTS = {
 Entry = tuple[str, str]
 
 
-def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> Iterator[Row]:
+def data_rows(
+    cfg: Config, full: bool, workers: int | None, settings: str, processes: int = 1
+) -> Iterator[Row]:
     """Check the data of an experiment.
 
     Args:
-        cfg: its settings.
-        full: read every image and mask, not a sample; the files of both lists are looked for, and
-            the pixels of all masks counted (once: see `util.data.list_cache`), either way.
-        workers: processes; None: all cores.
-        settings: the words of the command line that give `cfg`, for commands.
+        cfg: The settings.
+        full: Read every image and mask, not a sample. Either way the files of both lists are looked
+            for, and the pixels of all masks counted (once: see `util.data.list_cache`).
+        workers: Processes of this check; None: all cores.
+        settings: The words of the command line that give `cfg`, for commands.
+        processes: Processes that train.
     """
     remedy = _how_to_get(cfg)
     root = cfg.data_root
@@ -65,11 +70,12 @@ def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> It
             found = f"there is no file {list_file}" if list_file else "is not set"
             yield Row(ERROR, f"{part}_list", found, remedy=remedy)
         elif root:
-            yield from _Part(cfg, part, root, list_file, workers, remedy).rows(full, settings)
+            checks = _Part(cfg, part, root, list_file, workers, remedy, processes)
+            yield from checks.rows(full, settings)
 
 
 def _how_to_get(cfg: Config) -> str:
-    """The command that makes the dataset."""
+    """Return the command that makes the dataset."""
     out = shlex.quote(cfg.data_root or "DIR")
     folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
     lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
@@ -83,12 +89,17 @@ def _how_to_get(cfg: Config) -> str:
     return f"python -m util.prepare_custom {name} --out {out}{lists}"
 
 
+@dataclass(frozen=True)
 class _Part:
     """The checks of one list."""
 
-    def __init__(self, cfg, part, root, list_file, workers, remedy):
-        self.cfg, self.part, self.root, self.list_file = cfg, part, root, list_file
-        self.workers, self.remedy = workers, remedy
+    cfg: Config
+    part: str
+    root: str
+    list_file: str
+    workers: int | None
+    remedy: str
+    processes: int
 
     def rows(self, full: bool, settings: str) -> Iterator[Row]:
         try:
@@ -107,6 +118,8 @@ class _Part:
         usable = [entry for entry in there if entry not in damaged]
         if self.cfg.base_data_root:
             yield self._base_label_row(usable, settings)
+        if self.part == "train" and needs_stage_1(self.cfg):
+            yield self._stage_1_row(len(usable))
         yield from self._class_rows(usable, whole=usable == listed and not problems)
 
     def _list_row(self, listed: list[Entry], problems: list[str]) -> Row:
@@ -122,7 +135,7 @@ class _Part:
         return Row(OK, subject, found)
 
     def _existing(self, listed: list[Entry]) -> Generator[Row, None, list[Entry]]:
-        """Returns the entries whose files are both there."""
+        """Yield a row of missing files; return the entries whose two files exist."""
         exist = run_parallel(
             partial(_exist, self.root), listed, self.workers, f"finding {self.part} files"
         )
@@ -138,7 +151,7 @@ class _Part:
         return [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
 
     def _read(self, entries: list[Entry], total: int) -> Generator[Row, None, set[Entry]]:
-        """Returns those of `entries` that cannot be used."""
+        """Yield the row of unreadable files; return the entries that cannot be used."""
         found = run_parallel(
             partial(_pair_problems, self.root),
             entries,
@@ -172,10 +185,28 @@ class _Part:
             return Row(ERROR, subject, found, missing, remedy)
         return Row(OK, subject, f"{len(paths):,} in {folder}")
 
-    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
-        """The values of all masks, and what they give each fold.
+    def _stage_1_row(self, images: int) -> Row:
+        """Check that the images suffice for an iteration of stage 1, which trains on all of them."""
+        cfg, subject = self.cfg, "stage 1 batch"
+        size = base_batch_size(cfg, self.processes)
+        try:
+            check_batch(
+                self.list_file, images, size, self.processes, cfg.grad_accum, "base_batch_size"
+            )
+        except UserError as error:
+            return Row(
+                ERROR, subject, str(error), remedy=f"more images, or base_batch_size {images}"
+            )
+        return Row(
+            OK, subject, f"{size} × {self.processes} × {cfg.grad_accum} of {images:,} images"
+        )
 
-        whole: the entries are the whole list, whose counts training will want too.
+    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
+        """Check the values of all masks, and the images that each fold finds.
+
+        Args:
+            entries: Usable entries of the list.
+            whole: Whether they are the whole list: only then are the counts kept for training.
         """
         subject = f"{self.part} masks"
         try:
@@ -210,7 +241,7 @@ class _Part:
     def _fold_row(
         self, split: int, part: str, entries: list[Entry], counts: list[dict[int, int]]
     ) -> Row:
-        """What a fold finds in this list by the rules of `part`."""
+        """Check what a fold finds in this list by the rules of `part`."""
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
         lists = filter_entries(entries, counts, fold, part, cfg.min_pixels)
@@ -218,7 +249,8 @@ class _Part:
         try:
             check_any(lists, fold, part, cfg.min_pixels, self.list_file)
             if self.part == "train":
-                check_batch(self.list_file, len(lists.entries), cfg.batch_size)
+                images = len(lists.entries)
+                check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
             elif cfg.fold_list and (split, part) == (cfg.split, "val"):
                 draw_fold_list(cfg.fold_list, lists, cfg.shot, 1, 1)
         except UserError as error:
@@ -233,7 +265,7 @@ class _Part:
         if problems:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
-            remedy = "more images of these classes, or a lower shot, min_pixels or batch_size"
+            remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
             return Row(status, subject, found, tuple(problems), remedy)
         if unseen := [class_id for class_id, files in lists.class_files.items() if not files]:
             details = tuple(f"class {_name(cfg, class_id)} is in none" for class_id in unseen)
@@ -250,7 +282,7 @@ def _exist(root: str, entry: Entry) -> list[bool]:
 
 
 def _pair_problems(root: str, entry: Entry) -> list[str]:
-    """What is wrong with an image and its mask."""
+    """Return what is wrong with an image and its mask."""
     image_path, mask_path = (os.path.join(root, name) for name in entry)
     problems, pixels = [], []
     for read, path in ((_read_whole_image, image_path), (read_mask, mask_path)):

@@ -25,8 +25,8 @@ _FLOAT, _INDEX = 4, 8  # bytes
 def resource_rows(cfg: Config) -> Iterator[Row]:
     """Check that disk and memory suffice, as far as sizes of parameters and batches tell.
 
-    Activations are left out: on a GPU they are not in this memory, and on the CPU they depend on
-    the network's inner workings.
+    Activations are left out: on a GPU they are not in this memory, and on the CPU their size is not
+    known beforehand.
     """
     stage_1 = needs_stage_1(cfg)
     yield _disk_row(cfg, stage_1)
@@ -34,10 +34,10 @@ def resource_rows(cfg: Config) -> Iterator[Row]:
 
 
 def checkpoint_bytes(cfg: Config, stage_1: bool) -> int:
-    """Bytes at most taken by the checkpoints of stage 2 and, with `stage_1`, of that.
+    """Return the most bytes that the checkpoints of stage 2 and, with `stage_1`, of stage 1 take.
 
-    A stage keeps its best weights and its last two states (weights and the optimiser's values);
-    while one more of them is written, it is there beside them.
+    A stage keeps its best weights and its last two states (weights and the optimiser's values), and
+    for a moment one more while it is written.
     """
     net = meta_hdmnet(cfg)
     groups = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw).param_groups
@@ -106,7 +106,7 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
 
 
 def _free_memory() -> int | None:
-    """Bytes that this machine can give to new processes; None where it does not say."""
+    """Return the bytes that this machine can give to new processes; None where it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             values = dict(line.split(":", 1) for line in lines)

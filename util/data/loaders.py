@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from util.config import Config
 from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
@@ -19,14 +20,17 @@ from util.runtime.errors import UserError, data_errors
 
 
 @data_errors()
-def build_train_loader(cfg, rank=0, world_size=1, batch_size=None):
+def build_train_loader(cfg, rank=0, world_size=1, batches=None):
     """Shuffled training episodes of stage 2, base classes as targets.
 
-    batch_size: episodes of one process at a time; cfg.batch_size if None. Call
-    `loader.set_epoch(epoch)` before each pass. Raises UserError if the data do not suffice.
+    batches: episodes of one process at a time, and how many such batches make an iteration; those
+    of cfg if None. Call `loader.set_epoch(epoch)` before each pass. Raises UserError if the data do
+    not suffice.
     """
     dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
-    return _shuffled(cfg, dataset, batch_size or cfg.batch_size, rank, world_size)
+    batch_size, grad_accum = batches or (cfg.batch_size, cfg.grad_accum)
+    check_batch(cfg.train_list, len(dataset), batch_size, world_size, grad_accum)
+    return _shuffled(cfg, dataset, batch_size, rank, world_size)
 
 
 def evaluation_loader(dataset, workers):
@@ -75,7 +79,7 @@ def build_base_data(cfg, rank=0, world_size=1):
     train: every image of the train list, shuffled, cfg.base_batch_size images over all processes and
     accumulated batches (rounded up to the same number in each); val: every image of the val list.
     """
-    batch_size = -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
+    batch_size = base_batch_size(cfg, world_size)
     size = (cfg.base_h, cfg.base_w)
     transform = base_train_transform(
         size,
@@ -83,7 +87,11 @@ def build_base_data(cfg, rank=0, world_size=1):
         (cfg.base_rotate_min, cfg.base_rotate_max),
         cfg.padding_label,
     )
-    train = _shuffled(cfg, _base_images(cfg, "train", transform), batch_size, rank, world_size)
+    images = _base_images(cfg, "train", transform)
+    check_batch(
+        cfg.train_list, len(images), batch_size, world_size, cfg.grad_accum, "base_batch_size"
+    )
+    train = _shuffled(cfg, images, batch_size, rank, world_size)
     val = _base_images(cfg, "val", eval_transform(size, padding_label=cfg.padding_label))
     return train, val
 
@@ -108,12 +116,41 @@ def data_paths(cfg, part):
     return cfg.data_root, getattr(cfg, f"{part}_list")
 
 
-def check_batch(list_file, images, batch_size, world_size=1):
-    """Raise UserError if the training images of a list do not fill a batch in each process."""
-    if images < batch_size * world_size:
+def base_batch_size(cfg: Config, world_size: int = 1) -> int:
+    """Return the images that a process of stage 1 takes at a time."""
+    return -(-cfg.base_batch_size // (world_size * cfg.grad_accum))
+
+
+def check_batch(
+    list_file: str,
+    images: int,
+    batch_size: int,
+    world_size: int = 1,
+    grad_accum: int = 1,
+    key: str = "batch_size",
+) -> None:
+    """Check that the training images of a list suffice for one iteration.
+
+    Args:
+        list_file: the list, for the message.
+        images: number of training images in it.
+        batch_size: items that a process takes at a time.
+        world_size: number of processes.
+        grad_accum: batches of a process in an iteration.
+        key: the setting that `batch_size` comes from: batch_size, or base_batch_size in stage 1.
+
+    Raises:
+        UserError: they do not suffice.
+    """
+    needed = batch_size * world_size * grad_accum
+    if images < needed:
+        lower = key
+        lower += " or grad_accum" if grad_accum > 1 else ""
+        lower += " or the number of processes" if world_size > 1 else ""
         raise UserError(
-            f"{list_file} gives {images} training images, fewer than one batch of "
-            f"{batch_size} in each of {world_size} processes; lower the batch size"
+            f"{list_file} gives {images} training images, and an iteration takes {needed} "
+            f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
+            f"lower {lower}"
         )
 
 
@@ -129,7 +166,6 @@ def _base_label_folder(cfg, part):
 
 
 def _shuffled(cfg, dataset, batch_size, rank, world_size):
-    check_batch(cfg.train_list, len(dataset), batch_size, world_size)
     sampler = RandomSampler(dataset)
     if world_size > 1:
         sampler = DistributedSampler(dataset, world_size, rank, seed=cfg.manual_seed or 0)

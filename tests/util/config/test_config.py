@@ -2,14 +2,16 @@
 
 import glob
 import os
+import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
 
 from tests.paths import ROOT
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, Config, dump_config, load_config, parse_args
+from util.config import VIZ, Config, dump_config, fields, load_config, parse_args
 from util.config.fields import SECTIONS
 from util.runtime.errors import UserError
 
@@ -267,7 +269,7 @@ def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path, opts):
         ("shot: 3", "shot: unknown section; put this key under Train:"),
         ("Train: 3", "Train = 3: a section holds KEY: VALUE lines"),
         ("Data: {shot: 2}\nTrain: {shot: 3}", "shot = 3: another section of this file says 2"),
-        ("Train: {shot: 2, shot: 3}", "line 1: not valid YAML: the key shot is there twice"),
+        ("Train: {shot: 2, shot: 3}", "line 1: not valid YAML: the key shot occurs twice"),
         ("Train: [", "not valid YAML: "),
         ("- 1", "holds a list, not sections with keys"),
         ("Train: {shot: 3}", "data_set is not set"),
@@ -390,15 +392,6 @@ def test_two_folds_of_two_classes(tmp_path):
     assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
 
 
-def test_the_keys_of_the_generalised_test_ask_for_nothing_by_themselves(tmp_path):
-    published = load(tmp_path, PUBLISHED)
-    assert (published.generalised, published.merge, published.merge_tau) == (False, "final", 0.9)
-    asked = load(tmp_path, PUBLISHED, "generalised", "True", "merge", "base")
-    assert (asked.generalised, asked.merge) == (True, "base")
-    with pytest.raises(UserError, match="--opts: generalised = True: the generalised test needs"):
-        load(tmp_path, SMALL, "folds", "seen", "generalised", "True")
-
-
 def test_small_vgg_inputs_are_refused(tmp_path):
     assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
     with pytest.raises(UserError, match="--opts: base_h = 49: vgg needs at least 57 pixels"):
@@ -439,6 +432,31 @@ def test_the_command_line():
 def test_a_wrong_command_line_is_a_user_error(words):
     with pytest.raises(UserError, match=r"--config|--vis"):
         parse_args("Train.", flags=[VIZ], argv=words)
+
+
+# Keys of the published code that are read so that its files load.
+WITHOUT_EFFECT = {"index_split", "momentum", "merge", "merge_tau"}
+# Keys with one allowed value.
+FIXED = {key for key, field in Config.model_fields.items()
+         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1}  # fmt: skip
+
+
+def test_every_setting_is_used():
+    code = [*ROOT.glob("*.py"), *(ROOT / "model").rglob("*.py"), *(ROOT / "util").rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in code if path.name != "fields.py")
+    used = set(re.findall(r"\bcfg\.(\w+)|\bself\.(\w+)|\"(\w+)\"", text))
+    used = {word for words in used for word in words}
+    assert set(Config.model_fields) - FIXED - WITHOUT_EFFECT <= used
+    assert {key for key in WITHOUT_EFFECT if re.search(rf"\bcfg\.{key}\b", text)} == set()
+
+
+def test_every_setting_is_described_where_it_stands():
+    text = Path(fields.__file__).read_text(encoding="utf-8")
+    lines = re.findall(r"^    (\w+): [^\n]*?(?:  # (.+))?$", text, re.MULTILINE)
+    described = {key for key, comment in lines if comment}
+    # The second of a pair is described with the first.
+    pairs = {"train_w", "base_w", "scale_max", "rotate_max", "base_scale_max", "base_rotate_max"}
+    assert set(Config.model_fields) - described == pairs
 
 
 def test_sections_share_no_key():
