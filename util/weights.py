@@ -7,6 +7,7 @@ export  write a checkpoint of ours with the names of the published code
 """
 
 import argparse
+import sys
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def fetch(args: argparse.Namespace) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(source.url, str(path), source.sha256)
+        bar = sys.stderr.isatty()
+        torch.hub.download_url_to_file(source.url, str(path), source.sha256, progress=bar)
     except (URLError, HTTPException, ConnectionError, TimeoutError, RuntimeError) as error:
         raise UserError(
             f"{source.url} could not be downloaded ({error}); give the same command again, or bring "

