@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmark.machine import describe_machine
 from model import build_hdmnet
-from util.checkpoints.run_files import RunFiles
 from util.config import Config, load_config
 from util.data.data_loader import Loader
 from util.data.draws import Draw, draw_test_episodes, run_seeds
@@ -72,8 +72,7 @@ def measure(cfg: Config, way: str) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     episodes = build_episodes(cfg, "val", testing=True, progress=False)
     if cfg.weight:
-        path = RunFiles(cfg).find_test_weight()
-        net, _ = load_tested(cfg, episodes.base_classes, path, logging.getLogger())
+        net, _ = load_tested(cfg, episodes.base_classes, Path(cfg.weight), logging.getLogger())
     else:
         torch.manual_seed(0)
         net = build_hdmnet(base_classes=len(episodes.base_classes), **cfg.model_arguments)

@@ -39,7 +39,7 @@ class BaseLearner(NamedTuple):
 
 
 def find_best(snapshot: Path) -> Best | None:
-    """The best checkpoint in a snapshot folder; None without one."""
+    """Return the best checkpoint in a snapshot folder; None without one."""
     return max(_best_files(snapshot), default=None)
 
 

@@ -95,7 +95,7 @@ def _test_row(cfg: Config) -> Row | None:
 
 
 def _row(subject: str, kind: str, cfg: Config, find: Callable[[], Path], remedy: str) -> Row:
-    """Check that the file that `find` returns is there, readable, and fits."""
+    """Check that the file that `find` returns exists, is readable, and fits."""
     try:
         path = find()
         content = read_checkpoint(path)

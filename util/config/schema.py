@@ -81,7 +81,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             )
         if names is not None and len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise _impossible(("class_names",), f"the name {twice} is there twice")
+            raise _impossible(("class_names",), f"the name {twice} occurs twice")
         if self.folds != SEEN:
             self._check_division()
         if self.split >= self.fold_count:
@@ -118,7 +118,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         if outside:
             text = f"class {outside[0]} is not within 1..{self.num_classes}"
         elif len(set(held_out)) != len(held_out):
-            text = "a class is there twice"
+            text = "a class occurs twice"
         elif not held_out:
             text = "no class is held out"
         elif len(held_out) == self.num_classes:

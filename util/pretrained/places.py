@@ -175,7 +175,7 @@ def check_place(place: Place) -> str:
     """Return "missing", "ok", or "ok?" with what is odd about a file that fits.
 
     Raises:
-        UserError: The file is there and cannot be used.
+        UserError: The file exists and cannot be used.
     """
     if not place.path.exists():
         return "missing"

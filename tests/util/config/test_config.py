@@ -337,11 +337,11 @@ WRONG = [
     ("num_classes = 1", "a single class cannot be both trained on and held out; set folds to seen"),
     ("num_folds = 3", "8 classes do not split into 3 equal folds"),
     ("class_names = [a, b]", "2 class names for num_classes 8"),
-    ("class_names = [a, b, c, d, e, f, g, a]", "the name a is there twice"),
+    ("class_names = [a, b, c, d, e, f, g, a]", "the name a occurs twice"),
     ("folds = thirds", "should be 'contiguous', 'interleaved' or 'seen'"),
     ("folds = []", "the list of folds is empty"),
     ("folds = [[1], [2, 9]]", "fold 1: class 9 is not within 1..8"),
-    ("folds = [[1], [2, 2]]", "fold 1: a class is there twice"),
+    ("folds = [[1], [2, 2]]", "fold 1: a class occurs twice"),
     ("folds = [[1], []]", "fold 1: no class is held out"),
     ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out, none is left"),
     ("exp_name = a/b", "names a folder"),
@@ -390,6 +390,11 @@ def test_two_folds_of_two_classes(tmp_path):
     cfg = load(tmp_path, SMALL.replace("8", "2"), "num_folds", "2", "split", "1")
     assert (cfg.fold_count, cfg.effective_folds) == (2, "contiguous")
     assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
+
+
+def test_published_keys_without_effect_are_read(tmp_path):
+    published = load(tmp_path, PUBLISHED, "merge", "base")
+    assert (published.merge, published.merge_tau) == ("base", 0.9)
 
 
 def test_small_vgg_inputs_are_refused(tmp_path):
