@@ -3,18 +3,19 @@
 import logging
 
 import torch
-from torch import nn
 
-from model import build_hdmnet, hdmnet_loss
+import util  # noqa: F401  first, for the model loads OpenCV as well
+from model import HDMNet, build_hdmnet, hdmnet_loss
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, load_config, parse_args
+from util.config import VIZ, Config, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.loaders import build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
 from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import exits_on_user_error
-from util.training.engine import Trainer, distributed, start_run
+from util.training.engine import Run, Trainer, distributed, open_run
+from util.training.iteration import Recipe
 from util.training.model import initial_model
 from util.training.resume import Saved, find_saved, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
@@ -29,9 +30,9 @@ def main() -> None:
 
 
 def build_model(
-    cfg, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
-) -> nn.Module:
-    """Return the model that training starts from; what goes on from `saved` gets its weights later.
+    cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
+) -> HDMNet:
+    """Return the model that training starts from; `saved` gives it its weights later.
 
     Raises:
         UserError: There is no base learner, or a checkpoint does not fit.
@@ -41,11 +42,14 @@ def build_model(
     return initial_model(cfg, logger)
 
 
-def train(cfg, processes: Processes, viz: bool) -> None:
-    """Train until `epochs`, going on from the last checkpoint; validate and keep the best."""
-    files = RunFiles(cfg)
-    snapshot = files.snapshot
-    logger, scalars = start_run(cfg, files.folder, processes, viz)
+def train(cfg: Config, processes: Processes, viz: bool) -> None:
+    """Train until `epochs`, from the last checkpoint if there is one; validate and keep the best."""
+    with open_run(cfg, RunFiles(cfg).folder, processes, viz) as run:
+        _train(cfg, run)
+
+
+def _train(cfg: Config, run: Run) -> None:
+    processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, saved)
     train_loader = build_train_loader(cfg, processes.rank, processes.world_size, batches)
@@ -56,20 +60,10 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
     trainer = Trainer(
-        cfg,
-        files.folder,
-        cfg.epochs,
-        net,
-        optimizer,
-        train_loader,
-        batches.grad_accum,
-        processes,
-        logger,
-        scalars,
-        details,
+        run, Recipe(net, optimizer, train_loader, batches.grad_accum, cfg.epochs, details)
     )
     if saved:
-        trainer.restore(saved, base_classes)
+        trainer.restore(saved)
     state = trainer.state
     state.epoch = max(state.epoch, cfg.start_epoch)
     if state.epoch >= cfg.epochs or state.waited(cfg.stop_interval):
@@ -115,7 +109,6 @@ def train(cfg, processes: Processes, viz: bool) -> None:
     )
     best = f"best mIoU {state.best:.4f} (epoch {state.best_epoch})" if cfg.evaluate else "done"
     logger.info(f"{best}, weights in {snapshot}")
-    scalars.close()
 
 
 if __name__ == "__main__":

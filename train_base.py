@@ -3,15 +3,17 @@
 import torch
 import torch.nn.functional as F
 
+import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import build_pspnet
 from util.checkpoints.io import load_backbone
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, load_config, parse_args
+from util.config import VIZ, Config, load_config, parse_args
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
-from util.runtime.distributed import start_processes
+from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import UserError, exits_on_user_error
-from util.training.engine import Trainer, distributed, start_run
+from util.training.engine import Run, Trainer, distributed, open_run
+from util.training.iteration import Recipe
 from util.training.model import needs_stage_1
 from util.training.resume import find_saved
 from util.training.schedule import base_optimizer, poly_rate
@@ -26,27 +28,31 @@ def main() -> None:
     if args.if_missing:
         if not needs_stage_1(cfg):
             return
-        # The settings are those of stage 2: what they say of resuming means the other model.
+        # These are the settings of stage 2, whose `resume` means the other model.
         cfg = cfg.model_copy(update={"resume": "auto"})
     with start_processes() as processes:
         train(cfg, processes, args.viz)
 
 
-def train(cfg, processes, viz: bool) -> None:
-    """Train until `base_epochs`, going on from the last checkpoint."""
+def train(cfg: Config, processes: Processes, viz: bool) -> None:
+    """Train until `base_epochs`, from the last checkpoint if there is one."""
     files = RunFiles(cfg)
     if files.imagenet_weight is None:
         raise UserError(
             "backbone_weight is not set; give ImageNet weights, or none for random ones"
         )
-    snapshot = files.base_snapshot
-    logger, scalars = start_run(cfg, files.base_folder, processes, viz)
+    with open_run(cfg, files.base_folder, processes, viz) as run:
+        _train(cfg, run, files.imagenet_weight)
+
+
+def _train(cfg: Config, run: Run, imagenet_weight: str) -> None:
+    processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
     train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
     base_classes = train_loader.dataset.base_classes
 
     net = build_pspnet(cfg.backbone, len(base_classes))
-    net.to(processes.device, memory_format=torch.channels_last)
+    net.to(processes.device).to(memory_format=torch.channels_last)
     optimizer = base_optimizer(
         net,
         cfg.base_rate,
@@ -57,22 +63,12 @@ def train(cfg, processes, viz: bool) -> None:
     )
     details = {"backbone": cfg.backbone, "base_classes": list(base_classes)}
     trainer = Trainer(
-        cfg,
-        files.base_folder,
-        cfg.base_epochs,
-        net,
-        optimizer,
-        train_loader,
-        cfg.grad_accum,
-        processes,
-        logger,
-        scalars,
-        details,
+        run, Recipe(net, optimizer, train_loader, cfg.grad_accum, cfg.base_epochs, details)
     )
     if saved:
-        trainer.restore(saved, base_classes)
-    elif files.imagenet_weight != "none":
-        load_backbone(net.backbone, files.imagenet_weight)
+        trainer.restore(saved)
+    elif imagenet_weight != "none":
+        load_backbone(net.backbone, imagenet_weight)
     if trainer.state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return
@@ -96,7 +92,6 @@ def train(cfg, processes, viz: bool) -> None:
         validates=lambda epoch: epoch % cfg.base_val_freq == 0 or epoch == cfg.base_epochs,
     )
     logger.info(f"base learner: best mIoU {trainer.state.best:.4f}, weights in {snapshot}")
-    scalars.close()
 
 
 if __name__ == "__main__":

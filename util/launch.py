@@ -5,26 +5,28 @@
 Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR in the
 environment. MASTER_PORT chooses the port; on one machine a free one is taken if it is not set.
 MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then goes on.
-Told to stop, it gives the processes STOP_TIMEOUT seconds (300) to finish what they save.
-torchrun answers a failing process with a page of its own traceback; here the process's own
-message stands alone, and its exit code is the command's.
+After SIGTERM or Ctrl-C the processes have STOP_TIMEOUT seconds (300) to finish what they save; where
+torch is older than 2.12 they have 30. torchrun answers a failing process with a page of its own
+traceback; this command prints only the message of the process, and exits with its code.
 """
 
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from util.data.list_cache import available_cores
+from util.runtime.device import count_gpus
 from util.runtime.distributed import LOST_CONNECTION
 from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
 from util.training.signals import STOPPED
@@ -42,7 +44,7 @@ def _whole_number(name: str, default: int, least: int, most: int) -> int:
 
 
 def _free_port(address: str) -> int:
-    """MASTER_PORT, or any free port; raises UserError if MASTER_PORT is taken."""
+    """Return MASTER_PORT, or any free port; raises UserError if MASTER_PORT is taken."""
     wanted = _whole_number("MASTER_PORT", 0, 0, 65535)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +58,7 @@ def _free_port(address: str) -> int:
 
 
 def torchrun_arguments(processes: int) -> list[str]:
-    """torchrun's options for `processes` processes on this node, from the environment.
+    """Return torchrun's options for `processes` processes on this node, from the environment.
 
     Raises UserError if the environment's settings are wrong or incomplete.
     """
@@ -82,64 +84,35 @@ def torchrun_arguments(processes: int) -> list[str]:
     ]
 
 
-@contextmanager
-def _patience(seconds: int) -> Iterator[dict[int, ProcessFailure]]:
-    """While entered, the processes get so many seconds when this one is told to stop.
+def _explain_stop(number: signal.Signals, replies: list[dict[str, Any]], processes: int) -> int:
+    """Say in one line if not all processes ended in order after a signal; returns the exit code.
 
-    Where one of them dies, the others get `DEATH_TIMEOUT` as ever: they wait for it in vain.
-
-    Yields:
-        How they ended, by rank, once this process was told to stop.
+    Args:
+        number: the signal.
+        replies: what the processes have left in torchrun's files of errors.
+        processes: their number.
     """
-    close, ends = PContext.close, {}
-
-    def patient(
-        context: PContext, death_sig: signal.Signals | None = None, timeout: int = DEATH_TIMEOUT
-    ):
-        # torchrun closes the same way in both cases, but here while it handles its own signal.
-        if not isinstance(sys.exc_info()[1], SignalException):
-            return close(context, death_sig, timeout)
-        # Another signal, of a terminal or of `timeout`, would leave the processes behind.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        close(context, death_sig, seconds)
-        for local_rank, handler in context.subprocess_handlers.items():
-            code = handler.proc.poll()
-            ends[int(context.envs[local_rank]["RANK"])] = ProcessFailure(
-                local_rank,
-                handler.proc.pid,
-                # None: killed, but for now within a call of the system.
-                -signal.SIGKILL if code is None else code,
-                context.error_files[local_rank],
-            )
-
-    PContext.close = patient
-    try:
-        yield ends
-    finally:
-        PContext.close = close
-
-
-def _explain_stop(number: signal.Signals, ends: dict[int, ProcessFailure], seconds: int) -> int:
-    """Say in one line if not all processes ended as they should; returns the exit code."""
     told = 128 + number
-    codes = {failure.exitcode for failure in ends.values()}
-    for in_order in (0, STOPPED, told):
-        if codes == {in_order}:
-            return in_order
-    failed = {
-        rank: end
-        for rank, end in ends.items()
-        if end.exitcode > 0 and end.exitcode not in (STOPPED, told)
-    }
-    if failed:
-        return _explain(failed)
-    if -signal.SIGKILL in codes:
-        reason = f"STOP_TIMEOUT = {seconds}: processes were killed after so many seconds,"
-    else:
-        reason = f"processes were ended by {number.name}"
-    print(f"error: {reason} before they could save", file=sys.stderr)
-    return told
+    for reply in replies:
+        if reply["message"]:
+            print(f"error: {reply['message']}", file=sys.stderr)
+            return EXIT_CODE
+    if len(replies) < processes:
+        print(
+            f"error: {number.name}: processes were ended before they could save; a larger "
+            "STOP_TIMEOUT gives them more time",
+            file=sys.stderr,
+        )
+        return told
+    codes = {reply["exitcode"] for reply in replies}
+    return codes.pop() if codes in ({0}, {STOPPED}) else told
+
+
+def _replies(logs: str) -> list[dict[str, Any]]:
+    """Return what the processes of the last start have left in torchrun's files of errors."""
+    starts = sorted(Path(logs).glob("*/attempt_*"), key=lambda path: int(path.name[8:]))
+    paths = [path for start in starts[-1:] for path in start.glob("*/error.json")]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def _explain(failures: dict[int, ProcessFailure]) -> int:
@@ -152,7 +125,7 @@ def _explain(failures: dict[int, ProcessFailure]) -> int:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         print(f"error: process {rank} was ended by {name}{hint}", file=sys.stderr)
         return 128 - failure.exitcode
-    if os.path.isfile(failure.error_file):
+    if failure.message and os.path.isfile(failure.error_file):
         whose = f"process {rank}: " if _is_its_own(failure, failures) else ""
         print(f"error: {whose}{failure.message}", file=sys.stderr)
     elif failure.exitcode != EXIT_CODE:
@@ -164,14 +137,14 @@ def _explain(failures: dict[int, ProcessFailure]) -> int:
 
 
 def _is_its_own(failure: ProcessFailure, failures: dict[int, ProcessFailure]) -> bool:
-    """Whether another process failed otherwise: a wrong setting is met by all, if they get so far."""
+    """Return whether another process failed differently: all meet a wrong setting in time."""
     others = [other for other in failures.values() if other.exitcode != -signal.SIGTERM]
     differ = any(other.message != failure.message for other in others)
     return differ and LOST_CONNECTION not in str(failure.message)
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The failure that made the others fail: a killed process, else the first with its own reason."""
+    """Return the failure that caused the others: a killed process, else the first own reason."""
     first = min(failure.timestamp for failure in failures.values())
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
@@ -189,25 +162,27 @@ def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 
 
 @exits_on_user_error
-def main(argv=None) -> None:
-    """Run the command line `argv` (the process's own if None); exits with the script's code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (this process's if None); exits with the code of the script."""
     argv = sys.argv[1:] if argv is None else argv
     if len(argv) < 2 or not argv[0].isdecimal() or int(argv[0]) < 1:
         raise UserError("usage: python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]")
     processes = int(argv[0])
-    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        raise UserError(f"GPUS = {processes}: this machine has {torch.cuda.device_count()}")
+    gpus = count_gpus()
+    if 0 < gpus < processes:
+        raise UserError(f"GPUS = {processes}: this machine has {gpus}")
     options = torchrun_arguments(processes)
-    seconds = _whole_number("STOP_TIMEOUT", STOP_TIMEOUT, 1, 10**6)
+    timeout = _whole_number("STOP_TIMEOUT", STOP_TIMEOUT, 1, 10**6)
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(timeout)  # from torch 2.12 on
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     logging.disable(logging.ERROR)  # torchrun's loggers have levels of their own
-    with tempfile.TemporaryDirectory(prefix="hdmnet-") as logs, _patience(seconds) as ends:
+    with tempfile.TemporaryDirectory(prefix="hdmnet-") as logs:
         try:
             torchrun.run(torchrun.parse_args([*options, f"--log-dir={logs}", *argv[1:]]))
         except ChildFailedError as error:
             sys.exit(_explain(error.failures))
         except SignalException as stop:
-            sys.exit(_explain_stop(signal.Signals(stop.sigval), ends, seconds))
+            sys.exit(_explain_stop(signal.Signals(stop.sigval), _replies(logs), processes))
 
 
 if __name__ == "__main__":

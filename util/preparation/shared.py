@@ -235,8 +235,9 @@ def run_parallel(function, items, workers=None, description=""):
         return list(bar(map(function, items)))
     size = max(1, min(16, len(items) // (8 * workers)))
     chunks = (items[start : start + size] for start in range(0, len(items), size))
-    # fork: a worker starts in milliseconds, with everything imported
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker)
+    # A forked worker starts in milliseconds, but on macOS a fork after OpenCV has run may crash.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
     results = []
     try:
         waiting = deque(pool.submit(_run, function, chunk) for chunk in islice(chunks, 4 * workers))

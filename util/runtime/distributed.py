@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from util.runtime.device import choose_device
 from util.runtime.errors import UserError, is_out_of_memory
 
 TIMEOUT = datetime.timedelta(minutes=30)
+START_TIMEOUT = datetime.timedelta(minutes=10)  # until all processes have started
 LOST_CONNECTION = "lost the connection to another process"
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun
+_UNSET = "to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, counts: np.ndarray) -> np.ndarray:
-        """Sum of an array over all processes, on each of them."""
+        """Return the sum of an array over all processes, on each of them."""
         if self.world_size == 1:
             return counts
         tensor = torch.from_numpy(np.array(counts))
@@ -39,7 +44,7 @@ class Processes:
         return tensor.numpy()
 
     def gather(self, value: Any) -> list[Any]:
-        """The plain values that all processes give, by rank; in other than the main one empty."""
+        """Return the plain values of all processes by rank; an empty list unless the main one."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size if self.is_main else None
@@ -56,8 +61,13 @@ class Processes:
         """Wait until all processes are here."""
         self.sum(np.zeros(1))
 
+    def leave(self) -> None:
+        """Close the connections to the others, where all processes do so at the same point."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def describe(self) -> str:
-        """One line on what computes."""
+        """Return one line on what computes."""
         plural = "es" if self.world_size > 1 else ""
         if self.device.type == "cuda":
             return f"{self.world_size} process{plural}, one GPU each"
@@ -70,49 +80,84 @@ def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes
     """Join the processes that torchrun started, or be the only one.
 
     Args:
-        timeout: how long one waits for the others before it gives up.
+        timeout: how long a process waits for the others in what they compute together.
 
     Raises:
-        UserError: more processes than GPUs on a machine that has GPUs.
+        UserError: there are fewer GPUs than processes, torch cannot use the GPU, the variables of
+            torchrun are incomplete, or the other processes do not come.
     """
-    rank = int(os.environ.get("RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', world_size)} processes were asked for on a "
-                f"machine with {torch.cuda.device_count()} GPUs; give at most that many"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    rank, world_size, local_rank = _read_place()
+    device = choose_device(local_rank)
+    processes = Processes(rank, world_size, device)
     if world_size == 1:
-        yield Processes(rank, world_size, device)
+        yield processes
         return
-    # Counts and flags of the host go through gloo: they never wait for the GPU's queue.
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    device_id = device if device.type == "cuda" else None
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    # torchrun keeps its store when it starts all processes again, with the addresses of those before.
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=device_id,
-    )
+    _join(processes, timeout)
     try:
-        yield Processes(rank, world_size, device)
+        yield processes
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         reason = str(error).partition("\n")[0]
         raise UserError(f"process {rank} {LOST_CONNECTION} ({reason})") from error
-    # Not after an error: the others may be waiting in a collective, and this would wait for them.
-    dist.destroy_process_group()
+    except (SystemExit, KeyboardInterrupt):
+        # A signal ended this process alone: gloo closes its connections at once, NCCL would wait.
+        if device.type == "cpu":
+            processes.leave()
+        raise
+    # Not after an error: what this process has begun with the others may have no end.
+    processes.leave()
+
+
+def _read_place() -> tuple[int, int, int]:
+    """Return rank, number of processes and local rank from torchrun's variables.
+
+    Raises:
+        UserError: they are incomplete or wrong, as where some are left from another command.
+    """
+    given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    if given.get("WORLD_SIZE", "1") == "1" and given.get("RANK", "0") == "0":
+        return 0, 1, 0
+    settings = ", ".join(f"{name} = {value}" for name, value in given.items())
+    missing = [name for name in _VARIABLES if name not in given]
+    if missing:
+        raise UserError(
+            f"the environment sets {settings}, but not {', '.join(missing)}; {_UNSET}, start "
+            "several by torchrun or `python -m util.launch`"
+        )
+    numbers = [given[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(number.isdecimal() for number in numbers) or int(numbers[0]) >= int(numbers[1]):
+        raise UserError(f"the environment sets {settings}: these are no ranks; {_UNSET}")
+    rank, world_size, local_rank = map(int, numbers)
+    return rank, world_size, local_rank
+
+
+def _join(processes: Processes, timeout: datetime.timedelta) -> None:
+    """Connect this process to the others."""
+    rank, world_size = processes.rank, processes.world_size
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        settings = f"RANK = {rank}, WORLD_SIZE = {world_size}"
+        print(f"{settings}: waiting for the other processes at {where}", file=sys.stderr)
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"RANK = {rank}, WORLD_SIZE = {world_size}: the other processes did not come to {where} "
+            f"within {START_TIMEOUT.total_seconds():.0f} s; {_UNSET}"
+        ) from error
+    # torchrun keeps its store when it starts all processes again, with the addresses of those before.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    cuda = processes.device.type == "cuda"
+    dist.init_process_group(
+        # Counts and flags of the host go through gloo: they never wait for the GPU's queue.
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=processes.device if cuda else None,
+    )
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line, no stack trace."""
+"""Errors that the user can correct: one line, no traceback."""
 
 import errno
 import functools
@@ -7,7 +7,10 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from util.runtime.files import write_atomically
 
@@ -20,6 +23,19 @@ _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
 )
+# What takes less memory, by the script that runs.
+_LESS_MEMORY = {
+    "train": "a lower batch_size with a higher grad_accum keeps the global batch; "
+    "checkpoint_activations True and amp bf16 take less memory too",
+    "train_base": "a higher grad_accum keeps the global batch; amp bf16 takes less memory too",
+    "test": "lower batch_size_val, or set ori_resize False, which compares at the size of the "
+    "network instead of the image's",
+}
+# The second is what loader processes say where no file can be opened to hand over a batch.
+_TOO_MANY_FILES = ("Too many open files", "received 0 items of ancdata")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -31,72 +47,83 @@ class DataError(UserError):
 
 
 @contextmanager
-def data_errors():
-    """Turn a `UserError` into a `DataError`; as `@data_errors()`, of a whole function."""
+def data_errors() -> Iterator[None]:
+    """Turn a `UserError` into a `DataError`; as `@data_errors()` for a whole function."""
     try:
         yield
     except UserError as error:
         raise DataError(str(error)) from error
 
 
-def exits_on_user_error(main):
-    """Wrap a script's `main` so that a `UserError` prints one line and exits with code 2.
+def exits_on_user_error(main: Callable[P, T]) -> Callable[P, T]:
+    """Wrap the `main` of a script so that a `UserError` prints one line and exits with code 2.
 
-    So does a full disk, and memory that does not suffice, of this process or of one that loads
-    data for it.
-
-    That of a `DataError` names the command that finds all problems. Of several processes none
-    prints: each leaves the message where torchrun looks for it, and `util.launch` prints the first.
+    The same holds for a disk, memory or number of files that does not suffice, in this process or
+    in one that loads data for it. The line for a `DataError` names the command that finds all
+    problems. A process that torchrun started prints nothing: it leaves the line, or that it ended
+    in order, in the file that torchrun names, and `util.launch` prints the first line.
     """
 
     @functools.wraps(main)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
         except (UserError, RuntimeError, MemoryError, OSError) as error:
             message = str(error) if isinstance(error, UserError) else _advice(error)
             if message is None:
                 raise
             if isinstance(error, DataError):
                 message += f"; `{_verify_command()}` checks everything"
-            reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
-            if reply:
-                content = {"message": message, "timestamp": int(time.time())}
-                write_atomically(reply, json.dumps(content))
-            else:
+            if not _reply(EXIT_CODE, message):
                 print(f"error: {message}", file=sys.stderr, flush=True)
             sys.exit(EXIT_CODE)
+        except SystemExit as end:
+            _reply(end.code)
+            raise
+        except KeyboardInterrupt:
+            _reply(None)
+            raise
+        _reply(0)
+        return result
 
     return wrapper
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice, of the GPU or of the host."""
+    """Return whether `error` says that memory did not suffice, of the GPU or of the host."""
     return isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)
 
 
-def _advice(error):
-    """What to say of a disk or memory that did not suffice; None of any other error."""
+def _reply(code: object, message: str = "") -> bool:
+    """Tell `util.launch` how this process ends; returns False where torchrun did not start it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        content = {"message": message, "exitcode": code, "timestamp": int(time.time())}
+        write_atomically(path, json.dumps(content))
+    return bool(path)
+
+
+def _advice(error: Exception) -> str | None:
+    """Return what to say of a disk, memory or number of files that did not suffice, else None."""
+    first = str(error).strip().partition("\n")[0].rstrip(". ")
+    if any(word in str(error) for word in _TOO_MANY_FILES):
+        return f"too many open files ({first}); raise the limit (ulimit -n 65536) or lower workers"
     if isinstance(error, OSError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return None
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; make room, what was saved before is untouched"
-    first = str(error).strip().partition("\n")[0].rstrip(". ")
     if "DataLoader worker" in first:
         # torch raises it wherever the process happens to be when a worker dies.
         return f"{first} (out of memory?); lower workers, or free memory"
     if not is_out_of_memory(error):
         return None
-    return (
-        f"out of memory ({first}); the global batch stays with a lower batch_size and a higher "
-        "grad_accum (stage 1: grad_accum alone); checkpoint_activations True (stage 2) and amp bf16 "
-        "take less memory too"
-    )
+    advice = _LESS_MEMORY.get(Path(sys.argv[0]).stem)
+    return f"out of memory ({first})" + (f"; {advice}" if advice else "")
 
 
-def _verify_command():
-    """`util.verify` with the settings that this process was started with."""
+def _verify_command() -> str:
+    """Return the `util.verify` command line with the settings that this process was started with."""
     words, kept = [], False
     for word in sys.argv[1:]:
         if word.startswith("--"):

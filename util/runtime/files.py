@@ -1,12 +1,16 @@
 """Where the repository is, and writing files so that a reader never sees half of one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]  # of this repository
 
 
-def write_atomically(path, data):
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]
+) -> None:
     """Write under a temporary name beside `path`, then rename.
 
     `data`: bytes, str (as UTF-8), or a function that writes to the open binary file it is given.

@@ -15,7 +15,7 @@ LOGGER_NAME = "hdmnet"
 
 
 def get_logger(folder: str | Path | None, is_main: bool) -> logging.Logger:
-    """A logger to the console and, with a folder, to FOLDER/log.txt (appended).
+    """Return a logger to the console and, with a folder, to FOLDER/log.txt (appended).
 
     Processes other than the main one log errors only. Raises UserError if the folder cannot be
     written.
@@ -59,7 +59,7 @@ class Scalars:
             if self._lines.read() != b"\n":  # killed while it wrote a line
                 self._lines.write(b"\n")
         if tensorboard:
-            # Imported here: it takes a second and most runs do not want it.
+            # Imported here, as it takes a second and most runs do not use it.
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))
@@ -84,10 +84,10 @@ class Scalars:
 class Meter:
     """What happened since the last report: means of the losses, speed, and waiting for data."""
 
-    def __init__(self):
-        self._start_anew()
+    def __init__(self) -> None:
+        self._restart()
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._added: dict[str, int] = {}
         self._items = self._skipped = 0
@@ -95,25 +95,25 @@ class Meter:
         self._start = time.monotonic()
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Scalars of one iteration."""
+        """Add the scalars of one iteration."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
             self._added[name] = self._added.get(name, 0) + 1
 
     def skip(self) -> None:
-        """An iteration that changed nothing, its loss or gradient not being finite."""
+        """Count an iteration that changed nothing, as its loss or gradient is not finite."""
         self._skipped += 1
 
     def waited(self, seconds: float) -> None:
-        """Time in which nothing was computed for want of data."""
+        """Add time in which the training waited for data."""
         self._waited += seconds
 
     def count(self, items: int) -> None:
-        """Items trained, of all processes."""
+        """Add items that all processes have trained on."""
         self._items += items
 
     def pop(self) -> dict[str, float]:
-        """The means, `samples_per_s`, `data_wait` (a share of the time) and `skipped`; starts anew."""
+        """Return the means, `samples_per_s`, `data_wait` (a share) and `skipped`, and reset all."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
         values = {name: float(total) / self._added[name] for name, total in self._sums.items()}
         values |= {
@@ -121,18 +121,18 @@ class Meter:
             "data_wait": self._waited / elapsed,
             "skipped": self._skipped,
         }
-        self._start_anew()
+        self._restart()
         return values
 
 
 class RemainingTime:
-    """Extrapolates from the steps done since it was made."""
+    """Extrapolates the remaining time from the steps done since it was created."""
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.first, self.start = total, done, time.monotonic()
 
     def __call__(self, done: int) -> str:
-        """Time left after `done` steps, as H:MM:SS."""
+        """Return the time left after `done` steps, as H:MM:SS."""
         per_step = (time.monotonic() - self.start) / max(done - self.first, 1)
         seconds = round(per_step * (self.total - done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -10,14 +10,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """How the forward passes of a run are computed.
+    """Holds how the forward passes of a run are computed.
 
     Args:
         amp: "off", "bf16" or "fp16".
         device: where the model is.
 
     Raises:
-        UserError: float16 on the CPU, which has no scaled training there.
+        UserError: float16 on the CPU, where torch cannot train with a scaled loss.
     """
 
     def __init__(self, amp: str, device: torch.device):
@@ -28,5 +28,5 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """Where convolutions and products are computed in the reduced type."""
+        """Return a context in which convolutions and products use the reduced type."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)

@@ -1,4 +1,4 @@
-"""Seeding of the global random streams, leaving them as they were, and kernels that repeat."""
+"""Seeding of the global random streams, keeping them untouched, and repeatable kernels."""
 
 import os
 import random
@@ -19,7 +19,7 @@ def seed_everything(seed: int) -> None:
 def set_deterministic(enabled: bool) -> None:
     """Choose kernels that give the same bits every time, or the fastest ones.
 
-    To be called before the first product on CUDA: cuBLAS reads its setting once.
+    Call it before the first product on CUDA, since cuBLAS reads its setting only once.
 
     Two operations have no such kernel on CUDA, and torch warns of them. The value of the cross
     entropy of a map may differ in its last bits (not its gradient: that takes only the number of
@@ -40,7 +40,7 @@ def set_deterministic(enabled: bool) -> None:
 
 @contextmanager
 def untouched_random_streams() -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the global CPU streams go on as if it had not been."""
+    """Restore the global CPU streams at the end, whatever is drawn or seeded while entered."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

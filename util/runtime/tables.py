@@ -1,11 +1,15 @@
 """Tables as markdown and LaTeX text."""
 
+from collections.abc import Iterable, Sequence
+
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
 
-def markdown_table(header, rows, left=(0,)):
-    """A markdown table that reads well as plain text too; numbers right, columns `left` left.
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)
+) -> str:
+    """Return a Markdown table that reads well as plain text too; numbers right, columns `left` left.
 
     header: strings; rows: lists of as many strings.
     """
@@ -35,8 +39,10 @@ _LATEX = {
 }
 
 
-def latex_table(header, rows, left=(0,)):
-    """A LaTeX tabular with the rules of the package booktabs; arguments as of `markdown_table`."""
+def latex_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)
+) -> str:
+    """Return a LaTeX tabular with the rules of the package booktabs; arguments as of `markdown_table`."""
     columns = "".join("l" if column in left else "r" for column in range(len(header)))
     head, *body = [
         " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\"
@@ -54,7 +60,7 @@ def latex_table(header, rows, left=(0,)):
     return "\n".join(lines) + "\n"
 
 
-def write_or_print(path, text):
+def write_or_print(path: str | None, text: str) -> None:
     """Write `text` to the file `path`, or print it if that is None. UserError if it cannot be."""
     if path is None:
         print(text, end="")

@@ -1,4 +1,4 @@
-"""How much memory a run takes."""
+"""The memory that a run takes."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most held so far: of the GPU, or of this process where there is none."""
+    """Return the most bytes held so far, on the GPU or by this process where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,12 +12,12 @@ from util.runtime.errors import UserError
 
 
 def running_statistics(net: nn.Module) -> list[Tensor]:
-    """The buffers of `learning_norms`."""
+    """Return the buffers of `learning_norms`."""
     return [buffer for norm in learning_norms(net) for buffer in norm.buffers(recurse=False)]
 
 
 def synchronises(processes: Processes) -> bool:
-    """Whether batch norms that learn use the batches of all processes: torch has that on CUDA alone.
+    """Return whether batch norms that learn use the batches of all processes, as torch can on CUDA.
 
     Elsewhere each process normalises by its own batch, and the running statistics are those of
     process 0.
@@ -26,7 +26,7 @@ def synchronises(processes: Processes) -> bool:
 
 
 def synchronise(net: nn.Module) -> None:
-    """Put a SyncBatchNorm in the place of every batch norm that learns; the others stay as they are."""
+    """Replace every batch norm that learns by a SyncBatchNorm."""
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm) and child.training:
@@ -35,10 +35,10 @@ def synchronise(net: nn.Module) -> None:
 
 @contextmanager
 def several_values_a_channel() -> Iterator[None]:
-    """Around a forward pass.
+    """Explain in one line, around a forward pass, a batch norm that got too little.
 
     Raises:
-        UserError: a batch norm that learns got a single value a channel, which has no variance.
+        UserError: a batch norm that learns got one value a channel, which has no variance.
     """
     try:
         yield

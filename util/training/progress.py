@@ -1,4 +1,4 @@
-"""The table that a training logs as it goes: a row a report, the header again for every epoch."""
+"""The table that a training logs: a row for each report, the header again for every epoch."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,13 @@ _NOT_LOSSES = ("gradient", "rate", "samples_per_s", "data_wait", "peak_gb", "ski
 
 
 class Progress(NamedTuple):
-    """Where a report stands.
+    """How far a training is when it reports.
 
-    epoch: the running one, from 1; iteration: those done of all epochs; best: mIoU of the best
-    validation, negative before the first; left: time to the end.
+    Attributes:
+        epoch: the running one, from 1.
+        iteration: number of iterations done in all epochs.
+        best: mIoU of the best validation, negative before the first.
+        left: time to the end.
     """
 
     epoch: int
@@ -19,7 +22,7 @@ class Progress(NamedTuple):
 
 
 class ProgressTable:
-    """Rows of one run.
+    """Formats the rows of one run.
 
     Args:
         epochs, total: epochs and iterations of the whole training.
@@ -30,10 +33,10 @@ class ProgressTable:
         self._epoch = 0
 
     def lines(self, progress: Progress, values: dict[str, float]) -> list[str]:
-        """The row of a report, after the header where the epoch is another than before.
+        """Return the row of a report, after the header where a new epoch has begun.
 
         Args:
-            progress: where it stands.
+            progress: how far the training is.
             values: of the report: the rate, samples_per_s, data_wait (a share of the time), peak_gb,
                 skipped (iterations), and the losses, none where all iterations were skipped.
         """
@@ -47,7 +50,7 @@ class ProgressTable:
         return ["  ".join(title.rjust(max(width, len(title))) for title, _, width in columns), row]
 
     def _columns(self, progress: Progress, values: dict[str, float]) -> list[tuple[str, str, int]]:
-        """Title, text and least width of each column."""
+        """Return title, text and least width of each column."""
         epoch, iteration = f"{progress.epoch}/{self.epochs}", f"{progress.iteration}/{self.total}"
         return [
             ("epoch", epoch, 2 * len(str(self.epochs)) + 1),

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from: writing them, finding the newest whole one, and restoring from it."""
+"""Checkpoints to resume from: writing them, finding the newest whole one, restoring from it."""
 
 import logging
 import os
@@ -20,11 +20,15 @@ from util.runtime.errors import UserError
 
 @dataclass
 class RunState:
-    """Where a training run stands.
+    """The progress of a training.
 
-    epoch: epochs done; step: iterations done in the next one; best: the best mIoU so far;
-    best_epoch: its epoch; half_validated: the epoch, from 1, whose middle was validated last;
-    shuffle: added to the number of the epoch where its order is drawn.
+    Attributes:
+        epoch: number of epochs done.
+        step: number of iterations done in the next one.
+        best: the best mIoU so far.
+        best_epoch: its epoch.
+        half_validated: the epoch, from 1, whose middle was validated last.
+        shuffle: added to the number of the epoch where its order is drawn.
     """
 
     epoch: int = 0
@@ -35,12 +39,12 @@ class RunState:
     shuffle: int = 0
 
     def waited(self, epochs: int) -> bool:
-        """Whether that many epochs (0: any number) brought no better mIoU since the best one."""
+        """Return whether `epochs` epochs brought no better mIoU since the best one; 0: never."""
         return 0 < epochs <= self.epoch - self.best_epoch and self.best_epoch > 0
 
 
 class Saved(NamedTuple):
-    """A checkpoint that training can go on from."""
+    """A checkpoint that training can resume from."""
 
     path: Path
     content: dict[str, Any]
@@ -54,13 +58,13 @@ def save_run(
     state: RunState,
     progress: dict[str, Any],
 ) -> None:
-    """Write the checkpoint that `find_saved` finds; the one before is kept beside it.
+    """Write the checkpoint that `find_saved` finds, and keep the one before beside it.
 
     Args:
         snapshot: folder of the run's checkpoints.
         net: the model, not wrapped.
         optimizer, scaler: of the training.
-        state: where the run stands.
+        state: progress of the run.
         progress: further plain values kept in the file.
 
     Raises:
@@ -81,7 +85,7 @@ def save_run(
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name; where the disk has no links, that one alone."""
+    """Give a file a second name; where the disk has no links, the second name only."""
     name.unlink(missing_ok=True)
     try:
         os.link(path, name)
@@ -92,17 +96,17 @@ def _keep(path: Path, name: Path) -> None:
 def find_saved(
     setting: str, snapshot: Path, processes: Processes, logger: logging.Logger
 ) -> Saved | None:
-    """The checkpoint to go on from; None to start anew.
+    """Return the checkpoint to resume from, None to start from the beginning.
 
     Args:
         setting: "auto" (the newest whole checkpoint in `snapshot`, if any), "none", or a path. Where
             torchrun has restarted the processes it is "auto" whatever was given.
         snapshot: folder of the run's checkpoints.
         processes: this process among all.
-        logger: told of checkpoints that are passed over.
+        logger: gets a line for each checkpoint that is passed over.
 
     Raises:
-        UserError: the checkpoint given is missing or no training can go on from it; all
+        UserError: the checkpoint given is missing or no training can resume from it; all
             checkpoints in `snapshot` are damaged; or not all processes find the same one.
     """
     own = [snapshot / LAST, snapshot / PREVIOUS]
@@ -122,7 +126,7 @@ def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved | None:
         except UserError as error:
             if number + 1 == len(paths):
                 raise UserError(
-                    f"{error}; move it away to start anew, or set resume to another checkpoint"
+                    f"{error}; move it away to start again, or set resume to another checkpoint"
                 ) from None
             logger.warning(f"{error}; going on from the one before, {paths[number + 1]}")
     return None
@@ -158,7 +162,7 @@ def restore(
     scaler: torch.amp.GradScaler,
     base_classes: tuple[int, ...],
 ) -> RunState:
-    """Load a checkpoint into the objects of a run; returns where it stood.
+    """Load a checkpoint into the objects of a run and return its progress.
 
     Rates and weight decay stay as configured.
 
@@ -185,14 +189,14 @@ def restore(
     state = RunState(**content["run"])
     best = find_best(path.parent)
     if path.name in (LAST, PREVIOUS) and best and best.epoch > state.best_epoch:
-        # Written after this checkpoint was: it must not fall to a lesser one.
+        # Written after this checkpoint; a lower mIoU must not replace it.
         state.best = read_checkpoint(best.path).get("miou", best.miou)
         state.best_epoch = best.epoch
     return state
 
 
 class BatchPlan(NamedTuple):
-    """Items of a process at a time, and how many such batches make an iteration."""
+    """The items of a process at a time, and the number of such batches in an iteration."""
 
     batch_size: int
     grad_accum: int
@@ -201,9 +205,10 @@ class BatchPlan(NamedTuple):
 def plan_batches(
     batch_size: int, grad_accum: int, world_size: int, saved: Saved | None
 ) -> BatchPlan:
-    """The configured batches; where the number of processes changed, the global batch of before.
+    """Return the configured batches, or those that keep the global batch with other processes.
 
-    It is kept where the processes can share it evenly, in batches of at most `batch_size`.
+    The global batch of `saved` is kept where the processes can share it evenly, in batches of at
+    most `batch_size`.
     """
     wanted = BatchPlan(batch_size, grad_accum)
     if saved is None or saved.content.get("world_size", world_size) == world_size:

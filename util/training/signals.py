@@ -1,28 +1,29 @@
-"""Being told to stop: by Ctrl-C, or by the SIGTERM that clusters send before they kill."""
+"""Stopping by Ctrl-C, or by the SIGTERM that clusters send before they kill a process."""
 
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-STOPPED = 75  # exit code of a training that was told to stop and saved where it was (EX_TEMPFAIL)
+STOPPED = 75  # exit code of a training that saved its state after a signal (EX_TEMPFAIL)
 
 
 class StopRequest:
     """While entered, SIGTERM and SIGINT are noted instead of ending the process at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._at_once = False
-        self._before: dict[int, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -33,7 +34,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Where nothing is lost by leaving: a signal, also one noted before, exits with `STOPPED`."""
+        """Let a signal, also one noted before, exit with `STOPPED`: nothing is lost while entered."""
         self._at_once = True
         if self.signal is not None:
             sys.exit(STOPPED)

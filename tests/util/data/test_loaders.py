@@ -88,8 +88,20 @@ def test_processes_share_the_training_images(make_config):
 
 def test_fewer_images_than_a_global_batch_are_refused(make_config):
     build_train_loader(make_config(batch_size=80), 0, 2)
-    with pytest.raises(UserError, match=r"160 training images, fewer than one batch of 81 in each"):
+    takes = r"160 training images, and an iteration takes {} \({}"
+    with pytest.raises(
+        UserError, match=takes.format(162, "81 × 2 .*; lower batch_size or the num")
+    ):
         build_train_loader(make_config(batch_size=81), 0, 2)
+    with pytest.raises(
+        UserError, match=takes.format(180, "60 × 1 .*; lower batch_size or grad_acc")
+    ):
+        build_train_loader(make_config(batch_size=60, grad_accum=3))
+    takes = (
+        r"takes 10000 \(2500 × 2 .* × 2 .*; lower base_batch_size or grad_accum or the number of"
+    )
+    with pytest.raises(UserError, match=takes):
+        build_base_data(make_config(base_batch_size=9999, grad_accum=2), 0, 2)
 
 
 def test_base_loaders_take_every_image(make_config):

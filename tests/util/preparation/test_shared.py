@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import sys
 import time
 from contextlib import redirect_stderr
 from functools import partial
@@ -228,6 +229,18 @@ def test_results_come_in_order(count):
     assert [square for square, _ in results] == [number**2 for number in range(count)]
     if count > 3:
         assert os.getpid() not in {process for _, process in results}
+
+
+def kind_of_process(number):
+    return type(multiprocessing.current_process()).__name__
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind"), [("linux", "ForkProcess"), ("darwin", "SpawnProcess")]
+)
+def test_macos_never_forks(platform, kind, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert set(run_parallel(kind_of_process, range(4), workers=2)) == {kind}
 
 
 def test_one_worker_works_here():

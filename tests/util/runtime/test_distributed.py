@@ -4,6 +4,10 @@ Each process averages over its own pixels, as in the published code, so this is 
 equally many that are not ignored: the episodes here do.
 """
 
+import datetime
+import socket
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +16,9 @@ import torch.distributed as dist
 from model import build_hdmnet, hdmnet_loss
 from tests.golden import golden_episode
 from tests.processes import spawn_two
-from util.runtime.distributed import _is_lost_connection, start_processes
+from util.runtime import distributed as distributed_module
+from util.runtime.distributed import Processes, _is_lost_connection, start_processes
+from util.runtime.errors import UserError
 from util.training.engine import distributed
 
 CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
@@ -74,3 +80,81 @@ def test_alone_nothing_is_summed():
 )
 def test_memory_that_nccl_lacks_is_no_lost_connection(error, lost):
     assert _is_lost_connection(error) is lost
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """A function that leaves in the environment only these variables of torchrun."""
+
+    def set_only(**values):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_only
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"MASTER_ADDR": "a"}, {"LOCAL_RANK": "3"}],
+)
+def test_what_names_no_other_process_is_one_process(place, values):
+    place(**values)
+    with start_processes() as processes:
+        assert (processes.rank, processes.world_size) == (0, 1)
+
+
+COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "sets WORLD_SIZE = 2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER"),
+        ({"RANK": "1"}, "sets RANK = 1, but not WORLD_SIZE"),
+        (
+            COMPLETE,
+            "but not MASTER_PORT; to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK",
+        ),
+        (COMPLETE | {"MASTER_PORT": "1", "RANK": "2"}, "these are no ranks"),
+        (COMPLETE | {"MASTER_PORT": "1", "WORLD_SIZE": "two"}, "these are no ranks"),
+    ],
+)
+def test_variables_left_from_another_command_are_named(place, values, message):
+    place(**values)
+    with pytest.raises(UserError, match=message), start_processes():
+        pass
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monkeypatch, capsys):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    place(**COMPLETE | {"RANK": rank, "MASTER_PORT": port})
+    monkeypatch.setattr(distributed_module, "START_TIMEOUT", datetime.timedelta(seconds=2))
+    message = r"did not come to 127\.0\.0\.1:\d+ within 2 s; to run one"
+    with (
+        pytest.raises(UserError, match=message),
+        start_processes(datetime.timedelta(days=7)),
+    ):
+        pass
+    assert "waiting for the other processes at 127.0.0.1" in capsys.readouterr().err
+
+
+def ends_by_a_signal(processes, folder):
+    leave = Processes.leave
+
+    def left(self):
+        leave(self)
+        (folder / str(self.rank)).write_text(str(dist.is_initialized()))
+
+    Processes.leave = left
+    sys.exit(0)
+
+
+def test_after_a_signal_the_process_group_is_destroyed(tmp_path):
+    spawn_two(ends_by_a_signal, tmp_path)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["False"] * 2

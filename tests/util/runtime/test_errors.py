@@ -1,3 +1,9 @@
+import errno
+import json
+import os
+import re
+import sys
+
 import pytest
 import torch
 from torch.distributed import DistBackendError
@@ -39,10 +45,54 @@ def test_a_user_error_is_one_line(capsys):
         fails(MemoryError()),
     ],
 )
-def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsys):
-    text = message_of(action, capsys)
-    for setting in ("grad_accum", "batch_size", "checkpoint_activations True", "amp bf16"):
-        assert setting in text
+def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsys, monkeypatch):
+    settings = {
+        "train.py": ("grad_accum", "batch_size", "checkpoint_activations True", "amp bf16"),
+        "train_base.py": ("grad_accum", "amp bf16"),
+        "test.py": ("ori_resize False", "batch_size_val"),
+        "verify.py": ("out of memory",),
+    }
+    every = {setting for names in settings.values() for setting in names}
+    for script, names in settings.items():
+        monkeypatch.setattr(sys, "argv", [f"/a folder/{script}"])
+        text = message_of(action, capsys)
+        assert {name for name in every if re.search(rf" {name}\b", text)} == {
+            *names,
+            "out of memory",
+        }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jpg"),
+        RuntimeError("unable to open shared memory object: Too many open files (24)"),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+)
+def test_too_many_open_files_are_one_line(error, capsys):
+    text = message_of(fails(error), capsys)
+    assert "too many open files" in text and "ulimit -n" in text and "lower workers" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("no such file"), EXIT_CODE, "no such file"),
+        (SystemExit(75), 75, ""),
+        (KeyboardInterrupt(), None, ""),
+    ],
+)
+def test_a_process_of_torchrun_tells_the_launcher_how_it_ends(
+    error, code, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        exits_on_user_error(fails(error))()
+    reply = json.loads((tmp_path / "error.json").read_text())
+    assert (reply["exitcode"], reply["message"], capsys.readouterr().err) == (code, message, "")
+    exits_on_user_error(lambda: None)()
+    assert json.loads((tmp_path / "error.json").read_text())["exitcode"] == 0
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys):

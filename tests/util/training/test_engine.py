@@ -3,13 +3,19 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
 
+from tests.paths import ROOT
+from tests.processes import spawn_two
 from util.checkpoints.run_files import find_best
 from util.config.schema import Config
 from util.data.data_loader import TrainLoader
@@ -17,8 +23,8 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.log import Scalars, get_logger
 from util.runtime.seed import seed_everything, untouched_random_streams
-from util.training.engine import Trainer
-from util.training.iteration import to_device
+from util.training.engine import Run, Trainer, open_run
+from util.training.iteration import Recipe, to_device
 from util.training.memory import peak_memory
 from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
@@ -55,24 +61,16 @@ class Training:
         )
         optimizer = torch.optim.AdamW([{"params": self.net.parameters(), "lr": 0.1, "ratio": 1.0}])
         data = Points(broken)
-        self.trainer = Trainer(
-            self.cfg,
-            str(folder),
-            3,
-            self.net,
-            optimizer,
-            TrainLoader(data, RandomSampler(data), batch_size, self.cfg.workers),
-            accumulated,
-            processes,
-            get_logger(folder, processes.is_main),
-            Scalars(folder if processes.is_main else None),
-            {"base_classes": [1]},
-        )
+        loader = TrainLoader(data, RandomSampler(data), batch_size, self.cfg.workers)
+        recipe = Recipe(self.net, optimizer, loader, accumulated, 3, {"base_classes": [1]})
+        logger, main = get_logger(folder, processes.is_main), processes.is_main
+        run = Run(self.cfg, folder, processes, logger, Scalars(folder if main else None))
+        self.trainer = Trainer(run, recipe)
         self.validated = []
         self.before_iteration = lambda iteration: None
         saved = find_saved("auto", folder / "snapshot", processes, self.trainer.logger)
         if saved:
-            self.trainer.restore(saved, (1,))
+            self.trainer.restore(saved)
 
     def losses_of(self, batch):
         return {"loss": (self.net(batch["x"]) - 1).square().mean()}
@@ -206,7 +204,7 @@ def test_other_batches_than_before_are_said_and_trained(tmp_path):
         cut.run()
     again = Training(tmp_path, batch_size=6)
     assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 1)
-    assert "drawn anew" in (tmp_path / "log.txt").read_text()
+    assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
     assert again.trainer.state.epoch == 3
 
@@ -321,8 +319,9 @@ def test_accumulated_batches_give_the_gradient_of_one(accumulated, tmp_path):
     assert trainer.global_batch == 4 and trainer.steps == 3
     net = nn.Linear(2, 1)
     nn.init.ones_(net.weight)
-    trainer.net = training.net = net
-    trainer.optimizer = torch.optim.SGD([{"params": net.parameters(), "lr": 1.0, "ratio": 1.0}])
+    training.net = net
+    optimizer = torch.optim.SGD([{"params": net.parameters(), "lr": 1.0, "ratio": 1.0}])
+    trainer.recipe = replace(trainer.recipe, net=net, optimizer=optimizer)
     fixed = torch.arange(8.0).view(4, 2)
     parts = iter(fixed.split(4 // accumulated))
     expected = nn.Linear(2, 1)
@@ -352,9 +351,43 @@ def test_the_start_says_what_is_trained(tmp_path):
     assert "rates 1.0e-01 for 0.00 M" in log
 
 
-def test_more_accumulation_than_batches_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="grad_accum 5: 4 batches an epoch make no iteration"):
-        Training(tmp_path, accumulated=5)
+def stop_together(processes, folder):
+    training = Training(folder, processes=processes)
+    if processes.is_main:
+        training.before_iteration = lambda i: (
+            os.kill(os.getpid(), signal.SIGTERM) if i == 2 else None
+        )
+    with pytest.raises(SystemExit) as stop:
+        training.run()
+    (folder / str(processes.rank)).write_text(f"{stop.value.code} {dist.is_initialized()}")
+    sys.exit(0)
+
+
+def test_stopped_by_a_signal_the_processes_save_and_leave_their_group(tmp_path):
+    spawn_two(stop_together, tmp_path)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{STOPPED} False"] * 2
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path):
+    cfg = Config(num_classes=2, folds=[[2]], data_set="points")
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from util.runtime.lock import exclusive
+        with exclusive(Path(sys.argv[1]) / ".lock"):
+            print("held", flush=True)
+            time.sleep(60)"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        refused = pytest.raises(UserError, match=rf"is in use by process {other.pid} on ")
+        with refused, open_run(cfg, tmp_path, ALONE, viz=False):
+            pass
+        assert not (tmp_path / "log.txt").exists()
+        other.kill()
+    with open_run(cfg, tmp_path, ALONE, viz=False) as run:
+        assert run.snapshot == tmp_path / "snapshot"
 
 
 def test_memory_is_measured():

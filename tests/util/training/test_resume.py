@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(how, tmp_path, 
     (record,) = caplog.records
     assert "last.pth" in record.message and "going on from the one before" in record.message
     damage(tmp_path / "previous.pth", how)
-    with pytest.raises(UserError, match=r"previous.pth.*; move it away to start anew"):
+    with pytest.raises(UserError, match=r"previous.pth.*; move it away to start again"):
         find(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A small training of stage 2 to do things to: `benchmark.faults` and its tests."""
+"""A small training of stage 2, whose runs the tests of faults disturb."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmark.machine import describe_machine
 from util.checkpoints.io import read_checkpoint
 from util.demo_data import write_demo
 from util.runtime.files import ROOT
@@ -57,27 +58,24 @@ class Run:
         found, total = _RESUMED.search(self.text), _TOTAL.search(self.text)
         return int(found[1]) * int(total[1]) // EPOCHS + int(found[2]) if found and total else 0
 
-    def wait_for(self, happened: Callable[[], bool]) -> bool:
-        """Wait until something happened; False if the run ended before."""
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        """Wait until something has happened, or until the run has ended well."""
         deadline = time.monotonic() + _LIMIT
-        while not happened():
+        while not happened() and self.process.poll() != 0:
             if self.process.poll():
-                raise RuntimeError(f"ended by itself:\n{self.text}")
-            if self.process.poll() == 0:
-                return happened()
+                raise RuntimeError(f"it failed:\n{self.text}")
             if time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"hangs:\n{self.text}")
+                raise RuntimeError(f"it hangs:\n{self.text}")
             time.sleep(0.02)
-        return True
 
     def wait(self) -> int:
-        """The exit code, at the end."""
+        """Wait for the end and return the exit code."""
         try:
             return self.process.wait(_LIMIT)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise RuntimeError(f"hangs:\n{self.text}") from None
+            raise RuntimeError(f"it hangs:\n{self.text}") from None
 
     def kill(self) -> None:
         """kill -9 of the process and all that it started."""
@@ -85,7 +83,7 @@ class Run:
         self.process.wait()
 
     def children(self) -> list[int]:
-        """Process ids of what the command's own process started."""
+        """Return the ids of the processes that the command has started."""
         table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
         pairs = [tuple(map(int, line.split())) for line in table.stdout.splitlines()]
         return [pid for pid, parent in pairs if parent == self.process.pid]
@@ -117,16 +115,23 @@ class Laboratory:
         if base.wait():
             raise RuntimeError(base.text)
         (self.base,) = (folder / "base/demo/PSPNet/split0/resnet18/snapshot").glob("best*")
-        self._undisturbed: dict[int, Path] = {}
+        self._rows: list[str] = []
 
-    def start(self, name: str, processes: int = 1, *settings: str, **options) -> Run:
-        """Start or continue the run `name`."""
-        options.setdefault("limit", 0)
-        return self._start(
-            name, "train.py", processes, f"base_weight={self.base}", *settings, **options
-        )
+    def start(self, name: str, processes: int = 1, limit: int = 0, **environment: str) -> Run:
+        """Start or continue the run `name`.
 
-    def _start(self, name, script, processes, *settings, limit=0, **environment) -> Run:
+        Args:
+            name: of the run.
+            processes: that train.
+            limit: size that no file of it may exceed, in bytes; 0 for none.
+            environment: variables of the command.
+        """
+        base = f"base_weight={self.base}"
+        return self._start(name, "train.py", processes, base, limit=limit, **environment)
+
+    def _start(
+        self, name: str, script: str, processes: int, *settings: str, limit: int = 0, **environment
+    ) -> Run:
         command = [sys.executable, script]
         if processes > 1:
             command = [sys.executable, "-m", "util.launch", str(processes), script]
@@ -140,20 +145,64 @@ class Laboratory:
         """The folder of a run's checkpoints."""
         return self.folder / name / "demo/HDMNet/split0/resnet18/snapshot"
 
-    def ends_alike(self, name: str, processes: int = 1) -> bool:
-        """Whether a run's last weights are those of a run that nothing happened to."""
+    def finish(self, fault: str, name: str, reached: int, processes: int = 1) -> Run:
+        """Give the command of a disturbed run again and record the fault.
+
+        Args:
+            fault: for the table.
+            name: of the run.
+            reached: the last iteration that it had done.
+            processes: that train.
+        """
+        again = self.start(name, processes)
+        assert again.wait() == 0, again.text
+        self.record(fault, name, max(0, reached - again.resumed_at()), processes)
+        return again
+
+    def record(
+        self,
+        fault: str,
+        name: str,
+        lost: int,
+        processes: int = 1,
+        times: int = 1,
+        compare: bool = True,
+    ) -> None:
+        """Check what a finished run has lost, and add a row to the table.
+
+        Args:
+            fault: for the table.
+            name: of the run.
+            lost: iterations that had to be done again, at most.
+            processes: that trained.
+            times: how often the fault was done.
+            compare: whether the weights at the end must equal those of a run without faults.
+        """
+        # A truncated checkpoint costs the iterations between it and the one before.
+        assert 0 <= lost <= SAVE_ITERS
+        end = "cannot be: other batches"
+        if compare:
+            self._check_end(name, processes)
+            end = "yes, bit for bit"
+        self._rows.append(f"| {fault} | {times} | {lost} | {end} |")
+
+    def _check_end(self, name: str, processes: int) -> None:
         undisturbed = f"undisturbed{processes}"
         if not self.snapshot(undisturbed).exists():
             run = self.start(undisturbed, processes)
-            if run.wait():
-                raise RuntimeError(run.text)
+            assert run.wait() == 0, run.text
         one, other = (
             read_checkpoint(self.snapshot(run) / "last.pth") for run in (undisturbed, name)
         )
-        states = one["state_dict"], other["state_dict"]
-        return one["run"] == other["run"] and all(
-            states[0][key].equal(states[1][key]) for key in states[0]
-        )
+        assert one["run"] == other["run"]
+        weights = other["state_dict"]
+        assert all(value.equal(weights[key]) for key, value in one["state_dict"].items())
+
+    def table(self) -> str:
+        """Return the machine and the table of all faults so far, in Markdown."""
+        lost = f"iterations lost (checkpoints every {SAVE_ITERS})"
+        header = f"| fault | times | {lost} | same weights at the end |"
+        return "\n".join([f"\n{describe_machine()}\n", header, "|-|-|-|-|", *self._rows])
 
 
 def _limit_file_size(size: int) -> None:
