@@ -204,17 +204,13 @@ def is_shot_weight(key: str) -> bool:
 
 
 def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source: str) -> None:
-    """Refuse a checkpoint of another fold, which shapes cannot tell.
-
-    A checkpoint of ours names the classes it was trained on. As many as the fold has, but others,
-    are those of another fold of the dataset: it has seen the classes held out here. Another number
-    of classes is another dataset's.
+    """Refuse a checkpoint of ours that was trained on other base classes, which shapes cannot tell.
 
     Raises:
-        UserError: The checkpoint is of another fold; the message names `source`.
+        UserError: The classes are others; the message names `source`.
     """
     trained = tuple(content.get("base_classes", base_classes))
-    if len(trained) == len(base_classes) and trained != base_classes:
+    if trained != tuple(base_classes):
         raise UserError(
             f"checkpoint {source} was trained on base classes {list(trained)}, this fold has "
             f"{list(base_classes)}; check split, folds and data_set"

@@ -137,8 +137,10 @@ def require_start(content: dict[str, Any], cfg: Config, source: str) -> Contents
     Raises:
         UserError: The weights are of another kind, network or fold.
     """
-    found = _require_kind(HDMNET, content, source)
-    check_classes(content, config_fold(cfg).base, source)
+    found, base_classes = _require_kind(HDMNET, content, source), config_fold(cfg).base
+    # As many classes, but others, are those of another fold: it has seen those held out here.
+    if found.base_classes == len(base_classes):
+        check_classes(content, base_classes, source)
     if found.shot != cfg.shot:
         trained = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}
         cfg = cfg.model_copy(update=trained)
