@@ -1,16 +1,13 @@
 """Stage 2: train HDMNet on episodes of the base classes of a fold."""
 
 import logging
-from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
 
 import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import HDMNet, build_hdmnet, hdmnet_loss
 from model.parts import Loss
-from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, load_config, parse_args
 from util.data.draws import draw_test_episodes
@@ -18,11 +15,11 @@ from util.data.episodes import EpisodeDataset
 from util.data.loaders import build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
-from util.pretrained.kinds import recognise
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.errors import exits_on_user_error
 from util.training.engine import Run, Trainer, distributed, open_run
 from util.training.iteration import Recipe
+from util.training.model import initial_model
 from util.training.resume import Saved, find_saved, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
@@ -38,40 +35,14 @@ def main() -> None:
 def build_model(
     cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
 ) -> HDMNet:
-    """Return HDMNet as `pre_weight` holds it, or around the trained base learner.
-
-    Where training continues from `saved`, which holds all weights, it stays as it was initialised.
+    """Return the model that training starts from; `saved` gives it its weights later.
 
     Raises:
-        UserError: there is no base learner, or a checkpoint does not fit.
+        UserError: There is no base learner, or a checkpoint does not fit.
     """
-    net = build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
     if saved:
-        return net
-    part: nn.Module
-    if cfg.pre_weight:
-        path, part = Path(cfg.pre_weight), net
-    else:
-        files = RunFiles(cfg)
-        found = files.find_base_learner()
-        if found is None:
-            raise UserError(
-                f"no base learner in {files.base_snapshot} or at {files.published_base}; "
-                f"train it by `{files.command('train_base.sh')}` or set base_weight"
-            )
-        path, part = found.path, net.base
-        logger.info(
-            f"base learner: {path}" + ("" if found.complete else " (training not complete)")
-        )
-    content = read_checkpoint(path)
-    check_classes(content, base_classes, str(path))
-    state = content["state_dict"]
-    if cfg.pre_weight and recognise(content, str(path)).shot != cfg.shot:
-        logger.info(f"{path} is of another shot: the weights of the supports start as initialised")
-        own = {key: value for key, value in net.state_dict().items() if is_shot_weight(key)}
-        state = own | {key: value for key, value in state.items() if not is_shot_weight(key)}
-    load_weights(part, state, str(path))
-    return net
+        return build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
+    return initial_model(cfg, logger)
 
 
 def train(cfg: Config, processes: Processes, viz: bool, loss: Loss = hdmnet_loss) -> None:

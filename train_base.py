@@ -17,6 +17,7 @@ from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import UserError, exits_on_user_error
 from util.training.engine import Run, Trainer, distributed, open_run
 from util.training.iteration import Recipe
+from util.training.model import needs_stage_1
 from util.training.resume import find_saved
 from util.training.schedule import base_optimizer, poly_rate
 
@@ -28,11 +29,10 @@ def main() -> None:
     args = parse_args(__doc__, flags=(VIZ, IF_MISSING))
     cfg = load_config(args.config, args.opts)
     if args.if_missing:
+        if not needs_stage_1(cfg):
+            return
         # These are the settings of stage 2, whose `resume` means the other model.
         cfg = cfg.model_copy(update={"resume": "auto"})
-        found = RunFiles(cfg).find_base_learner()
-        if cfg.pre_weight or (found and found.complete):
-            return
     with start_processes() as processes:
         train(cfg, processes, args.viz)
 

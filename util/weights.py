@@ -1,33 +1,33 @@
 """Weights an experiment can use: python -m util.weights [list | fetch | import FILE | export FILE]
 
-list    (or nothing) every file, where it goes, whether it is there and fits, where it comes from
+list    (or nothing) every file, where it goes, whether it exists and fits, where it comes from
 fetch   download the ImageNet weights that torchvision serves: those of VGG16-BN
 import  put published files where the commands look for them
 export  write a checkpoint of ours with the names of the published code
 """
 
 import argparse
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
 
 from util.checkpoints.io import read_checkpoint, save_checkpoint, to_published
+from util.checkpoints.run_files import PUBLISHED_IMAGENET, find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable
-from util.pretrained.download import download
 from util.pretrained.importing import import_file
 from util.pretrained.kinds import IMAGENET, recognise
-from util.pretrained.places import (
-    check_place,
-    experiment,
-    foreign_sha256,
-    known_places,
-    place_of,
-    torchvision_source,
-)
+from util.pretrained.places import check_place, foreign_sha256, known_places, vgg_source
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
 
 def print_list(args: argparse.Namespace) -> None:
-    """The table of all weights, and what is wrong with those that are not ok."""
+    """Print the table of all weights, and what is wrong with those that are not ok."""
     rows, problems = [], []
     for place in known_places(args.opts):
         try:
@@ -42,17 +42,27 @@ def print_list(args: argparse.Namespace) -> None:
 
 
 def fetch(args: argparse.Namespace) -> None:
-    """Download torchvision's file for VGG16-BN, unless it is there."""
-    net = "vgg"
-    path = place_of(IMAGENET, experiment(net, "pascal", 0))
-    if not path.exists():
-        source = torchvision_source(net)
-        download(source.url, path, source.sha256)
-        print(f"{path}: downloaded")
-    elif problem := foreign_sha256(net, path):
-        raise UserError(f"{path} is there and is {problem}; move it away to download that")
-    else:
-        print(f"{path}: there already")
+    """Download torchvision's file for VGG16-BN, unless it exists.
+
+    Raises:
+        UserError: The download fails, or another file is in its place.
+    """
+    path, source = Path("initmodel", PUBLISHED_IMAGENET["vgg16"]), vgg_source()
+    if path.exists():
+        if problem := foreign_sha256("vgg", path):
+            raise UserError(f"{path} exists and is {problem}; move it away to download that")
+        print(f"{path}: exists already")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        bar = sys.stderr.isatty()
+        torch.hub.download_url_to_file(source.url, str(path), source.sha256, progress=bar)
+    except (URLError, HTTPException, ConnectionError, TimeoutError, RuntimeError) as error:
+        raise UserError(
+            f"{source.url} could not be downloaded ({error}); give the same command again, or bring "
+            f"the file here as {path}"
+        ) from error
+    print(f"{path}: downloaded")
 
 
 def import_files(args: argparse.Namespace) -> None:
@@ -63,14 +73,15 @@ def import_files(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a checkpoint as the published code reads it."""
-    content = read_checkpoint(args.file)
-    contents = recognise(content, args.file)
+    path = find_checkpoint(args.file, "FILE")
+    content = read_checkpoint(path)
+    contents = recognise(content, str(path))
     if contents.kind == IMAGENET:
-        raise UserError(f"{args.file} holds ImageNet weights, which have the published names")
+        raise UserError(f"{path} holds ImageNet weights, which have the published names")
     prefix = "module." if args.module else ""
     state = {prefix + key: value for key, value in to_published(content["state_dict"]).items()}
     save_checkpoint(args.out, {"state_dict": state})
-    print(f"{args.out}: {contents.kind}, {contents.net}, with the published names")
+    print(f"{args.out}: {path}, {contents.kind} of {contents.net}, with the published names")
 
 
 def _parser() -> Parser:
@@ -82,7 +93,7 @@ def _parser() -> Parser:
     )
     parser.set_defaults(run=print_list, opts=[])
     commands = parser.add_subparsers(metavar="COMMAND")
-    settings = {
+    settings: dict[str, Any] = {
         "nargs": "*",
         "action": "extend",
         "default": [],
@@ -109,7 +120,9 @@ def _parser() -> Parser:
     importing.set_defaults(run=import_files)
 
     exporting = commands.add_parser("export", help="write the published names")
-    exporting.add_argument("file", metavar="FILE")
+    exporting.add_argument(
+        "file", metavar="FILE", help="a checkpoint, or the folder of a run: its best one"
+    )
     exporting.add_argument("--out", required=True, metavar="FILE")
     exporting.add_argument(
         "--module", action="store_true", help='put "module." before every name, as DDP does'

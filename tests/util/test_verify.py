@@ -103,9 +103,9 @@ class Experiment:
     def arguments(self, *opts):
         return ["--config", str(self.config), "--opts", *opts]
 
-    def rows(self, *opts, full=True, workers=1):
+    def rows(self, *opts, full=True, workers=1, processes=1):
         cfg = load_config(self.config, opts)
-        return {row.subject: row for row in verify(cfg, "SETTINGS", full, workers)}
+        return {row.subject: row for row in verify(cfg, "SETTINGS", full, workers, processes)}
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def run_folder_is_a_file(e):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "subject", "text", "mend"),
+    ("spoil", "subject", "text", "remedy"),
     [
         (truncate_image, "train images", r"ü 1 0\.jpg is damaged or truncated", "replace"),
         (empty_image, "train images", r"ü 1 0\.jpg is damaged", "replace"),
@@ -249,13 +249,13 @@ def run_folder_is_a_file(e):
         (run_folder_is_a_file, "exp_dir", "cannot be written", "set exp_dir"),
     ],
 )
-def test_a_broken_stand_in_is_an_error(experiment, spoil, subject, text, mend, capsys):
+def test_a_broken_part_is_an_error(experiment, spoil, subject, text, remedy, capsys):
     spoil(experiment)
     rows = experiment.rows("batch_size", "2")
     errors = [name for name, status in bad(rows).items() if status == ERROR]
     assert errors == [subject]
     assert re.search(text, " ".join((rows[subject].found, *rows[subject].details)))
-    assert mend in rows[subject].mend
+    assert remedy in rows[subject].remedy
     assert exit_code([*experiment.arguments("batch_size", "2"), "--full"]) == 1
     out = capsys.readouterr().out
     assert re.search(text, " ".join(out.split())) and "1 error, " in out
@@ -311,11 +311,40 @@ def test_a_base_class_without_images_is_a_warning(experiment):
     assert row.details == ("class 4 (cam) is in none",)
 
 
-def test_fewer_images_than_a_batch_are_an_error(experiment):
+@pytest.mark.parametrize(
+    ("opts", "processes", "named"),
+    [
+        (("batch_size", "10"), 1, "lower batch_size"),
+        (("batch_size", "5"), 2, "lower batch_size or the number of processes"),
+        (("batch_size", "5", "grad_accum", "2"), 1, "lower batch_size or grad_accum"),
+    ],
+)
+def test_fewer_images_than_an_iteration_of_stage_2_are_an_error(opts, processes, named, experiment):
     assert bad(experiment.rows("batch_size", "9")) == {}
-    rows = experiment.rows("batch_size", "10")
-    assert rows["fold 0 train"].status == ERROR
-    assert "an iteration takes 10 (10 × 1 processes" in rows["fold 0 train"].details[0]
+    row = experiment.rows(*opts, processes=processes)["fold 0 train"]
+    assert row.status == ERROR
+    assert (
+        "9 training images, and an iteration takes 10" in row.details[0] and named in row.details[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("opts", "processes", "named"),
+    [
+        (("base_batch_size", "13"), 1, "lower base_batch_size"),
+        (("base_batch_size", "11"), 8, "lower base_batch_size or the number of processes"),
+        (("base_batch_size", "11", "grad_accum", "8"), 1, "lower base_batch_size or grad_accum"),
+    ],
+)
+def test_fewer_images_than_an_iteration_of_stage_1_are_an_error(opts, processes, named, experiment):
+    stage_1 = ("base_weight", "none", "batch_size", "1")
+    assert bad(experiment.rows(*stage_1, "base_batch_size", "12")) == {"base learner": WARNING}
+    row = experiment.rows(*stage_1, *opts, processes=processes)["stage 1 batch"]
+    assert row.status == ERROR and "12 training images" in row.found and named in row.found
+    # With a base learner stage 1 is not trained.
+    assert "stage 1 batch" not in experiment.rows(*opts, processes=processes)
+    words = experiment.arguments(*stage_1, *opts)
+    assert exit_code([*words, "--processes", str(processes)]) == 1
 
 
 def test_a_fold_list_has_to_be_of_the_test_images(experiment, tmp_path):
@@ -355,7 +384,7 @@ def test_a_damaged_mask_outside_the_sample_is_found_by_the_counting(experiment, 
     monkeypatch.setattr(data, "SAMPLE", 0)
     truncate_mask(experiment)
     row = experiment.rows(full=False)["train masks"]
-    assert (row.status, row.mend) == (ERROR, "--full names all such masks")
+    assert (row.status, row.remedy) == (ERROR, "--full names all such masks")
     assert "ü 1 0 mask.png cannot be read" in row.found
 
 
@@ -383,7 +412,7 @@ def test_stored_base_labels_have_to_be_there(experiment):
     opts = ("base_data_root", str(folder))
     rows = experiment.rows(*opts)
     assert bad(rows) == {"train base labels": ERROR, "val base labels": ERROR}
-    assert rows["train base labels"].mend == "python -m util.get_mulway_base_data SETTINGS"
+    assert rows["train base labels"].remedy == "python -m util.get_mulway_base_data SETTINGS"
     write_base_labels(experiment.arguments(*opts))
     assert bad(experiment.rows(*opts)) == {}
     (folder / "train" / "0" / experiment.mask(2).name).unlink()
@@ -411,21 +440,21 @@ def test_another_number_of_lines_than_published_is_a_warning(experiment, data_se
 )
 def test_the_command_that_makes_the_data_is_named(experiment, data_set, command):
     no_root(experiment)
-    mend = experiment.rows("data_set", data_set)["data_root"].mend
-    assert mend.startswith(f"{command} {shlex.quote(str(experiment.root))}")
+    remedy = experiment.rows("data_set", data_set)["data_root"].remedy
+    assert remedy.startswith(f"{command} {shlex.quote(str(experiment.root))}")
 
 
 def test_without_a_base_learner_the_start_of_stage_1_is_checked(experiment, tmp_path):
     opts = ["base_weight", "none", "backbone_weight"]
     rows = experiment.rows(*opts, "none")
     assert bad(rows) == {"base learner": WARNING}
-    assert rows["base learner"].mend.startswith("python train_base.py SETTINGS ")
+    assert rows["base learner"].remedy.startswith("python train_base.py SETTINGS ")
     assert rows["ImageNet weights"].found == "none: stage 1 starts from random weights"
 
     path = tmp_path / "resnet18 v2.pth"
     row = experiment.rows(*opts, str(path))["ImageNet weights"]
     assert row.status == ERROR
-    assert row.mend == "python -m util.weights import FILE (from where: initmodel/README.md)"
+    assert row.remedy == "python -m util.weights import FILE (from where: initmodel/README.md)"
     assert "there is no such file" in row.found
 
     torch.save(imagenet("resnet18"), path)
@@ -458,7 +487,7 @@ def test_vgg_weights_that_torchvision_does_not_serve_are_a_warning(
     row = experiment.rows(*opts)["ImageNet weights"]
     assert row.status == WARNING
     assert re.search(r"its sha256 begins [0-9a-f]{8}, not 6c64b313$", row.found)
-    assert row.mend.endswith("python -m util.weights fetch")
+    assert row.remedy.endswith("python -m util.weights fetch")
 
     digest = places.file_sha256(path)
     monkeypatch.setattr(places, "torchvision_source", lambda net: places.Source("", digest[:8]))
@@ -479,16 +508,29 @@ def test_a_base_learner_whose_training_is_not_complete_is_a_warning(experiment):
 
 def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
     path = tmp_path / "hdmnet.pth"
-    opts = ("pre_weight", str(path), "weight", str(path))
+    opts = ("pre_weight", str(path), "weight", str(path), "base_weight", "none")
     assert bad(experiment.rows(*opts)) == {"pre_weight": ERROR, "weight": ERROR}
     experiment.save(path, light_state(lambda: build_hdmnet("resnet18", CLASSES - 1)), shot=1)
     rows = experiment.rows(*opts)
     assert bad(rows) == {}
     assert "base learner" not in rows
-    # Both can go on at another shot, not with another network.
+    # Both can be of another shot, not of another network.
     assert bad(experiment.rows(*opts, "shot", "2")) == {}
     other = ("layers", "34", "backbone_weight", "none")
     assert bad(experiment.rows(*opts, *other)) == {"pre_weight": ERROR, "weight": ERROR}
+
+
+def test_weights_of_other_classes_go_with_the_run_s_own_base_learner(experiment, tmp_path):
+    path = tmp_path / "coco.pth"
+    experiment.save(
+        path, light_state(lambda: build_hdmnet("resnet18", 60)), base_classes=[*range(60)]
+    )
+    opts = ("pre_weight", str(path), "weight", str(path))
+    rows = experiment.rows(*opts)
+    assert bad(rows) == {} and rows["base learner"].found.startswith(str(experiment.base))
+    assert bad(experiment.rows(*opts, "base_weight", "none")) == {"base learner": WARNING}
+    assert bad(experiment.rows(*opts, "base_weight", "absent")) == {"base learner": WARNING}
+    assert bad(experiment.rows(*opts[:2], "base_weight", "absent")) == {"base learner": ERROR}
 
 
 def test_the_run_s_own_checkpoint_is_checked_as_the_weights_of_the_test(experiment):
@@ -579,7 +621,7 @@ def test_little_shared_memory_is_a_warning(experiment, monkeypatch):
         os.path, "isdir", lambda path, isdir=os.path.isdir: path == "/dev/shm" or isdir(path)
     )
     row = experiment.rows()["shared memory"]
-    assert row.status == WARNING and "--shm-size" in row.mend
+    assert row.status == WARNING and "--shm-size" in row.remedy
     assert "shared memory" not in experiment.rows("workers", "0")
 
 
@@ -589,6 +631,7 @@ def test_little_shared_memory_is_a_warning(experiment, monkeypatch):
         ([], "required: --config"),
         (["--config", "absent.yaml"], "absent.yaml: no such configuration file"),
         (["--config", "CONFIG", "--opts", "shot", "0"], "--opts: shot = 0"),
+        (["--config", "CONFIG", "--processes", "0"], "--processes = 0: must be 1 or more"),
         (["--config", "CONFIG", "--workers", "0"], "--workers = 0: must be 1 or more"),
         (["--config", "CONFIG", "--show", "-1"], "--show = -1: must be 0 or more"),
         (["--config", "CONFIG", "--fulll"], "unrecognized arguments: --fulll"),
@@ -613,7 +656,7 @@ def test_the_table_lines_up_and_counts():
         "                  - a",
         "                  - b",
         "                  - and 1 more (--show 0 names all)",
-        "                  mend: do it",
+        "                  remedy: do it",
         "warning  x        odd",
         "1 error, 1 warning",
     ]

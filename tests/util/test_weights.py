@@ -1,13 +1,11 @@
 import hashlib
 import re
-import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import vgg16_bn
 
 from model import build_hdmnet, build_pspnet
@@ -47,52 +45,14 @@ def run(capsys, *argv, code=0):
     return said.err if code else said.out
 
 
-class Server:
-    """Serves FILE on this machine; `breaks` names after how many bytes the next answer ends."""
-
-    def __init__(self):
-        self.breaks, self.ranges, self.status, self.content = None, True, None, FILE
-        self.asked = []
-        serving = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                serving.answer(self)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/vgg16_bn-{SHA256[:8]}.pth"
-
-    def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        if self.status or start >= len(self.content):
-            request.send_error(self.status or 416)
-            return
-        body = self.content[start:]
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body[: self.breaks])
-        self.breaks = None
-
-
 @pytest.fixture
-def server(monkeypatch):
-    serving = Server()
+def served(tmp_path, monkeypatch):
+    """A file that `fetch` takes for the one that torchvision serves."""
+    path = tmp_path / "served.pth"
+    path.write_bytes(FILE)
     for module in (weights, places):
-        monkeypatch.setattr(
-            module,
-            "torchvision_source",
-            lambda net: Source(serving.url, SHA256[:8]) if net == "vgg" else None,
-        )
-    yield serving
-    serving.server.shutdown()
-    serving.server.server_close()
+        monkeypatch.setattr(module, "vgg_source", lambda: Source(path.as_uri(), SHA256[:8]))
+    return path
 
 
 def left():
@@ -107,77 +67,32 @@ def test_the_source_is_the_one_of_torchvision():
     assert torchvision_source("resnet50") is None
 
 
-def test_fetch_downloads_once(server, capsys):
+def test_fetch_downloads_once(served, capsys):
     assert run(capsys, "fetch") == f"{VGG}: downloaded\n"
-    assert VGG.read_bytes() == FILE
-    assert left() == ["vgg16_bn.pth"]
-    assert run(capsys, "fetch") == f"{VGG}: there already\n"
-    assert server.asked == [None]
-
-
-def test_fetch_goes_on_after_a_break(server, capsys):
-    server.breaks = 1000
-    error = run(capsys, "fetch", code=2)
-    assert "broke off after 1,000 of 10,240 bytes; the same command goes on" in error
-    assert left() == ["vgg16_bn.pth.part"]
-    run(capsys, "fetch")
-    assert server.asked == [None, "bytes=1000-"]
-    assert VGG.read_bytes() == FILE
-    assert left() == ["vgg16_bn.pth"]
-
-
-def test_fetch_starts_anew_where_the_server_knows_no_ranges(server, capsys):
-    server.breaks, server.ranges = 1000, False
-    run(capsys, "fetch", code=2)
-    run(capsys, "fetch")
-    assert VGG.read_bytes() == FILE
-
-
-def test_fetch_finishes_what_is_all_there(server, capsys):
-    VGG.parent.mkdir()
-    Path(f"{VGG}.part").write_bytes(FILE)
-    run(capsys, "fetch")
-    assert server.asked == [f"bytes={len(FILE)}-"]
     assert VGG.read_bytes() == FILE and left() == ["vgg16_bn.pth"]
+    served.unlink()
+    assert run(capsys, "fetch") == f"{VGG}: exists already\n"
 
 
-@pytest.mark.parametrize("begun", [b"", b"other", FILE + b"more"])
-def test_fetch_removes_what_is_not_the_file(begun, server, capsys):
-    VGG.parent.mkdir()
-    Path(f"{VGG}.part").write_bytes(begun)
-    if not begun:
-        server.content = b"<html>please sign in</html>"
+def test_fetch_removes_what_is_not_the_file(served, capsys):
+    served.write_bytes(b"<html>please sign in</html>")
     error = run(capsys, "fetch", code=2)
-    assert re.search(rf"its sha256 begins [0-9a-f]{{8}}, not {SHA256[:8]}; it was removed", error)
-    assert left() == []
-    server.content = FILE
-    run(capsys, "fetch")
-    assert VGG.read_bytes() == FILE
+    assert f'invalid hash value (expected "{SHA256[:8]}"' in error and left() == []
 
 
-def test_fetch_keeps_a_file_that_is_there(server, capsys):
+def test_fetch_keeps_a_file_that_exists(served, capsys):
     VGG.parent.mkdir()
     VGG.write_bytes(b"mine")
     error = run(capsys, "fetch", code=2)
     assert "not torchvision's file" in error and "move it away" in error
-    assert VGG.read_bytes() == b"mine" and server.asked == []
+    assert VGG.read_bytes() == b"mine"
 
 
-def test_fetch_says_what_the_server_says(server, capsys):
-    server.status = 404
-    assert "the server says 404 Not Found" in run(capsys, "fetch", code=2)
-
-
-def test_fetch_offline_says_what_to_bring(server, capsys):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server.url = f"http://127.0.0.1:{port}/vgg.pth"
+def test_fetch_offline_says_what_to_bring(served, capsys, monkeypatch):
+    url = "http://no.such.host.invalid/vgg.pth"
+    monkeypatch.setattr(weights, "vgg_source", lambda: Source(url, SHA256[:8]))
     error = run(capsys, "fetch", code=2)
-    assert "cannot reach 127.0.0.1: " in error
-    assert f"bring {server.url} here as {VGG}" in error
-    server.url = "http://no.such.host.invalid/vgg.pth"
-    assert "cannot reach no.such.host.invalid: " in run(capsys, "fetch", code=2)
+    assert f"{url} could not be downloaded (" in error and f"bring the file here as {VGG}" in error
 
 
 def save(path, state, **details):
@@ -275,7 +190,7 @@ def test_published_base_learners_go_to_their_place(variant, prefix, capsys):
     assert said == f"{place}: base learner, {net}, fold 2 of {dataset}: copied\n"
     assert place.read_bytes() == Path("best.pth").read_bytes()
     assert run(capsys, "import", "best.pth", "--dataset", dataset, "--split", "2").endswith(
-        ": there already\n"
+        ": exists already\n"
     )
 
 
@@ -414,7 +329,7 @@ def test_files_with_more_than_tensors_need_the_flag(capsys):
     assert {k: v.shape for k, v in content["state_dict"].items()} == {
         k: v.shape for k, v in expected.items()
     }
-    assert run(capsys, "import", "--unsafe", file, *options).endswith(": there already\n")
+    assert run(capsys, "import", "--unsafe", file, *options).endswith(": exists already\n")
 
 
 def test_an_unsafe_file_in_its_place_is_converted_there(capsys):
@@ -455,6 +370,27 @@ def test_export_writes_the_published_names(build, variant, module, capsys):
     }
     back = read_checkpoint(out)["state_dict"]
     assert all(torch.equal(back[key], value) for key, value in ours.items())
+
+
+def test_export_takes_the_best_of_a_run(capsys):
+    for epoch in (1, 3, 2):
+        name = f"a run/snapshot/best_epoch_{epoch}_0.{epoch}000.pth"
+        save(name, light_state(lambda: build_hdmnet("resnet18", epoch)))  # noqa: B023
+    said = run(capsys, "export", "a run", "--out", "best.pth")
+    assert "best.pth: a run/snapshot/best_epoch_3_0.3000.pth, HDMNet of resnet18" in said
+    assert len(read_checkpoint("best.pth")["state_dict"]["base.classifier.2.bias"]) == 4
+    assert "name the run's folder" in run(capsys, "export", "best", "--out", "x.pth", code=2)
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_files_of_other_tools_are_imported(key, capsys):
+    state = {f"_orig_mod.{name}": value.clone() for name, value in pspnet("vgg16").items()}
+    torch.save({key: state}, "a.pth")
+    save_file(state, "b.safetensors")
+    for file in ("a.pth", "b.safetensors"):
+        run(capsys, "import", file, "--dataset", "pascal", "--split", "0")
+    place = "initmodel/PSPNet/pascal/split0/vgg/best.pth"
+    assert "classifier.2.bias" in read_checkpoint(place)["state_dict"]
 
 
 def test_export_refuses_what_has_no_other_names(capsys):

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from util.checkpoints.published_names import (
     from_published,
     is_published,
     to_published,
-    without_module_prefix,
+    without_wrappers,
 )
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
@@ -35,45 +36,89 @@ __all__ = [
     "to_published",
 ]
 
+# The names under which files keep their weights; other files are the weights themselves.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
+# Entries that tell why a checkpoint does not fit, with the reason; the first that differs applies.
+_CAUSES = [
+    (re.compile(r"(base\.)?(backbone\.)?stages\."), "another backbone: check layers and vgg"),
+    (
+        re.compile(r"(base\.)?classifier\."),
+        "another number of base classes: check data_set and folds",
+    ),
+    (
+        re.compile(r"ensemble\.shot_weights\."),
+        "another shot or kshot_trans_dim: check these two settings",
+    ),
+    (re.compile(""), "another network, or the file is incomplete"),
+]
 
-def read_checkpoint(
-    path: str | Path, base_classes: tuple[int, ...] | None = None, unsafe: bool = False
-) -> dict[str, Any]:
-    """Read a checkpoint of ours or a published one, on the CPU.
+
+def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of ours, of the published code or a safetensors file, on the CPU.
 
     Args:
-        path: of the file.
-        base_classes: of the fold that it has to be of, see `check_classes`; None: any.
-        unsafe: read what is more than tensors and plain values too, which runs code of the file.
-            For files that the user says are to be trusted, never in training or testing.
+        path: The file.
+        unsafe: Read what is more than tensors and plain values too, which runs code of the file.
+            For files that the user trusts, never in training or testing.
 
     Returns:
-        What our `save_checkpoint` was given; of a foreign file, at least "state_dict", always with our
-        names.
+        What our `save_checkpoint` was given; of a foreign file at least "state_dict". Its entries
+        always have our names.
 
     Raises:
-        UserError: the file is missing, unreadable, holds no weights or (unless `unsafe`) more than
-            tensors and plain values, or is of another fold.
+        UserError: The file is missing or unreadable, or it holds no weights or (unless `unsafe`)
+            more than tensors and plain values.
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not unsafe)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    if isinstance(content, dict) and "state_dict" not in content:
-        content = {"state_dict": content}
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    content = _read(path, unsafe)
+    state = _state_in(content)
+    if state is None:
         raise UserError(f"checkpoint {path}: holds no state_dict of tensors")
-    state = without_module_prefix(state)
+    details = {} if state is content else content
+    state = without_wrappers(state)
     try:
-        content = content | {"state_dict": from_published(state) if is_published(state) else state}
+        return details | {"state_dict": from_published(state) if is_published(state) else state}
     except UserError as error:
         raise UserError(f"{error} (in {path})") from None
-    if base_classes is not None:
-        check_classes(content, base_classes, str(path))
-    return content
+
+
+def _read(path: str | Path, unsafe: bool) -> Any:
+    """Return the content of a file of torch or safetensors."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+        # Both formats are binary from the first bytes on.
+        if not any(byte < 9 or 13 < byte < 32 for byte in start):
+            raise _not_binary(path, start)
+        # Safetensors: eight bytes hold the length of a JSON header, which follows.
+        if start[7:9] == b"\0{":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=not unsafe)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _not_binary(path: str | Path, start: bytes) -> UserError:
+    if not start:
+        return UserError(f"checkpoint {path}: is empty; copy or download it again")
+    line = start.decode(errors="replace").strip().partition("\n")[0]
+    return UserError(
+        f"checkpoint {path}: holds no weights but a text that begins {line[:40]!r}; if a download "
+        "gave this web page, follow its link to the file itself"
+    )
+
+
+def _state_in(content: Any) -> StateDict | None:
+    """Return the weights in the content of a file; None where there are none."""
+    if not isinstance(content, dict):
+        return None
+    inner = (content[key] for key in _STATE_KEYS if isinstance(content.get(key), dict))
+    state = next(inner, content)
+    named = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    return state if named else None
 
 
 def _unreadable(path: str | Path, error: Exception) -> UserError:
@@ -93,15 +138,15 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
 
 
 def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) -> StateDict:
-    """The entries of an ImageNet file for `backbone`, under its names.
+    """Return the entries of an ImageNet file for `backbone`, under its names.
 
     Args:
-        backbone: a `Backbone`.
-        content: of `read_checkpoint`: torchvision's VGG16-BN, or a deep-stem ResNet.
-        source: the file, for the message.
+        backbone: A `Backbone`.
+        content: What `read_checkpoint` returned for torchvision's VGG16-BN or a deep-stem ResNet.
+        source: The file, for the message.
 
     Raises:
-        UserError: the file has the stem of torchvision's ResNets.
+        UserError: The file has the stem of torchvision's ResNets.
     """
     stem = content["state_dict"].get("conv1.weight")
     if stem is not None and stem.shape[-1] == 7:
@@ -118,7 +163,7 @@ def load_backbone(backbone: Backbone, path: str | Path) -> None:
     """Load ImageNet weights: torchvision's VGG16-BN, or a deep-stem ResNet.
 
     Raises:
-        UserError: the file is missing or of another network.
+        UserError: The file is missing or of another network.
     """
     load_weights(backbone, imagenet_state(backbone, read_checkpoint(path), str(path)), str(path))
 
@@ -127,22 +172,24 @@ def check_fit(net: nn.Module, state: StateDict, source: str) -> None:
     """Require that `state` has the entries of `net` and their shapes; `net` may be on "meta".
 
     Raises:
-        UserError: entries are missing, left over or of another shape; the message names `source`, the
-            first of them and how many there are.
+        UserError: Entries are missing, left over or of another shape; the message names `source`,
+            one of them, how many there are, and the likely cause.
     """
     own = net.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} is unexpected" for key in state if key not in own]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
+    problems = {key: f"{key} is missing" for key in own if key not in state}
+    problems |= {key: f"{key} is unexpected" for key in state if key not in own}
+    problems |= {
+        key: f"{key} has shape {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        raise UserError(
-            f"checkpoint {source} does not fit the configured model: {problems[0]}"
-            f" ({len(problems)} of {len(own)} entries differ); check layers/vgg, split and shot"
-        )
+    }
+    for entries, cause in _CAUSES:
+        differing = [problem for key, problem in problems.items() if entries.match(key)]
+        if differing:
+            raise UserError(
+                f"checkpoint {source} does not fit the configured model: {differing[0]} "
+                f"({len(problems)} of {len(own)} entries differ); it is of {cause}"
+            )
 
 
 def load_weights(net: nn.Module, state: StateDict, source: str) -> None:
@@ -152,7 +199,7 @@ def load_weights(net: nn.Module, state: StateDict, source: str) -> None:
 
 
 def is_shot_weight(key: str) -> bool:
-    """Whether an entry of HDMNet weighs the supports: those are made for one number of supports."""
+    """Tell whether an entry of HDMNet weighs the supports: those fit one number of supports."""
     return key.startswith("ensemble.shot_weights.")
 
 
@@ -160,10 +207,10 @@ def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source
     """Refuse a checkpoint of ours that was trained on other base classes, which shapes cannot tell.
 
     Raises:
-        UserError: naming `source`.
+        UserError: The classes are others; the message names `source`.
     """
-    trained = content.get("base_classes")
-    if trained is not None and tuple(trained) != tuple(base_classes):
+    trained = tuple(content.get("base_classes", base_classes))
+    if trained != tuple(base_classes):
         raise UserError(
             f"checkpoint {source} was trained on base classes {list(trained)}, this fold has "
             f"{list(base_classes)}; check split, folds and data_set"
@@ -174,7 +221,7 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) under a temporary name, then rename it to `path`.
 
     Raises:
-        UserError: the disk is full or cannot be written.
+        UserError: The disk is full or cannot be written.
     """
     try:
         write_atomically(path, lambda file: torch.save(content, file))

@@ -81,26 +81,26 @@ def _rename(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
     return renamed
 
 
-def without_module_prefix(state: StateDict) -> StateDict:
-    """Entries saved from a DistributedDataParallel wrapper, under their plain names."""
-    return {key.removeprefix("module."): value for key, value in state.items()}
+def without_wrappers(state: StateDict) -> StateDict:
+    """Return entries saved from DistributedDataParallel or torch.compile under their plain names."""
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in state.items()}
 
 
 def is_published(state: StateDict) -> bool:
-    """Whether the entries carry the names of the published code."""
-    return any(key.removeprefix("module.").startswith("layer0.") for key in state)
+    """Tell whether the entries, without wrappers, carry the names of the published code."""
+    return any(key.startswith("layer0.") for key in state)
 
 
 def from_published(state: StateDict) -> StateDict:
     """Rename the entries of a published HDMNet or base-learner (PSPNet) checkpoint to ours.
 
-    A "module." prefix is dropped, as are the base learner's "encoder." entries, which are the same
-    tensors as its "layer" ones under second names.
+    The prefixes "module." and "_orig_mod." are dropped, as are the base learner's "encoder." entries,
+    which are the same tensors as its "layer" ones under second names.
 
     Raises:
-        UserError: an entry is of neither model.
+        UserError: An entry is of neither model.
     """
-    state = without_module_prefix(state)
+    state = without_wrappers(state)
     if any(key.startswith("transformer.") for key in state):
         return _rename(state, _HDMNET)
     state = {key: value for key, value in state.items() if not key.startswith("encoder.")}
@@ -108,7 +108,7 @@ def from_published(state: StateDict) -> StateDict:
 
 
 def to_published(state: StateDict) -> StateDict:
-    """The inverse of `from_published`: entries of our HDMNet or PSPNet under the published names."""
+    """Rename the entries of our HDMNet or PSPNet to those of the published code."""
     if any(key.startswith("hierarchy.") for key in state):
         return _rename(state, [(ours, theirs) for theirs, ours in _HDMNET])
     published = _rename(state, [(ours, theirs) for theirs, ours in _PSPNET])

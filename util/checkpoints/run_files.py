@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from util.runtime.errors import UserError
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
 PUBLISHED = "published.pth"  # imported by util.weights
+PUBLISHED_BASE = "best.pth"
+BEST = "best"
 PUBLISHED_IMAGENET = {
     "vgg16": "vgg16_bn.pth",
     **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
@@ -36,8 +39,45 @@ class BaseLearner(NamedTuple):
 
 
 def find_best(snapshot: Path) -> Best | None:
-    """The best checkpoint in a snapshot folder; None without one."""
+    """Return the best checkpoint in a snapshot folder; None without one."""
     return max(_best_files(snapshot), default=None)
+
+
+def find_checkpoint(given: str, key: str, own: Sequence[Path] = ()) -> Path:
+    """Return the checkpoint that the value of a setting means.
+
+    Args:
+        given: A file, or the name of one in `own`; a folder of a run or of its checkpoints, which
+            means the best one in it; or the word "best", the best one in `own`.
+        key: The setting, for the message.
+        own: Folders of the checkpoints of this experiment, the first choice first.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    if given == BEST:
+        for folder in own:
+            if best := find_best(folder):
+                return best.path
+        where = " or ".join(map(str, own)) or "a command without settings: name the run's folder"
+        raise UserError(f"{key} = {given}: there is no best checkpoint in {where}")
+    for path in (Path(given), *(folder / given for folder in own)):
+        if path.is_file():
+            return path
+    if not Path(given).is_dir():
+        raise UserError(f"{key} = {given}: there is no such file or folder")
+    found = _checkpoint_in(Path(given)) or _checkpoint_in(Path(given, "snapshot"))
+    if found is None:
+        raise UserError(f"{key} = {given}: there is no checkpoint in this folder")
+    return found
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """Return the best checkpoint of a folder; without one the last, else a published one."""
+    if best := find_best(folder):
+        return best.path
+    paths = (folder / name for name in (LAST, PUBLISHED, PUBLISHED_BASE))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def save_best(snapshot: Path, epoch: int, miou: float, content: dict[str, Any]) -> Path:
@@ -116,7 +156,7 @@ class RunFiles:
     def published_base(self) -> Path:
         """The file in which the published code looks for the base learner."""
         dataset, net = self.cfg.data_set, self.cfg.net_name
-        return Path("initmodel", "PSPNet", dataset, self.fold, net, "best.pth")
+        return Path("initmodel", "PSPNet", dataset, self.fold, net, PUBLISHED_BASE)
 
     @property
     def imagenet_weight(self) -> str | None:
@@ -130,9 +170,13 @@ class RunFiles:
 
         The order is `base_weight`, a completed stage 1, a published base learner, an incomplete
         stage 1.
+
+        Raises:
+            UserError: `base_weight` names no checkpoint.
         """
         if self.cfg.base_weight:
-            return BaseLearner(Path(self.cfg.base_weight), True)
+            own = [self.base_snapshot]
+            return BaseLearner(find_checkpoint(self.cfg.base_weight, "base_weight", own), True)
         best = find_best(self.base_snapshot)
         complete = _epochs_done(self.base_snapshot) >= self.cfg.base_epochs
         if best is not None and complete:
@@ -140,6 +184,14 @@ class RunFiles:
         if self.published_base.is_file():
             return BaseLearner(self.published_base, True)
         return None if best is None else BaseLearner(best.path, False)
+
+    def find_pre_weight(self) -> Path:
+        """Return the checkpoint that `pre_weight`, which must be set, names.
+
+        Raises:
+            UserError: There is no such checkpoint.
+        """
+        return find_checkpoint(str(self.cfg.pre_weight), "pre_weight", self._snapshots)
 
     def find_test_weight(self) -> Path:
         """Return the checkpoint to test.
@@ -149,23 +201,21 @@ class RunFiles:
         Raises:
             UserError: There is no checkpoint.
         """
-        one_shot = RunFiles(self.cfg.model_copy(update={"shot": 1}))
         if self.cfg.weight:
-            for path in (Path(self.cfg.weight), self.snapshot / self.cfg.weight):
-                if path.is_file():
-                    return path
-            raise UserError(f"weight = {self.cfg.weight}: there is no such file")
-        for snapshot in (self.snapshot, one_shot.snapshot):
-            best = find_best(snapshot)
-            if best is not None:
-                return best.path
-            for path in (snapshot / LAST, snapshot / PUBLISHED):
-                if path.is_file():
-                    return path
+            return find_checkpoint(self.cfg.weight, "weight", self._snapshots)
+        for snapshot in self._snapshots:
+            if path := _checkpoint_in(snapshot):
+                return path
         raise UserError(
             f"no trained model in {self.snapshot}; train it by `{self.command('train.sh')}` or set "
             "weight"
         )
+
+    @property
+    def _snapshots(self) -> list[Path]:
+        """The folders of the checkpoints of this run and, at several shots, of the 1-shot run."""
+        one_shot = RunFiles(self.cfg.model_copy(update={"shot": 1}))
+        return list(dict.fromkeys([self.snapshot, one_shot.snapshot]))
 
     def command(self, script: str) -> str:
         """Return the command line of a shell script for this experiment, for messages."""

@@ -5,6 +5,7 @@ import random
 import shlex
 import tempfile
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,12 +18,13 @@ from util.data.folds import fold_classes
 from util.data.images import read_image, read_mask, require_same_size, unknown_class
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
-from util.data.loaders import check_batch, config_fold
+from util.data.loaders import base_batch_size, check_batch, config_fold
 from util.preparation.masks import image_size
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
 from util.runtime.errors import UserError
+from util.training.model import needs_stage_1
 
 SAMPLE = 200  # pairs of a list that are read where not all are
 PARTS = ("train", "val")
@@ -34,21 +36,24 @@ _PUBLISHED_COUNTS = {
 Entry = tuple[str, str]
 
 
-def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> Iterator[Row]:
+def data_rows(
+    cfg: Config, full: bool, workers: int | None, settings: str, processes: int = 1
+) -> Iterator[Row]:
     """Check the data of an experiment.
 
     Args:
-        cfg: its settings.
-        full: read every image and mask, not a sample; the files of both lists are looked for, and
-            the pixels of all masks counted (once: see `util.data.list_cache`), either way.
-        workers: processes; None: all cores.
-        settings: the words of the command line that give `cfg`, for commands.
+        cfg: The settings.
+        full: Read every image and mask, not a sample. Either way the files of both lists are looked
+            for, and the pixels of all masks counted (once: see `util.data.list_cache`).
+        workers: Processes of this check; None: all cores.
+        settings: The words of the command line that give `cfg`, for commands.
+        processes: Processes that train.
     """
-    mend = _how_to_get(cfg)
+    remedy = _how_to_get(cfg)
     root = cfg.data_root
     if not root or not os.path.isdir(root):
         found = f"{root} is not a folder" if root else "is not set"
-        yield Row(ERROR, "data_root", found, mend=mend)
+        yield Row(ERROR, "data_root", found, remedy=remedy)
         root = None
     else:
         yield Row(OK, "data_root", root)
@@ -56,13 +61,14 @@ def data_rows(cfg: Config, full: bool, workers: int | None, settings: str) -> It
         list_file = getattr(cfg, f"{part}_list")
         if not list_file or not os.path.isfile(list_file):
             found = f"there is no file {list_file}" if list_file else "is not set"
-            yield Row(ERROR, f"{part}_list", found, mend=mend)
+            yield Row(ERROR, f"{part}_list", found, remedy=remedy)
         elif root:
-            yield from _Part(cfg, part, root, list_file, workers, mend).rows(full, settings)
+            checks = _Part(cfg, part, root, list_file, workers, remedy, processes)
+            yield from checks.rows(full, settings)
 
 
 def _how_to_get(cfg: Config) -> str:
-    """The command that makes the dataset."""
+    """Return the command that makes the dataset."""
     out = shlex.quote(cfg.data_root or "DIR")
     folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
     lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
@@ -76,18 +82,23 @@ def _how_to_get(cfg: Config) -> str:
     return f"python -m util.prepare_custom {name} --out {out}{lists}"
 
 
+@dataclass(frozen=True)
 class _Part:
     """The checks of one list."""
 
-    def __init__(self, cfg, part, root, list_file, workers, mend):
-        self.cfg, self.part, self.root, self.list_file = cfg, part, root, list_file
-        self.workers, self.mend = workers, mend
+    cfg: Config
+    part: str
+    root: str
+    list_file: str
+    workers: int | None
+    remedy: str
+    processes: int
 
     def rows(self, full: bool, settings: str) -> Iterator[Row]:
         try:
             listed, problems = parse_entries(self.root, self.list_file)
         except UserError as error:
-            yield Row(ERROR, f"{self.part}_list", str(error), mend=self.mend)
+            yield Row(ERROR, f"{self.part}_list", str(error), remedy=self.remedy)
             return
         yield self._list_row(listed, problems)
         there = yield from self._existing(listed)
@@ -100,6 +111,8 @@ class _Part:
         usable = [entry for entry in there if entry not in damaged]
         if self.cfg.base_data_root:
             yield self._base_label_row(usable, settings)
+        if self.part == "train" and needs_stage_1(self.cfg):
+            yield self._stage_1_row(len(usable))
         yield from self._class_rows(usable, whole=usable == listed and not problems)
 
     def _list_row(self, listed: list[Entry], problems: list[str]) -> Row:
@@ -108,14 +121,14 @@ class _Part:
         expected = _PUBLISHED_COUNTS.get(self.cfg.data_set, {}).get(self.part, count)
         if problems:
             found += f", {len(problems):,} of them not IMAGE MASK"
-            return Row(ERROR, subject, found, tuple(problems), self.mend)
+            return Row(ERROR, subject, found, tuple(problems), self.remedy)
         if count != expected:
             found += f"; the published list has {expected:,}"
-            return Row(WARNING, subject, found, mend=self.mend)
+            return Row(WARNING, subject, found, remedy=self.remedy)
         return Row(OK, subject, found)
 
     def _existing(self, listed: list[Entry]) -> Generator[Row, None, list[Entry]]:
-        """Returns the entries whose files are both there."""
+        """Yield a row of missing files; return the entries whose two files exist."""
         exist = run_parallel(
             partial(_exist, self.root), listed, self.workers, f"finding {self.part} files"
         )
@@ -127,11 +140,11 @@ class _Part:
         ]
         if missing:
             found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
-            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.mend)
+            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.remedy)
         return [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
 
     def _read(self, entries: list[Entry], total: int) -> Generator[Row, None, set[Entry]]:
-        """Returns those of `entries` that cannot be used."""
+        """Yield the row of unreadable files; return the entries that cannot be used."""
         found = run_parallel(
             partial(_pair_problems, self.root),
             entries,
@@ -142,9 +155,9 @@ class _Part:
         subject = f"{self.part} images"
         text = f"{len(entries):,} of {total:,} read with their masks"
         if problems:
-            mend = f"replace these files, or all: {self.mend}"
+            remedy = f"replace these files, or all: {self.remedy}"
             text = f"{len(problems):,} problems in {text}"
-            yield Row(ERROR, subject, text, tuple(problems), mend)
+            yield Row(ERROR, subject, text, tuple(problems), remedy)
         else:
             sample = "" if len(entries) == total else "; --full reads all"
             yield Row(OK, subject, text + sample)
@@ -153,22 +166,40 @@ class _Part:
     def _base_label_row(self, entries: list[Entry], settings: str) -> Row:
         folder = base_label_dir(self.cfg.base_data_root, self.part, self.cfg.split)
         subject = f"{self.part} base labels"
-        mend = f"python -m util.get_mulway_base_data {settings}"
+        remedy = f"python -m util.get_mulway_base_data {settings}"
         try:
             BaseLabels(config_fold(self.cfg), entries, folder)
         except UserError as error:
-            return Row(ERROR, subject, str(error), mend=mend)
+            return Row(ERROR, subject, str(error), remedy=remedy)
         paths = [base_label_path(folder, mask) for _, mask in entries]
         missing = tuple(path for path in paths if not os.path.isfile(path))
         if missing:
             found = f"{len(missing):,} of {len(paths):,} do not exist"
-            return Row(ERROR, subject, found, missing, mend)
+            return Row(ERROR, subject, found, missing, remedy)
         return Row(OK, subject, f"{len(paths):,} in {folder}")
 
-    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
-        """The values of all masks, and what they give each fold.
+    def _stage_1_row(self, images: int) -> Row:
+        """Check that the images suffice for an iteration of stage 1, which trains on all of them."""
+        cfg, subject = self.cfg, "stage 1 batch"
+        size = base_batch_size(cfg, self.processes)
+        try:
+            check_batch(
+                self.list_file, images, size, self.processes, cfg.grad_accum, "base_batch_size"
+            )
+        except UserError as error:
+            return Row(
+                ERROR, subject, str(error), remedy=f"more images, or base_batch_size {images}"
+            )
+        return Row(
+            OK, subject, f"{size} × {self.processes} × {cfg.grad_accum} of {images:,} images"
+        )
 
-        whole: the entries are the whole list, whose counts training will want too.
+    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
+        """Check the values of all masks, and the images that each fold finds.
+
+        Args:
+            entries: Usable entries of the list.
+            whole: Whether they are the whole list: only then are the counts kept for training.
         """
         subject = f"{self.part} masks"
         try:
@@ -177,7 +208,7 @@ class _Part:
                 counts = load_counts(self.root, self.list_file, entries, folder, self.workers)
         except UserError as error:
             found = f"classes not counted: {error}"
-            yield Row(ERROR, subject, found, mend="--full names all such masks")
+            yield Row(ERROR, subject, found, remedy="--full names all such masks")
             return
         beyond = [bool(pixels) and max(pixels) > self.cfg.num_classes for pixels in counts]
         illegal = tuple(
@@ -187,8 +218,8 @@ class _Part:
         )
         if illegal:
             found = f"{len(illegal):,} of {len(counts):,} hold values that are no class"
-            mend = f"{self.mend}; or set num_classes, or the data_set that the masks are of"
-            yield Row(ERROR, subject, found, illegal, mend)
+            remedy = f"{self.remedy}; or set num_classes, or the data_set that the masks are of"
+            yield Row(ERROR, subject, found, illegal, remedy)
         else:
             found = f"values of all {len(counts):,} within 0..{self.cfg.num_classes} and 255"
             yield Row(OK, subject, found)
@@ -203,7 +234,7 @@ class _Part:
     def _fold_row(
         self, split: int, part: str, entries: list[Entry], counts: list[dict[int, int]]
     ) -> Row:
-        """What a fold finds in this list by the rules of `part`."""
+        """Check what a fold finds in this list by the rules of `part`."""
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
         lists = filter_entries(entries, counts, fold, part, cfg.min_pixels)
@@ -211,7 +242,8 @@ class _Part:
         try:
             check_any(lists, fold, part, cfg.min_pixels, self.list_file)
             if self.part == "train":
-                check_batch(self.list_file, len(lists.entries), cfg.batch_size)
+                images = len(lists.entries)
+                check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
             elif cfg.fold_list and (split, part) == (cfg.split, "val"):
                 draw_fold_list(cfg.fold_list, lists, cfg.shot, 1, 1)
         except UserError as error:
@@ -226,8 +258,8 @@ class _Part:
         if problems:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
-            mend = "more images of these classes, or a lower shot, min_pixels or batch_size"
-            return Row(status, subject, found, tuple(problems), mend)
+            remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
+            return Row(status, subject, found, tuple(problems), remedy)
         if unseen := [class_id for class_id, files in lists.class_files.items() if not files]:
             details = tuple(f"class {_name(cfg, class_id)} is in none" for class_id in unseen)
             return Row(WARNING, subject, found, details, "images of them, or leave them out")
@@ -243,7 +275,7 @@ def _exist(root: str, entry: Entry) -> list[bool]:
 
 
 def _pair_problems(root: str, entry: Entry) -> list[str]:
-    """What is wrong with an image and its mask."""
+    """Return what is wrong with an image and its mask."""
     image_path, mask_path = (os.path.join(root, name) for name in entry)
     problems, pixels = [], []
     for read, path in ((_read_whole_image, image_path), (read_mask, mask_path)):

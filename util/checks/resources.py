@@ -9,9 +9,9 @@ from torch import nn
 
 from util.checkpoints.run_files import RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
-from util.checks.weights import needs_stage_1
 from util.config import Config
-from util.pretrained.kinds import BASE, HDMNET, model_of
+from util.pretrained.kinds import meta_base_learner, meta_hdmnet
+from util.training.model import needs_stage_1
 from util.training.schedule import hdmnet_optimizer
 
 _SHARED = "/dev/shm"  # through which loader processes hand over their batches
@@ -25,8 +25,8 @@ _FLOAT, _INDEX = 4, 8  # bytes
 def resource_rows(cfg: Config) -> Iterator[Row]:
     """Check that disk and memory suffice, as far as sizes of parameters and batches tell.
 
-    Activations are left out: on a GPU they are not in this memory, and on the CPU they depend on
-    the network's inner workings.
+    Activations are left out: on a GPU they are not in this memory, and on the CPU their size is not
+    known beforehand.
     """
     stage_1 = needs_stage_1(cfg)
     yield _disk_row(cfg, stage_1)
@@ -34,19 +34,19 @@ def resource_rows(cfg: Config) -> Iterator[Row]:
 
 
 def checkpoint_bytes(cfg: Config, stage_1: bool) -> int:
-    """Bytes at most taken by the checkpoints of stage 2 and, with `stage_1`, of that.
+    """Return the most bytes that the checkpoints of stage 2 and, with `stage_1`, of stage 1 take.
 
-    A stage keeps its best weights and its last two states (weights and the optimiser's values);
-    while one more of them is written, it is there beside them.
+    A stage keeps its best weights and its last two states (weights and the optimiser's values), and
+    for a moment one more while it is written.
     """
-    net = model_of(HDMNET, cfg)
+    net = meta_hdmnet(cfg)
     groups = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw).param_groups
     trained = sum(p.numel() for group in groups for p in group["params"]) * _FLOAT
     weights = _weights_bytes(net)
     # AdamW keeps two values per trained parameter, SGD with momentum one.
     stages = [(weights, weights + 2 * trained)]
     if stage_1:
-        base = _weights_bytes(model_of(BASE, cfg))
+        base = _weights_bytes(meta_base_learner(cfg))
         stages.append((base, 2 * base))
     return sum(best + 2 * last for best, last in stages) + max(last for _, last in stages)
 
@@ -69,9 +69,9 @@ def _disk_row(cfg: Config, stage_1: bool) -> Row:
         f"checkpoints take about {_size(needed)} more (estimate), {_size(free)} free in {folder}"
     )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Row(ERROR, "exp_dir", f"{folder} cannot be written", mend="set exp_dir")
+        return Row(ERROR, "exp_dir", f"{folder} cannot be written", remedy="set exp_dir")
     if free < needed:
-        return Row(ERROR, "disk", found, mend="free some, or set exp_dir to a folder elsewhere")
+        return Row(ERROR, "disk", found, remedy="free some, or set exp_dir to a folder elsewhere")
     return Row(OK, "disk", found)
 
 
@@ -82,8 +82,8 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
         images = -(-cfg.base_batch_size // cfg.grad_accum)
         batches["stage 1"] = images * (3 * _FLOAT + _INDEX) * cfg.base_h * cfg.base_w
     waiting = max(cfg.workers, 1) * _PREFETCHED * max(batches.values())
-    needed = _TRAINING + cfg.workers * _LOADER + waiting + 2 * _weights_bytes(model_of(HDMNET, cfg))
-    mend = "lower workers (the published test has 8) or batch_size"
+    needed = _TRAINING + cfg.workers * _LOADER + waiting + 2 * _weights_bytes(meta_hdmnet(cfg))
+    remedy = "lower workers (the published test has 8) or batch_size"
     found = (
         f"a training process and its {cfg.workers} loaders take about {_size(needed)} (estimate, "
         "without activations and CUDA)"
@@ -92,7 +92,7 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
     if free is None:
         yield Row(OK, "memory", f"{found}; what is free cannot be told here")
     elif free < needed:
-        yield Row(WARNING, "memory", f"{found}, {_size(free)} free", mend=mend)
+        yield Row(WARNING, "memory", f"{found}, {_size(free)} free", remedy=remedy)
     else:
         yield Row(OK, "memory", f"{found}, {_size(free)} free")
     if cfg.workers and os.path.isdir(_SHARED):
@@ -100,13 +100,13 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
         found = f"batches of the loaders take about {_size(waiting)} (estimate), {_size(free)} free"
         if free < waiting:
             larger = "a larger /dev/shm (docker run --shm-size), or "
-            yield Row(WARNING, "shared memory", f"{found} in {_SHARED}", mend=larger + mend)
+            yield Row(WARNING, "shared memory", f"{found} in {_SHARED}", remedy=larger + remedy)
         else:
             yield Row(OK, "shared memory", f"{found} in {_SHARED}")
 
 
 def _free_memory() -> int | None:
-    """Bytes that this machine can give to new processes; None where it does not say."""
+    """Return the bytes that this machine can give to new processes; None where it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             values = dict(line.split(":", 1) for line in lines)

@@ -1,4 +1,4 @@
-"""What a check found: rows of ok, warning or error, each with what mends it."""
+"""What a check found: rows of ok, warning or error, each with its remedy."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,19 +9,23 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 class Row(NamedTuple):
     """One check.
 
-    status: OK, WARNING or ERROR; subject: what was checked; found: in a line; details: a line for
-    each single problem; mend: the command or setting that mends it.
+    Attributes:
+        status: OK, WARNING or ERROR.
+        subject: What was checked.
+        found: The result in one line.
+        details: A line for each single problem.
+        remedy: The command or setting that solves it.
     """
 
     status: str
     subject: str
     found: str
     details: tuple[str, ...] = ()
-    mend: str = ""
+    remedy: str = ""
 
 
 def table(rows: Iterable[Row], shown: int) -> str:
-    """Rows as text, with at most `shown` details each (0: all), and a last line that counts."""
+    """Return rows as text, with at most `shown` details each (0: all), and a last line that counts."""
     rows = list(rows)
     width = max(len(row.subject) for row in rows)
     indent = " " * (len(WARNING) + width + 4)
@@ -33,8 +37,8 @@ def table(rows: Iterable[Row], shown: int) -> str:
         lines += [f"{indent}- {detail}" for detail in kept]
         if len(kept) < count:
             lines.append(f"{indent}- and {count - len(kept):,} more (--show 0 names all)")
-        if row.mend:
-            lines.append(f"{indent}mend: {row.mend}")
+        if row.remedy:
+            lines.append(f"{indent}remedy: {row.remedy}")
     counts = {status: sum(row.status == status for row in rows) for status in (ERROR, WARNING)}
     lines.append(", ".join(f"{_number(count, status)}" for status, count in counts.items()))
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """The command line that the scripts and commands share."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from util.config.loading import OPTS
 from util.runtime.errors import UserError
@@ -9,13 +11,13 @@ VIZ = ("--viz", "write curves for tensorboard")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UserError`s, one line as everywhere."""
+    """An argument parser whose errors are `UserError`s, one line as everywhere."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def parse_args(self, args=None, namespace=None):
-        """As of argparse, but settings may follow other options too: `--opts shot 5 --viz split 1`."""
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does; settings may follow other options: `--opts shot 5 --viz split 1`."""
         options, rest = self.parse_known_args(args, namespace)
         if rest and (not hasattr(options, "opts") or any(word.startswith("-") for word in rest)):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -24,19 +26,27 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def parse_args(description: str, flags=(), argv=None) -> argparse.Namespace:
-    """The command line that train_base, train, test and the tools share.
+def parse_args(
+    description: str | None, flags: Sequence[tuple[str, str]] = (), argv: list[str] | None = None
+) -> argparse.Namespace:
+    """Parse the command line that train_base, train, test and the tools share.
 
-    flags: pairs (option, help) of further switches, for instance `VIZ`.
-    argv: the words of the command line; those of the process if None.
-    Returns `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
-    Raises UserError for a wrong command line.
+    Args:
+        description: What the command does.
+        flags: Pairs (option, help) of further switches, for instance `VIZ`.
+        argv: The words of the command line; None: those of the process.
+
+    Returns:
+        `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
+
+    Raises:
+        UserError: The command line is wrong.
     """
     return config_parser(description, flags).parse_args(argv)
 
 
-def config_parser(description: str, flags=()) -> Parser:
-    """The parser of `parse_args`, for a tool that adds options of its own."""
+def config_parser(description: str | None, flags: Sequence[tuple[str, str]] = ()) -> Parser:
+    """Return the parser of `parse_args`, for a tool that adds options of its own."""
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the settings")
     parser.add_argument(

@@ -4,7 +4,7 @@ Keys are unique over the sections; `util.config.schema.Config` joins them to one
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -13,8 +13,8 @@ from pydantic_core import PydanticCustomError
 SMALLEST = 33
 
 
-def _number(value):
-    """YAML 1.1 reads `1e-4` as a string; a user means the number."""
+def _number(value: Any) -> Any:
+    """Turn text such as `1e-4`, which YAML 1.1 reads as a string, into the number it means."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -62,18 +62,18 @@ Folds = Literal["contiguous", "interleaved", "seen"] | list[list[int]]
 
 
 class DataFields(BaseModel):
-    """Where the pictures are and what the classes and folds are."""
+    """Where the images lie, and what the classes and folds are."""
 
-    data_root: str | None = None
+    data_root: str | None = None  # folder that the lists are relative to
     base_data_root: str | None = None  # folder of base labels; unset: computed on the fly
-    train_list: str | None = None
-    val_list: str | None = None
+    train_list: str | None = None  # IMAGE MASK per line: images of the training
+    val_list: str | None = None  # the same for validation and test
     fold_list: str | None = None  # IMAGE__CLASS per line: queries of the test, in their order
-    list_dir: str = "lists"  # cache of the parsed lists
+    list_dir: str = "lists"  # folder of the cache of the scanned masks
     classes: Literal[2] = 2  # background and foreground
     num_classes: Annotated[int, Field(ge=1, le=254)]  # without background
-    class_names: list[str] | None = None
-    folds: Folds = "contiguous"
+    class_names: list[str] | None = None  # in the order of their ids, for reports and messages
+    folds: Folds = "contiguous"  # a rule, or the held-out classes of each fold
     num_folds: Annotated[int, Field(ge=2)] = 4  # of contiguous and interleaved ones
     min_pixels: CountOrZero = 2048  # a class counts in an image from this area on
 
@@ -81,110 +81,109 @@ class DataFields(BaseModel):
 class TrainFields(BaseModel):
     """Stage 2, the episodes, and validation."""
 
-    train_h: Size = 473
+    train_h: Size = 473  # of the episodes in training, which are square
     train_w: Size = 473
-    val_size: Size = 473
-    scale_min: Positive = 0.9
+    val_size: Size = 473  # of the episodes in validation and test
+    scale_min: Positive = 0.9  # random scale of an image in training
     scale_max: Positive = 1.1
-    rotate_min: Angle = -10.0  # degrees
+    rotate_min: Angle = -10.0  # random rotation in training, degrees
     rotate_max: Angle = 10.0
-    ignore_label: Literal[255] = 255
-    padding_label: Literal[255] = 255
+    ignore_label: Literal[255] = 255  # label of pixels without a class
+    padding_label: Literal[255] = 255  # label of the border that fills the canvas
     split: CountOrZero = 0  # index of the fold
-    shot: Count = 1
-    data_set: Name
-    use_split_coco: bool = True
+    shot: Count = 1  # supports of an episode
+    data_set: Name  # its description: config/datasets/NAME.yaml
+    use_split_coco: bool = True  # False: contiguous folds where folds is interleaved
     batch_size: Count = 4  # episodes of a process at a time
     grad_accum: Count = 1  # batches of a process per iteration, in both stages
-    base_lr: Positive = 1e-4
-    pre_weight: str | None = None  # checkpoint that initialises HDMNet
-    base_weight: str | None = None  # checkpoint of stage 1
-    epochs: Count = 200
-    start_epoch: CountOrZero = 0
+    base_lr: Positive = 1e-4  # learning rate of AdamW
+    pre_weight: str | None = None  # checkpoint of HDMNet to start from: a file, a folder or best
+    base_weight: str | None = None  # the same for the base learner; it wins over pre_weight's
+    epochs: Count = 200  # of stage 2
+    start_epoch: CountOrZero = 0  # epochs taken as done
     stop_interval: CountOrZero = 75  # epochs without a better mIoU before stopping; 0: never
-    index_split: Annotated[int, Field(ge=-1)] = -1
-    power: NonNegative = 0.9
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 0.01
-    warmup: bool = False
-    print_freq: Count = 10  # iterations
-    save_freq: Count = 10  # epochs
+    index_split: Annotated[int, Field(ge=-1)] = -1  # read without effect
+    power: NonNegative = 0.9  # of the decay of the learning rate
+    momentum: Fraction = 0.9  # read without effect: stage 2 uses AdamW
+    weight_decay: NonNegative = 0.01  # of AdamW
+    warmup: bool = False  # learning rate rises over the first half epoch
+    print_freq: Count = 10  # iterations between lines of the log
+    save_freq: Count = 10  # epochs between checkpoints
     save_iters: CountOrZero = 500  # iterations between checkpoints within an epoch; 0: none
     max_nonfinite: Count = 10  # iterations in a row without a finite loss before training stops
     resume: str = "auto"  # "auto", "none" or a checkpoint
-    evaluate: bool = True
-    SubEpoch_val: bool = True
-    fix_random_seed_val: bool = True
+    evaluate: bool = True  # validate during training
+    SubEpoch_val: bool = True  # also in the middle of an epoch, in trainings of at most 100 epochs
+    fix_random_seed_val: bool = True  # the same episodes in every validation
     batch_size_val: Count = 1  # episodes of a process at a time, in testing and validation
     val_freq: Count = 1  # epochs between validations
     select_on: Literal["novel", "base"] = "novel"  # classes of the validation in training
     val_num: Count = 1000  # episodes of a validation during training
-    resized_val: bool = True
-    ori_resize: bool = True
+    resized_val: bool = True  # False: the image is padded at the bottom and right, not resized
+    ori_resize: bool = True  # scores at the original size; False: at val_size
     workers: CountOrZero = 8  # loader processes per process
     amp: Amp = "off"  # mixed precision: off, bf16, or fp16 (CUDA only)
     backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
     checkpoint_activations: bool = False  # hierarchy and matching: less memory, more time
-    fix_bn: bool = True
-    manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321
-    seed_deterministic: bool = False
+    fix_bn: bool = True  # batch norms of stage 2 do not learn
+    manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321  # none: another each time
+    seed_deterministic: bool = False  # the same command gives the same bits
     zoom_factor: Literal[8] = 8  # logits have the size of the image
-    exp_dir: str = "exp"
-    exp_name: Name | None = None
+    exp_dir: str = "exp"  # folder of all runs
+    exp_name: Name | None = None  # folder of this run; unset: the name of the fold
 
 
 class BaseFields(BaseModel):
     """Stage 1, the base learner."""
 
-    base_h: Size = 417
+    base_h: Size = 417  # of the images in training and validation
     base_w: Size = 417
-    base_scale_min: Positive = 0.5
+    base_scale_min: Positive = 0.5  # random scale of an image
     base_scale_max: Positive = 2.0
-    base_rotate_min: Angle = -10.0
+    base_rotate_min: Angle = -10.0  # random rotation, degrees
     base_rotate_max: Angle = 10.0
     base_batch_size: Count = 12  # images over all processes
-    base_epochs: Count = 100
-    base_rate: Positive = 2.5e-4
-    base_encoder_ratio: NonNegative = 1.0  # of base_rate
-    base_head_ratio: NonNegative = 10.0  # of base_rate
-    base_momentum: Fraction = 0.9
-    base_weight_decay: NonNegative = 1e-4
-    base_power: NonNegative = 0.9
-    base_val_freq: Count = 1  # epochs
+    base_epochs: Count = 100  # of stage 1
+    base_rate: Positive = 2.5e-4  # learning rate of SGD
+    base_encoder_ratio: NonNegative = 1.0  # of the backbone's learning rate to base_rate
+    base_head_ratio: NonNegative = 10.0  # of the head's learning rate to base_rate
+    base_momentum: Fraction = 0.9  # of SGD
+    base_weight_decay: NonNegative = 1e-4  # of SGD
+    base_power: NonNegative = 0.9  # of the decay of the learning rate
+    base_val_freq: Count = 1  # epochs between validations
     backbone_weight: str | None = None  # ImageNet weights; "none": start from random ones
 
 
 class MethodFields(BaseModel):
     """The network."""
 
-    layers: Literal[18, 34, 50, 101, 152] = 50
-    vgg: bool = False
+    layers: Literal[18, 34, 50, 101, 152] = 50  # of the ResNet
+    vgg: bool = False  # VGG16 with batch norm instead of a ResNet
     aux_weight1: NonNegative = 1.0  # of the distillation loss
     aux_weight2: NonNegative = 1.0  # of the base learner's loss
-    low_fea: Literal["layer2", "layer3", "layer4"] = "layer2"
-    kshot_trans_dim: CountOrZero = 2
-    kshot_order: Literal["sorted", "restored"] = "sorted"
-    train_kshot_rw: bool = False
+    low_fea: Literal["layer2", "layer3", "layer4"] = "layer2"  # features whose style is compared
+    kshot_trans_dim: CountOrZero = 2  # width of the net that weighs the supports; 0: one linear map
+    kshot_order: Literal["sorted", "restored"] = "sorted"  # of these weights; sorted: as published
+    train_kshot_rw: bool = False  # train the net that weighs the supports
     ensemble: bool = True  # with the base learner; False: the meta learner alone is tested
-    merge: Literal["final", "base"] = "final"  # used where generalised is set
-    merge_tau: Fraction = 0.9  # probability from which the base learner is sure
+    merge: Literal["final", "base"] = "final"  # read without effect, as in the published code
+    merge_tau: Fraction = 0.9  # read without effect, as in the published code
 
 
 class TestFields(BaseModel):
     """The test protocol."""
 
-    weight: str | None = None
+    weight: str | None = None  # checkpoint to test: a file, a folder or best; unset: the run's best
     ann_type: Literal["mask", "bbox", "scribble", "point"] = "mask"  # of the supports
-    generalised: bool = False  # also label base and held-out classes together, by merge
     test_num: Count = 1000  # episodes per run
-    test_runs: Count = 10
+    test_runs: Count = 10  # runs, each with a seed of its own
     vis_num: CountOrZero = 3  # episodes drawn as pictures
-    baselines: bool = False
+    baselines: bool = False  # also score everything foreground and the prior alone
     feature_cache_gb: NonNegative = 2.0  # of each process, for features of supports; 0: none kept
     scale_to_trained_shot: bool = True  # matching, where the weights are of another shot
 
 
-SECTIONS = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "Data": DataFields,
     "Train": TrainFields,
     "Base": BaseFields,

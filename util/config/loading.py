@@ -6,6 +6,7 @@ A value comes from the first of these that gives one: `--opts`, the file, the fi
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -33,7 +34,7 @@ class Given:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML whose mappings may not name a key twice (PyYAML would keep the last in silence)."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -41,13 +42,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if key_node.value in seen:
                 mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key_node.value} is there twice", problem_mark=mark
+                    problem=f"the key {key_node.value} occurs twice", problem_mark=mark
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     return str(value) if not isinstance(value, str) or value else "''"
 
 
@@ -55,13 +56,13 @@ def _error(key: str, given: Given, text: str) -> UserError:
     return UserError(f"{given.origin}: {key} = {_shown(given.value)}: {text}")
 
 
-def _nearest(name: str, valid) -> str:
+def _nearest(name: str, valid: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
 
 
-def _read_yaml(path: str) -> dict:
+def _read_yaml(path: str) -> dict[Any, Any]:
     try:
         with open(path, encoding="utf-8") as handle:
             content = yaml.load(handle, _UniqueKeyLoader)
@@ -83,8 +84,8 @@ def _read_yaml(path: str) -> dict:
     return content
 
 
-def _read_sections(path: str, content: dict) -> dict[str, Given]:
-    """The keys of one file, flattened. Keys without a value are left out."""
+def _read_sections(path: str, content: dict[Any, Any]) -> dict[str, Given]:
+    """Return the keys of one file, flattened; keys without a value are left out."""
     values: dict[str, Given] = {}
     for section, entries in content.items():
         if str(section).lower() not in SECTION_NAMES:
@@ -111,7 +112,7 @@ def _read_sections(path: str, content: dict) -> dict[str, Given]:
 
 
 def _read_file(path: str, parents: tuple[str, ...] = ()) -> dict[str, Given]:
-    """The keys of a file and of the files under its `_base_`, the file's own winning."""
+    """Return the keys of a file and of the files under its `_base_`; the file's own win."""
     identity = os.path.realpath(path)
     if identity in parents:
         raise UserError(f"{path}: {BASE_KEY} leads back to this file")
@@ -130,15 +131,16 @@ def _read_file(path: str, parents: tuple[str, ...] = ()) -> dict[str, Given]:
 
 
 def _read_opts(opts: list[str]) -> dict[str, Given]:
-    """`KEY VALUE` and `KEY=VALUE` words to values; a later one wins, an empty one is unset."""
+    """Turn words `KEY VALUE` and `KEY=VALUE` into values; a later one wins, an empty one is unset."""
     values: dict[str, Given] = {}
     words = iter(opts)
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            text = next(words, None)
-            if text is None:
-                raise UserError(f"{OPTS}: {name}: the value is missing")
+            try:
+                text = next(words)
+            except StopIteration:
+                raise UserError(f"{OPTS}: {name}: the value is missing") from None
         section, dot, key = name.rpartition(".")
         if dot and section.lower() not in SECTION_NAMES:
             hint = _nearest(section, SECTIONS)
@@ -159,7 +161,7 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
 
 
 def _is_text(key: str) -> bool:
-    """Whether the setting is a string, so that `--opts exp_name 2024` means the word "2024"."""
+    """Tell whether the setting is a string, so that `--opts exp_name 2024` means the word "2024"."""
     kind = Config.model_fields[key].annotation
     plain = [
         get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(kind)
@@ -167,12 +169,12 @@ def _is_text(key: str) -> bool:
     return kind is str or set(plain) == {str, type(None)}
 
 
-def _dataset_file(name) -> str:
+def _dataset_file(name: str) -> str:
     return os.path.join(DATASETS, f"{name}.yaml")
 
 
 def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
-    """Put the dataset's own description below everything else, and see that it is complete."""
+    """Put the dataset's own description below everything else, and check that it is complete."""
     data_set = values.get("data_set")
     if data_set is None:
         raise UserError(f"{path}: data_set is not set; name the dataset under Train:")
@@ -191,7 +193,7 @@ def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
 
 
 def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserError:
-    """What is wrong with the first wrong setting; of a combination, a key given by `--opts`."""
+    """Return the error of the first wrong setting; in a combination, of a key given by `--opts`."""
     details = error.errors()
     first = details[0]
     same = [detail["msg"] for detail in details if detail["loc"][:1] == first["loc"][:1]]
@@ -202,11 +204,15 @@ def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserErro
     return _error(key, values[key], text)
 
 
-def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read the YAML file `path` and the words `opts` of `--opts`, and validate the whole.
+def load_config(path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and the words of `--opts`, and validate the whole.
 
-    opts: ["shot", "5", "base_lr=1e-3", "Train.split", "1"]; values are YAML.
-    Raises UserError, one line naming file (or `--opts`), key and value, if anything is wrong.
+    Args:
+        path: The YAML file.
+        opts: For instance ["shot", "5", "base_lr=1e-3", "Train.split", "1"]; values are YAML.
+
+    Raises:
+        UserError: Something is wrong; the message names file (or `--opts`), key and value.
     """
     path = os.fspath(path)
     values = _with_dataset(path, _read_file(path) | _read_opts(list(opts)))
@@ -216,7 +222,7 @@ def load_config(path: str, opts: list[str] | tuple[str, ...] = ()) -> Config:
         raise _as_user_error(error, values) from None
 
 
-def dump_config(cfg: Config, path: str) -> None:
+def dump_config(cfg: Config, path: str | os.PathLike[str]) -> None:
     """Write every setting of `cfg` to the YAML file `path`, which loads to an equal `Config`."""
     settings = cfg.model_dump()
     content = {
@@ -226,6 +232,6 @@ def dump_config(cfg: Config, path: str) -> None:
     write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def _dumped(key: str, value):
+def _dumped(key: str, value: Any) -> Any:
     # "none" wins over the dataset's description; an empty value would fall back to it.
     return NO_VALUE if value is None and key not in KEEPS_NO_VALUE else value

@@ -1,10 +1,12 @@
 """The one object that holds every setting, and the rules on which settings fit together.
 
-Settings are flat attributes (`cfg.train_h`, `cfg.layers`). Loading and error messages live in
-`util.config`, the single settings with their types and defaults in `util.config.fields`.
+Settings are flat attributes (`cfg.train_h`, `cfg.layers`). `util.config.fields` holds the single
+settings with their types and defaults, `util.config.loading` the reading and the error messages.
 """
 
-from pydantic import ConfigDict, field_validator, model_validator
+from typing import Any
+
+from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from util.config.fields import (
@@ -24,7 +26,7 @@ SMALLEST_VGG = 57  # vgg's grid is half as fine
 
 
 def _impossible(keys: tuple[str, ...], text: str) -> PydanticCustomError:
-    """An error of a combination; `keys` are those to blame, the likeliest first."""
+    """Return the error of a combination; `keys` are the wrong settings, the likeliest first."""
     return PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
 
 
@@ -37,8 +39,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _spelled_out_no_value(cls, value, info):
-        """The word `none` is an explicit "no value", for keys that can be without one."""
+    def _spelled_out_no_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read the word `none` as an explicit "no value", for keys that can be without one."""
         if isinstance(value, str) and value.lower() == NO_VALUE:
             if info.field_name in KEEPS_NO_VALUE:
                 return NO_VALUE
@@ -46,7 +48,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return value
 
     @model_validator(mode="after")
-    def _possible_together(self):
+    def _possible_together(self) -> "Config":
         for low, high in (
             ("scale_min", "scale_max"),
             ("rotate_min", "rotate_max"),
@@ -70,7 +72,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         self._check_classes()
         return self
 
-    def _check_classes(self):
+    def _check_classes(self) -> None:
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
             raise _impossible(
@@ -79,21 +81,16 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             )
         if names is not None and len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise _impossible(("class_names",), f"the name {twice} is there twice")
+            raise _impossible(("class_names",), f"the name {twice} occurs twice")
         if self.folds != SEEN:
             self._check_division()
-        elif self.generalised:
-            raise _impossible(
-                ("generalised", "folds"),
-                "the generalised test needs held-out classes beside base ones",
-            )
         if self.split >= self.fold_count:
             raise _impossible(
                 ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
             )
 
-    def _check_division(self):
-        """Whether the folds hold classes out and leave some to train on."""
+    def _check_division(self) -> None:
+        """Check that the folds hold classes out and leave some to train on."""
         folds = self.folds
         if self.num_classes == 1:
             raise _impossible(
@@ -116,12 +113,12 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             for index, held_out in enumerate(folds):
                 self._check_fold(index, held_out)
 
-    def _check_fold(self, index: int, held_out: list[int]):
+    def _check_fold(self, index: int, held_out: list[int]) -> None:
         outside = [label for label in held_out if not 1 <= label <= self.num_classes]
         if outside:
             text = f"class {outside[0]} is not within 1..{self.num_classes}"
         elif len(set(held_out)) != len(held_out):
-            text = "a class is there twice"
+            text = "a class occurs twice"
         elif not held_out:
             text = "no class is held out"
         elif len(held_out) == self.num_classes:
@@ -132,6 +129,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
 
     @property
     def fold_count(self) -> int:
+        """The number of folds."""
         return count_folds(self.folds, self.num_folds)
 
     @property
@@ -147,8 +145,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return "vgg16" if self.vgg else f"resnet{self.layers}"
 
     @property
-    def model_arguments(self) -> dict:
-        """What the settings say of the network, as `model.build_hdmnet` takes it."""
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of `model.build_hdmnet`, without the number of base classes."""
         keys = (
             "backbone",
             "shot",
@@ -159,7 +157,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             "checkpoint_activations",
         )
         arguments = {key: getattr(self, key) for key in keys}
-        return arguments | {"backbone_dtype": DTYPES.get(self.backbone_dtype)}
+        dtype = DTYPES[self.backbone_dtype] if self.backbone_dtype else None
+        return arguments | {"backbone_dtype": dtype}
 
     @property
     def net_name(self) -> str:

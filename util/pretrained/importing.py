@@ -28,15 +28,16 @@ def import_file(
 
     Args:
         file: ImageNet weights, a base learner or HDMNet, with the published names or ours.
-        dataset, split: what it is of, where neither its entries nor its path tell.
-        opts: further settings of the experiment.
-        unsafe: read it even if that runs code of the file; its place then gets the tensors alone.
+        dataset: Its dataset, where neither its entries nor its path tell.
+        split: Its fold, where they do not tell.
+        opts: Further settings of the experiment.
+        unsafe: Read it even if that runs code of the file; its place then gets the tensors alone.
 
     Returns:
         A line that says what was done.
 
     Raises:
-        UserError: it is not recognised, does not fit, or its place holds other weights.
+        UserError: It is not recognised, does not fit, or its place holds other weights.
     """
     content, plain = _read(file, unsafe)
     contents = recognise(content, file)
@@ -60,7 +61,7 @@ def import_file(
 
 
 def _read(file: str, unsafe: bool) -> tuple[dict[str, Any], bool]:
-    """What a file holds, and whether it holds nothing but tensors and plain values."""
+    """Return what a file holds, and whether it holds nothing but tensors and plain values."""
     try:
         return read_checkpoint(file), True
     except UserError:
@@ -75,8 +76,8 @@ def _put(file: str, content: dict[str, Any], plain: bool, path: Path) -> str:
         return "in its place already"
     if path.exists() and not in_place:
         if not _same_weights(content["state_dict"], read_checkpoint(path)["state_dict"]):
-            raise UserError(f"{path} is there already and holds other weights; move it away first")
-        return "there already"
+            raise UserError(f"{path} exists and holds other weights; move it away first")
+        return "exists already"
     if plain:
         with open(file, "rb") as source:
             write_atomically(path, lambda target: shutil.copyfileobj(source, target))
@@ -98,7 +99,7 @@ def _experiment_of(
     split: int | None,
     opts: list[str],
 ) -> Config:
-    """The settings of the experiment that a file is for."""
+    """Return the settings of the experiment that a file is for."""
     if contents.kind == IMAGENET:
         return experiment(contents.net, datasets()[0], 0, opts)
     settings = list(opts)
@@ -116,7 +117,7 @@ def _experiment_of(
 
 
 def _dataset_of(contents: Contents, file: str, settings_of: Callable[[str, int], Config]) -> str:
-    """The only dataset with so many base classes, else the one that the path names."""
+    """Return the only dataset with so many base classes, else the one that the path names."""
     fitting = [
         name
         for name in datasets()
@@ -134,10 +135,10 @@ def _dataset_of(contents: Contents, file: str, settings_of: Callable[[str, int],
 
 
 def _split_of(content: dict[str, Any], file: str, cfg: Config) -> int:
-    """The fold whose base classes the file says it was trained on, else the one the path names."""
-    trained = content.get("base_classes")
-    for split in range(cfg.fold_count if trained is not None else 0):
-        if config_fold(cfg.model_copy(update={"split": split})).base == tuple(trained):
+    """Return the fold whose base classes the file names, else the one that its path names."""
+    trained = tuple(content.get("base_classes", ()))
+    for split in range(cfg.fold_count):
+        if config_fold(cfg.model_copy(update={"split": split})).base == trained:
             return split
     named = _last_in_path(r"split_?(\d+)", file)
     if named is None:

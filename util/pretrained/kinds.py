@@ -1,12 +1,13 @@
 """Kinds of weights: what a file holds, told by its entries, and whether it fits a network."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from model import build_hdmnet, build_pspnet
+from model import HDMNet, PSPNet, build_hdmnet, build_pspnet
 from model.backbone import BACKBONES, build_backbone
 from util.checkpoints.io import check_classes, check_fit, imagenet_state
 from util.checkpoints.published_names import from_imagenet
@@ -14,31 +15,37 @@ from util.config import Config
 from util.data.loaders import config_fold
 from util.runtime.errors import UserError
 
+Model = TypeVar("Model", bound=nn.Module)
+
+_COUNTER = "num_batches_tracked"  # an entry that old files lack
 IMAGENET, BASE, HDMNET = "ImageNet weights", "base learner", "HDMNet"
 
 
 class Contents(NamedTuple):
     """What a file holds.
 
-    kind: IMAGENET, BASE or HDMNET; net: name of the backbone in paths ("vgg", "resnet50", …);
-    base_classes: their number, None of ImageNet weights; shot, kshot_trans_dim: of HDMNet, as far as
-    the entries tell.
+    Attributes:
+        kind: IMAGENET, BASE or HDMNET.
+        net: Name of the backbone in paths ("vgg", "resnet50", …).
+        base_classes: Their number; 0 for ImageNet weights.
+        shot: Number of supports in the training of HDMNet, as far as the file tells.
+        kshot_trans_dim: Width of what weighs the supports; None where the file has no such part.
     """
 
     kind: str
     net: str
-    base_classes: int | None = None
+    base_classes: int = 0
     shot: int = 1
     kshot_trans_dim: int | None = None
 
 
 def recognise(content: dict[str, Any], source: str) -> Contents:
-    """What `read_checkpoint` read from the file `source`, by names and shapes of the entries.
+    """Tell what `read_checkpoint` read from the file `source`, by names and shapes of its entries.
 
-    The network is the one whose entries are most alike; whether they all fit, `require_fit` tells.
+    The network is the one whose entries are most alike; `require_fit` tells whether all of them fit.
 
     Raises:
-        UserError: the entries are of nothing that is used here.
+        UserError: The entries are of nothing that is used here.
     """
     state = content["state_dict"]
     if "ensemble.adjustment_merge.weight" in state:
@@ -46,15 +53,13 @@ def recognise(content: dict[str, Any], source: str) -> Contents:
     elif "classifier.2.bias" in state:
         kind, prefix = BASE, ""
     elif "conv1.weight" in state or "features.0.weight" in state:
-        kind, prefix, state = IMAGENET, "", from_imagenet(state)
+        return Contents(IMAGENET, _net_name(from_imagenet(state), "stages."))
     else:
         raise UserError(
             f"{source} holds neither ImageNet weights of a deep-stem ResNet or VGG16-BN nor a base "
             f"learner nor HDMNet (its first entry is {next(iter(state), None)})"
         )
-    net = _net_name(state, prefix + ("stages." if kind == IMAGENET else "backbone.stages."))
-    if kind == IMAGENET:
-        return Contents(kind, net)
+    net = _net_name(state, prefix + "backbone.stages.")
     if f"{prefix}classifier.2.bias" not in state:
         raise UserError(f"{source} holds {kind} without its {prefix}classifier.2.bias")
     base_classes = len(state[f"{prefix}classifier.2.bias"]) - 1
@@ -70,50 +75,83 @@ def recognise(content: dict[str, Any], source: str) -> Contents:
 
 
 def _net_name(state: dict[str, Any], prefix: str) -> str:
-    counters = "num_batches_tracked"
+    """Return the backbone whose entries are most alike those of `state` that begin with `prefix`."""
     found = {
         key.removeprefix(prefix)
         for key in state
-        if key.startswith(prefix) and not key.endswith(counters)
+        if key.startswith(prefix) and not key.endswith(_COUNTER)
     }
-
-    def differing(name: str) -> int:
-        own = {
-            key.removeprefix("stages.")
-            for key in meta_model(lambda: build_backbone(name)).state_dict()
-            if not key.endswith(counters)
-        }
-        return len(own ^ found)
-
-    nearest = min(BACKBONES, key=differing)
+    nearest = min(BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
     return "vgg" if nearest == "vgg16" else nearest
 
 
-def meta_model(build: Callable[[], nn.Module]) -> nn.Module:
-    """The network that `build()` makes, without memory for its weights."""
+@cache
+def _backbone_entries(name: str) -> frozenset[str]:
+    state = meta_model(lambda: build_backbone(name)).state_dict()
+    return frozenset(key.removeprefix("stages.") for key in state if not key.endswith(_COUNTER))
+
+
+def meta_model(build: Callable[[], Model]) -> Model:
+    """Return the network that `build()` makes, without memory for its weights."""
     with torch.device("meta"):
         return build()
 
 
-def model_of(kind: str, cfg: Config) -> nn.Module:
-    """The network of an experiment whose weights are of that kind, without memory for them."""
-    if kind == IMAGENET:
-        return meta_model(lambda: build_backbone(cfg.backbone))
-    count = len(config_fold(cfg).base)
-    if kind == BASE:
-        return meta_model(lambda: build_pspnet(cfg.backbone, count))
+def meta_hdmnet(cfg: Config, base_classes: int | None = None) -> HDMNet:
+    """Return an experiment's HDMNet without memory for its weights.
+
+    Args:
+        cfg: The settings.
+        base_classes: Their number; None: that of the experiment's fold.
+    """
+    count = base_classes or len(config_fold(cfg).base)
     return meta_model(lambda: build_hdmnet(base_classes=count, **cfg.model_arguments))
+
+
+def meta_base_learner(cfg: Config) -> PSPNet:
+    """Return an experiment's base learner without memory for its weights."""
+    return meta_model(lambda: build_pspnet(cfg.backbone, len(config_fold(cfg).base)))
 
 
 def require_fit(kind: str, content: dict[str, Any], cfg: Config, source: str) -> None:
     """Require that what `read_checkpoint` read from `source` loads into the experiment's network.
 
     Raises:
-        UserError: it is of another network, fold or number of classes.
+        UserError: The weights are of another kind, network, fold or number of classes.
     """
-    net, state = model_of(kind, cfg), content["state_dict"]
+    _require_kind(kind, content, source)
     if kind == IMAGENET:
-        state = imagenet_state(net, content, source)
-    else:
-        check_classes(content, config_fold(cfg).base, source)
-    check_fit(net, state, source)
+        backbone = meta_model(lambda: build_backbone(cfg.backbone))
+        check_fit(backbone, imagenet_state(backbone, content, source), source)
+        return
+    check_classes(content, config_fold(cfg).base, source)
+    net = meta_base_learner(cfg) if kind == BASE else meta_hdmnet(cfg)
+    check_fit(net, content["state_dict"], source)
+
+
+def require_start(content: dict[str, Any], cfg: Config, source: str) -> Contents:
+    """Require that an experiment can test these weights of HDMNet or train on from them.
+
+    They may be of another shot and of another dataset, with another number of base classes.
+
+    Raises:
+        UserError: The weights are of another kind, network or fold.
+    """
+    found, base_classes = _require_kind(HDMNET, content, source), config_fold(cfg).base
+    # As many classes, but others, are those of another fold: it has seen those held out here.
+    if found.base_classes == len(base_classes):
+        check_classes(content, base_classes, source)
+    if found.shot != cfg.shot:
+        trained = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}
+        cfg = cfg.model_copy(update=trained)
+    check_fit(meta_hdmnet(cfg, found.base_classes), content["state_dict"], source)
+    return found
+
+
+def _require_kind(kind: str, content: dict[str, Any], source: str) -> Contents:
+    found = recognise(content, source)
+    if found.kind != kind:
+        raise UserError(
+            f"checkpoint {source} holds weights of another kind, {found.kind}; needed here: {kind}"
+        )
+    return found

@@ -1,5 +1,6 @@
-"""Places of weights: where the commands look for which, and where they can be had."""
+"""Places of weights: where the commands look for which, and where they come from."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from typing import NamedTuple
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import PUBLISHED, RunFiles, find_best
 from util.config import DATASETS, Config, load_config
-from util.pretrained.download import file_sha256
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
 from util.runtime.errors import UserError
 
@@ -19,14 +19,14 @@ _PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resn
 
 
 class Source(NamedTuple):
-    """A file to download, and how its SHA-256 begins."""
+    """A file to download, and the first digits of its SHA-256."""
 
     url: str
     sha256: str
 
 
 def nets() -> list[str]:
-    """Names of the backbones that there are settings for: "resnet101", "resnet18", …, "vgg"."""
+    """Return the names of the backbones with settings: "resnet101", "resnet18", …, "vgg"."""
     return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if _is_net(path.stem))
 
 
@@ -35,17 +35,17 @@ def _is_net(name: str) -> bool:
 
 
 def datasets() -> list[str]:
-    """Names of the datasets that are described."""
+    """Return the names of the datasets with a description."""
     return sorted(path.stem for path in Path(DATASETS).glob("*.yaml"))
 
 
 def experiment(
     net: str, dataset: str, split: int, opts: list[str] | tuple[str, ...] = ()
 ) -> Config:
-    """The settings of an experiment, as the shell scripts put them together.
+    """Return the settings of an experiment, as the shell scripts put them together.
 
     Raises:
-        UserError: there are no settings for the backbone `net`, or the others are wrong.
+        UserError: There are no settings for the backbone `net`, or the others are wrong.
     """
     path = _SETTINGS / f"{net}.yaml"
     if not path.is_file():
@@ -58,17 +58,18 @@ def experiment(
 
 
 def place_of(kind: str, cfg: Config) -> Path | None:
-    """Where the commands look for weights of that kind; None where they start from random ones."""
+    """Return where the commands look for weights of that kind; None: they start from random ones."""
     files = RunFiles(cfg)
-    if kind == IMAGENET:
-        return None if files.imagenet_weight in (None, "none") else Path(files.imagenet_weight)
     if kind == BASE:
         return files.published_base
-    return files.snapshot / PUBLISHED
+    if kind == HDMNET:
+        return files.snapshot / PUBLISHED
+    weight = files.imagenet_weight
+    return None if weight is None or weight == "none" else Path(weight)
 
 
 def how_to_get(kind: str, cfg: Config) -> str:
-    """The command that brings weights of that kind to their place."""
+    """Return the command that brings weights of that kind to their place."""
     if kind == IMAGENET and torchvision_source(cfg.net_name):
         return "python -m util.weights fetch"
     fold = "" if kind == IMAGENET else f" --dataset {cfg.data_set} --split {cfg.split}"
@@ -76,21 +77,35 @@ def how_to_get(kind: str, cfg: Config) -> str:
 
 
 def torchvision_source(net: str) -> Source | None:
-    """torchvision's ImageNet file for a backbone; None where none of its files fits."""
-    if net != "vgg":
-        return None
-    # Imported here: it takes a second, and of all commands few need it.
+    """Return torchvision's ImageNet file for a backbone; None where none of its files fits."""
+    return vgg_source() if net == "vgg" else None
+
+
+def vgg_source() -> Source:
+    """Return torchvision's ImageNet file for VGG16-BN."""
+    # Imported here: it takes a second, and few commands need it.
     from torchvision.models import VGG16_BN_Weights
 
     url = VGG16_BN_Weights.IMAGENET1K_V1.url
-    return Source(url, re.search(r"-([0-9a-f]{8,})\.", url)[1])
+    return Source(url, url.rpartition("-")[2].removesuffix(".pth"))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def foreign_sha256(net: str, path: str | Path) -> str | None:
-    """How ImageNet weights differ from the file torchvision serves; None: they do not, or may."""
+    """Say how ImageNet weights differ from the file of torchvision; None: they do not, or may."""
     source = torchvision_source(net)
-    found = file_sha256(path) if source else ""
-    if source is None or found.startswith(source.sha256):
+    if source is None:
+        return None
+    found = file_sha256(path)
+    if found.startswith(source.sha256):
         return None
     return f"not torchvision's file: its sha256 begins {found[:8]}, not {source.sha256}"
 
@@ -98,7 +113,12 @@ def foreign_sha256(net: str, path: str | Path) -> str | None:
 class Place(NamedTuple):
     """Where one file of weights goes.
 
-    name: what it is, for people; cfg: an experiment that it is for; origin: where it comes from.
+    Attributes:
+        kind: IMAGENET, BASE or HDMNET.
+        name: What it is, for people.
+        path: The file.
+        cfg: An experiment that uses it.
+        origin: Where it comes from.
     """
 
     kind: str
@@ -109,9 +129,10 @@ class Place(NamedTuple):
 
 
 def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
-    """Every file that an experiment can use: those that can be had, and others that are there.
+    """Yield every file that an experiment can use: published ones, and others that exist.
 
-    opts: further settings of the experiments.
+    Args:
+        opts: Further settings of the experiments.
     """
     for net in nets():
         cfg = experiment(net, "pascal", 0, opts)
@@ -126,20 +147,21 @@ def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
 
 
 def _places_of(cfg: Config) -> Iterator[Place]:
-    """The files of one experiment, one-shot and five-shot."""
-    name = f"{cfg.data_set} {RunFiles(cfg).fold} {cfg.net_name}"
-    path = place_of(BASE, cfg)
+    """Yield the files of one experiment, one-shot and five-shot."""
+    files = RunFiles(cfg)
+    name = f"{cfg.data_set} {files.fold} {cfg.net_name}"
+    path = files.published_base
     if path.exists() or (cfg.data_set, cfg.net_name) in _PUBLISHED:
         yield Place(BASE, f"{BASE} {name}", path, cfg, _origin(BASE, cfg))
-    if best := find_best(RunFiles(cfg).base_snapshot):
+    if best := find_best(files.base_snapshot):
         yield Place(BASE, f"{BASE} {name}", best.path, cfg, "trained here")
     for shot in (1, 5):
         shots = cfg.model_copy(update={"shot": shot})
-        path = place_of(HDMNET, shots)
-        if path.exists():
-            yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", path, shots, "imported")
-        if best := find_best(RunFiles(shots).snapshot):
-            yield Place(HDMNET, f"{HDMNET} {name} {shot}-shot", best.path, shots, "trained here")
+        snapshot, title = RunFiles(shots).snapshot, f"{HDMNET} {name} {shot}-shot"
+        if (snapshot / PUBLISHED).exists():
+            yield Place(HDMNET, title, snapshot / PUBLISHED, shots, "imported")
+        if best := find_best(snapshot):
+            yield Place(HDMNET, title, best.path, shots, "trained here")
 
 
 def _origin(kind: str, cfg: Config) -> str:
@@ -150,10 +172,10 @@ def _origin(kind: str, cfg: Config) -> str:
 
 
 def check_place(place: Place) -> str:
-    """ "missing", "ok", or "ok?" with what is odd about a file that fits.
+    """Return "missing", "ok", or "ok?" with what is odd about a file that fits.
 
     Raises:
-        UserError: the file is there and cannot be used.
+        UserError: The file exists and cannot be used.
     """
     if not place.path.exists():
         return "missing"

@@ -130,4 +130,6 @@ def _verify_command() -> str:
             kept = word.partition("=")[0] in ("--config", "--opts")
         if kept:
             words.append(word)
-    return shlex.join(["python", "-m", "util.verify", *(words or ["--config", "FILE"])])
+    processes = os.environ.get("WORLD_SIZE", "1")
+    words = [*(words or ["--config", "FILE"]), *(["--processes", processes] * (processes != "1"))]
+    return shlex.join(["python", "-m", "util.verify", *words])

@@ -87,5 +87,54 @@ def test_a_given_weight_is_found_or_refused_never_replaced(cfg):
     best = save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
     given = cfg[1].model_copy(update={"weight": best.name})
     assert RunFiles(given).find_test_weight() == best
-    with pytest.raises(UserError, match=r"weight = other.pth: there is no such file"):
+    with pytest.raises(UserError, match=r"weight = other.pth: there is no such file or folder"):
         RunFiles(cfg[1].model_copy(update={"weight": "other.pth"})).find_test_weight()
+
+
+def found(cfg, key, value):
+    """The checkpoint that a setting means, wherever one is accepted."""
+    files = RunFiles(cfg.model_copy(update={key: value}))
+    if key == "base_weight":
+        return files.find_base_learner().path
+    return files.find_pre_weight() if key == "pre_weight" else files.find_test_weight()
+
+
+@pytest.mark.parametrize("key", ["pre_weight", "weight", "base_weight"])
+def test_a_folder_means_the_best_checkpoint_in_it(key, cfg, tmp_path):
+    run = tmp_path / "a run"
+    last = run / "snapshot" / LAST
+    with pytest.raises(UserError, match=f"{key} = .*a run: there is no such file or folder"):
+        found(cfg[1], key, str(run))
+    last.parent.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{key} = .*a run: there is no checkpoint in this folder"):
+        found(cfg[1], key, str(run))
+    save_checkpoint(last, CONTENT)
+    assert found(cfg[1], key, str(run)) == found(cfg[1], key, str(run / "snapshot")) == last
+    save_checkpoint(run / "snapshot" / "best_epoch_9_0.1000.pth", CONTENT)
+    best = run / "snapshot" / "best_epoch_1_0.2000.pth"
+    save_checkpoint(best, CONTENT)
+    assert found(cfg[1], key, str(run)) == found(cfg[1], key, str(run / "snapshot")) == best
+
+
+def test_a_folder_of_a_published_base_learner(cfg):
+    place = RunFiles(cfg[1]).published_base
+    save_checkpoint(place, CONTENT)
+    assert found(cfg[1], "base_weight", str(place.parent)) == place
+
+
+@pytest.mark.parametrize("key", ["pre_weight", "weight"])
+def test_best_is_the_best_of_the_run_or_of_the_one_shot_run(key, cfg):
+    with pytest.raises(UserError, match=rf"{key} = best: .*split1_5shot\S* or .*split1/resnet18"):
+        found(cfg[5], key, "best")
+    best = save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
+    assert found(cfg[5], key, "best") == found(cfg[1], key, "best") == best
+    own = save_best(RunFiles(cfg[5]).snapshot, 1, 0.2, CONTENT)
+    assert found(cfg[5], key, "best") == own
+
+
+def test_best_of_base_weight_is_the_best_of_stage_1(cfg):
+    save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
+    with pytest.raises(UserError, match="base_weight = best: there is no best checkpoint in "):
+        found(cfg[1], "base_weight", "best")
+    best = save_best(RunFiles(cfg[1]).base_snapshot, 2, 0.5, CONTENT)
+    assert found(cfg[5], "base_weight", "best") == best

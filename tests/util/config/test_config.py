@@ -2,14 +2,16 @@
 
 import glob
 import os
+import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
 
 from tests.paths import ROOT
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, Config, dump_config, load_config, parse_args
+from util.config import VIZ, Config, dump_config, fields, load_config, parse_args
 from util.config.fields import SECTIONS
 from util.runtime.errors import UserError
 
@@ -267,7 +269,7 @@ def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path, opts):
         ("shot: 3", "shot: unknown section; put this key under Train:"),
         ("Train: 3", "Train = 3: a section holds KEY: VALUE lines"),
         ("Data: {shot: 2}\nTrain: {shot: 3}", "shot = 3: another section of this file says 2"),
-        ("Train: {shot: 2, shot: 3}", "line 1: not valid YAML: the key shot is there twice"),
+        ("Train: {shot: 2, shot: 3}", "line 1: not valid YAML: the key shot occurs twice"),
         ("Train: [", "not valid YAML: "),
         ("- 1", "holds a list, not sections with keys"),
         ("Train: {shot: 3}", "data_set is not set"),
@@ -335,11 +337,11 @@ WRONG = [
     ("num_classes = 1", "a single class cannot be both trained on and held out; set folds to seen"),
     ("num_folds = 3", "8 classes do not split into 3 equal folds"),
     ("class_names = [a, b]", "2 class names for num_classes 8"),
-    ("class_names = [a, b, c, d, e, f, g, a]", "the name a is there twice"),
+    ("class_names = [a, b, c, d, e, f, g, a]", "the name a occurs twice"),
     ("folds = thirds", "should be 'contiguous', 'interleaved' or 'seen'"),
     ("folds = []", "the list of folds is empty"),
     ("folds = [[1], [2, 9]]", "fold 1: class 9 is not within 1..8"),
-    ("folds = [[1], [2, 2]]", "fold 1: a class is there twice"),
+    ("folds = [[1], [2, 2]]", "fold 1: a class occurs twice"),
     ("folds = [[1], []]", "fold 1: no class is held out"),
     ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out, none is left"),
     ("exp_name = a/b", "names a folder"),
@@ -390,13 +392,9 @@ def test_two_folds_of_two_classes(tmp_path):
     assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
 
 
-def test_the_keys_of_the_generalised_test_ask_for_nothing_by_themselves(tmp_path):
-    published = load(tmp_path, PUBLISHED)
-    assert (published.generalised, published.merge, published.merge_tau) == (False, "final", 0.9)
-    asked = load(tmp_path, PUBLISHED, "generalised", "True", "merge", "base")
-    assert (asked.generalised, asked.merge) == (True, "base")
-    with pytest.raises(UserError, match="--opts: generalised = True: the generalised test needs"):
-        load(tmp_path, SMALL, "folds", "seen", "generalised", "True")
+def test_published_keys_without_effect_are_read(tmp_path):
+    published = load(tmp_path, PUBLISHED, "merge", "base")
+    assert (published.merge, published.merge_tau) == ("base", 0.9)
 
 
 def test_small_vgg_inputs_are_refused(tmp_path):
@@ -439,6 +437,30 @@ def test_the_command_line():
 def test_a_wrong_command_line_is_a_user_error(words):
     with pytest.raises(UserError, match=r"--config|--vis"):
         parse_args("Train.", flags=[VIZ], argv=words)
+
+
+# Keys of the published code that are read so that its files load.
+WITHOUT_EFFECT = {"index_split", "momentum", "merge", "merge_tau"}
+# Keys with one allowed value.
+FIXED = {key for key, field in Config.model_fields.items()
+         if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1}  # fmt: skip
+
+
+def test_every_setting_is_used():
+    code = [*ROOT.glob("*.py"), *(ROOT / "model").rglob("*.py"), *(ROOT / "util").rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in code if path.name != "fields.py")
+    used = {word for words in re.findall(r"\.(\w+)|\"(\w+)\"", text) for word in words}
+    assert set(Config.model_fields) - FIXED - WITHOUT_EFFECT <= used
+    assert {key for key in WITHOUT_EFFECT if re.search(rf"\bcfg\.{key}\b", text)} == set()
+
+
+def test_every_setting_is_described_where_it_stands():
+    text = Path(fields.__file__).read_text(encoding="utf-8")
+    lines = re.findall(r"^    (\w+): [^\n]*?(?:  # (.+))?$", text, re.MULTILINE)
+    described = {key for key, comment in lines if comment}
+    # The second of a pair is described with the first.
+    pairs = {"train_w", "base_w", "scale_max", "rotate_max", "base_scale_max", "base_rotate_max"}
+    assert set(Config.model_fields) - described == pairs
 
 
 def test_sections_share_no_key():
