@@ -166,8 +166,8 @@ class MethodFields(BaseModel):
     kshot_order: Literal["sorted", "restored"] = "sorted"
     train_kshot_rw: bool = False
     ensemble: bool = True  # with the base learner; False: the meta learner alone is tested
-    merge: Literal["final", "base"] = "final"  # used where generalised is set
-    merge_tau: Fraction = 0.9  # probability from which the base learner is sure
+    merge: Literal["final", "base"] = "final"  # read without effect, as in the published code
+    merge_tau: Fraction = 0.9  # read without effect, as in the published code
 
 
 class TestFields(BaseModel):
@@ -175,7 +175,6 @@ class TestFields(BaseModel):
 
     weight: str | None = None
     ann_type: Literal["mask", "bbox", "scribble", "point"] = "mask"  # of the supports
-    generalised: bool = False  # also label base and held-out classes together, by merge
     test_num: Count = 1000  # episodes per run
     test_runs: Count = 10
     vis_num: CountOrZero = 3  # episodes drawn as pictures

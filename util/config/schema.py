@@ -82,11 +82,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             raise _impossible(("class_names",), f"the name {twice} is there twice")
         if self.folds != SEEN:
             self._check_division()
-        elif self.generalised:
-            raise _impossible(
-                ("generalised", "folds"),
-                "the generalised test needs held-out classes beside base ones",
-            )
         if self.split >= self.fold_count:
             raise _impossible(
                 ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"

@@ -390,13 +390,9 @@ def test_two_folds_of_two_classes(tmp_path):
     assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
 
 
-def test_the_keys_of_the_generalised_test_ask_for_nothing_by_themselves(tmp_path):
-    published = load(tmp_path, PUBLISHED)
-    assert (published.generalised, published.merge, published.merge_tau) == (False, "final", 0.9)
-    asked = load(tmp_path, PUBLISHED, "generalised", "True", "merge", "base")
-    assert (asked.generalised, asked.merge) == (True, "base")
-    with pytest.raises(UserError, match="--opts: generalised = True: the generalised test needs"):
-        load(tmp_path, SMALL, "folds", "seen", "generalised", "True")
+def test_published_keys_without_effect_are_read(tmp_path):
+    published = load(tmp_path, PUBLISHED, "merge", "base")
+    assert (published.merge, published.merge_tau) == ("base", 0.9)
 
 
 def test_small_vgg_inputs_are_refused(tmp_path):
