@@ -175,9 +175,7 @@ def _write_results(
     return text
 
 
-def _prior_threshold(
-    cfg: Config, net: HDMNet, processes: Processes, journal: Journal
-) -> Threshold:
+def _prior_threshold(cfg: Config, net: HDMNet, processes: Processes, journal: Journal) -> Threshold:
     """Return the threshold of the similarity prior that is best on episodes of the base classes."""
     base = build_episodes(cfg, "train", testing=True)
     draws = draw_test_episodes(base.lists, cfg.shot, len(base), PROTOCOL_SEED, cfg.workers)

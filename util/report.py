@@ -1,31 +1,32 @@
 """The paper's table from the results of many tests, beside the paper's own numbers.
 
 `python -m util.report exp` finds every test-*.json below the folder and prints a table per dataset:
-a row per experiment and backbone, per number of supports the folds, their mean and FB-IoU. The mean
-is there only where all folds are. Tests of other settings (size, episodes, runs, ...) never share a
-row; of two tests for one cell the newer stands. Each test says how many folds there are.
+a row per experiment and backbone, with the folds, their mean and FB-IoU for each number of supports. A
+mean needs all folds. Tests of different settings (size, episodes, runs, …) never share a row; of two
+tests for one cell the newer one is shown. Each test says how many folds there are.
 """
 
 import json
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from util.config import Parser
-from util.evaluation.metrics import SCORES
+from util.evaluation.metrics import BASE_SCORE, SCORES
 from util.evaluation.published_results import PUBLISHED
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.tables import latex_table, markdown_table, write_or_print
 
 SHOTS = (1, 5)
-FOLDS = 4  # of the paper, and where neither the tests nor --folds say
+FOLDS = 4  # in the paper, and where neither the tests nor --folds give their number
 MISSING = "-"
 PUBLISHED_NAME = "HDMNet (published)"
 _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
 _FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
-# Settings of one fold, one shot or of no influence on the scores.
+# Settings that tests in one row may differ in.
 _NOT_PROTOCOL = (
     "weight",
     "dataset",
@@ -40,10 +41,14 @@ _NOT_PROTOCOL = (
 
 
 class Experiment(NamedTuple):
-    """What tests share that belong in one row.
+    """What the tests in one row share.
 
-    root: folder that the runs lie in; name: EXP of the run's folder without fold and shot; protocol:
-    the settings, sorted pairs.
+    Attributes:
+        dataset: The name of the dataset.
+        backbone: The name of the backbone.
+        root: The folder that the runs lie in.
+        name: EXP of the run's folder without fold and shot.
+        protocol: The other settings as sorted pairs.
     """
 
     dataset: str
@@ -54,10 +59,16 @@ class Experiment(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One test.
+    """The result of one test.
 
-    fold_count: number of folds, None where the file does not say; mean: {score: share of 1} over the
-    runs.
+    Attributes:
+        path: The file.
+        experiment: The row that it belongs in.
+        shot: The number of supports.
+        split: The index of the fold.
+        fold_count: The number of folds, None where the file does not say.
+        trained_shot: The number of supports that the weights were trained with.
+        mean: {score: mean over the runs, within 0 and 1}.
     """
 
     path: Path
@@ -70,7 +81,15 @@ class Result(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Cells of a row: {(shot, split): percent}, {shot: mean percent}, {shot: FB-IoU percent}."""
+    """A row of a table, in percent.
+
+    Attributes:
+        name: The name of the experiment.
+        backbone: The name of the backbone.
+        folds: {(shot, split): score}.
+        means: {shot: mean score over the folds}.
+        both: {shot: mean FB-IoU over the folds}.
+    """
 
     name: str
     backbone: str
@@ -79,13 +98,13 @@ class Row(NamedTuple):
     both: dict[int, float]
 
 
-def find_results(paths):
-    """The Result of every test-*.json among the files and below the folders `paths`.
+def find_results(paths: Iterable[str | Path]) -> list[Result]:
+    """Read every test-*.json among the files and below the folders `paths`.
 
-    Raises UserError for a path that does not exist, a folder without any and a file that is not what
-    the test writes.
+    Raises:
+        UserError: A path does not exist, a folder holds no result, or a file is not one.
     """
-    files = []
+    files: list[Path] = []
     for path in map(Path, paths):
         found = sorted(path.rglob("test-*.json")) if path.is_dir() else [path]
         if not found:
@@ -94,12 +113,16 @@ def find_results(paths):
     return [_read(path) for path in dict.fromkeys(files)]
 
 
-def _read(path):
+def _read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = content["settings"]
         experiment = _experiment(path, settings)
-        mean = {score: float(content["mean"][score]) for score in SCORES}
+        mean = {
+            score: float(content["mean"][score])
+            for score in SCORES
+            if score != BASE_SCORE or score in content["mean"]
+        }
         shot, split = int(settings["shot"]), int(settings["split"])
         count = settings.get("fold_count")
         count = None if count is None else int(count)
@@ -111,14 +134,18 @@ def _read(path):
         raise UserError(f"{path} is not a result of test.sh: {reason}") from None
 
 
-def _experiment(path, settings):
+def _experiment(path: Path, settings: dict[str, Any]) -> Experiment:
     folder = path.absolute().parent
     root, name = folder, ""
     exp = folder.parent.parent
     if (exp.parent.name, folder.name) == _LAYOUT:
         root = exp.parents[2]
         name = "_".join(filter(None, _FOLD_OR_SHOT.sub("", exp.name).split("_")))
-    protocol = {key: str(value) for key, value in settings.items() if key not in _NOT_PROTOCOL}
+    protocol = {
+        key: str(value)
+        for key, value in settings.items()
+        if value is not None and key not in _NOT_PROTOCOL
+    }
     protocol["runs"] = str(len(settings["seeds"]))
     if settings.get("fold_list"):
         protocol["fold_list"] = _without_fold(settings["fold_list"], settings["split"])
@@ -131,13 +158,13 @@ def _experiment(path, settings):
     )
 
 
-def _without_fold(fold_list, split):
-    """The name of a fold list with * for its fold: the lists of all folds belong in one row."""
+def _without_fold(fold_list: str, split: int) -> str:
+    """Return the name of a fold list with * for its fold: the lists of all folds share a row."""
     return re.sub(rf"(?<!\d){split}(?!\d)", "*", Path(fold_list).name)
 
 
-def experiment_names(experiments):
-    """{experiment: its name in the table}: what tells it apart from the others, nothing else."""
+def experiment_names(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
+    """Return the name of each experiment in the table: what tells it from the others, nothing else."""
     several_roots = len({experiment.root for experiment in experiments}) > 1
     alike = defaultdict(list)
     for experiment in experiments:
@@ -156,12 +183,23 @@ def experiment_names(experiments):
     return names
 
 
-def build_report(results, metric="mIoU", folds=None, style="markdown"):
-    """The tables of all datasets as text.
+def paper_tables(
+    results: Sequence[Result],
+    metric: str = "mIoU",
+    folds: int | None = None,
+    style: str = "markdown",
+) -> str:
+    """Return the tables of all datasets as text.
 
-    metric: one of SCORES. folds: number of folds a mean needs; None: what the results of a row say,
-    else those of the dataset, else FOLDS. style: "markdown" or "latex". Raises UserError for a result
-    of a fold beyond.
+    Args:
+        results: The results of all tests.
+        metric: One of SCORES.
+        folds: The number of folds that a mean needs. None: what the results of a row say, else those
+            of the dataset, else FOLDS.
+        style: "markdown" or "latex".
+
+    Raises:
+        UserError: There is a result of a fold beyond.
     """
     newest, notes = _newest(results)
     shots = sorted({*SHOTS, *(result.shot for result in newest)})
@@ -185,13 +223,14 @@ def build_report(results, metric="mIoU", folds=None, style="markdown"):
         else:
             parts.append(f"### {title}\n\n{markdown_table(header, cells, left=(0, 1))}")
     mark = "% " if style == "latex" else ""
-    notes = ["A mean is over all folds, where all are there.", *notes]
+    notes = ["A mean is shown where the results of all folds were found.", *notes]
     return "\n".join([*parts, *(f"{mark}{note}" for note in notes)]) + "\n"
 
 
-def _newest(results):
-    """The newest result of each cell, and notes on what a reader has to know of them."""
-    cells, notes = {}, []
+def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Return the newest result of each cell, and notes for readers of the table."""
+    cells: dict[tuple[Experiment, int, int], Result] = {}
+    notes = []
     for result in sorted(results, key=lambda result: result.path.stat().st_mtime):
         cell = (result.experiment, result.shot, result.split)
         if cell in cells:
@@ -205,16 +244,18 @@ def _newest(results):
     return list(cells.values()), notes
 
 
-def _fold_count(results, otherwise):
-    """The largest number of folds that the results say."""
+def _fold_count(results: Sequence[Result], otherwise: int) -> int:
+    """Return the largest number of folds that the results give, or else `otherwise`."""
     return max((result.fold_count for result in results if result.fold_count), default=otherwise)
 
 
-def _row(name, results, metric, folds):
+def _row(name: str, results: Sequence[Result], metric: str, folds: int) -> Row:
     both = "FBIoU_m" if metric.endswith("_m") else "FBIoU"
     for result in results:
         if result.split >= folds:
             raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
+    experiment = results[0].experiment
+    results = [result for result in results if metric in result.mean]
     cells = {(result.shot, result.split): 100 * result.mean[metric] for result in results}
     means, both_means = {}, {}
     for shot in {result.shot for result in results}:
@@ -222,10 +263,10 @@ def _row(name, results, metric, folds):
         if len(of_shot) == folds:
             means[shot] = 100 * sum(result.mean[metric] for result in of_shot) / folds
             both_means[shot] = 100 * sum(result.mean[both] for result in of_shot) / folds
-    return Row(name, results[0].experiment.backbone, cells, means, both_means)
+    return Row(name, experiment.backbone, cells, means, both_means)
 
 
-def _published(dataset, backbones):
+def _published(dataset: str, backbones: Iterable[str]) -> list[Row]:
     rows = []
     for backbone in sorted(backbones):
         published = {
@@ -244,14 +285,17 @@ def _published(dataset, backbones):
     return rows
 
 
-def _cells(rows, shots, folds):
+def _cells(
+    rows: Sequence[Row], shots: Sequence[int], folds: int
+) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows as text."""
     columns = [f"fold{split}" for split in range(folds)] + ["mean", "FB-IoU"]
     header = ["experiment", "backbone"]
     for shot in shots:
         header += [f"{shot}-shot {columns[0]}", *columns[1:]]
     cells = []
     for row in rows:
-        values = []
+        values: list[float | None] = []
         for shot in shots:
             values += [row.folds.get((shot, split)) for split in range(folds)]
             values += [row.means.get(shot), row.both.get(shot)]
@@ -261,7 +305,8 @@ def _cells(rows, shots, folds):
 
 
 @exits_on_user_error
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = Parser(description="The paper's table from the results of tests.")
     parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="where test-*.json are")
     parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
@@ -275,7 +320,7 @@ def main(arguments=None):
         parser.error(f"argument --folds: {options.folds} is no number of folds")
     results = find_results(options.paths)
     write_or_print(
-        options.out, build_report(results, options.metric, options.folds, options.format)
+        options.out, paper_tables(results, options.metric, options.folds, options.format)
     )
 
 

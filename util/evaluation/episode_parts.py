@@ -1,7 +1,7 @@
-"""Queries and supports of drawn episodes, each loaded by itself, since others need them too.
+"""Queries and supports of drawn episodes, each loaded alone, since several episodes need them.
 
-What an image becomes depends on the image alone, and of a support on its class and annotation:
-the transform of the test and the annotations draw from no stream of the episodes.
+A loaded query depends on the image alone, a loaded support on its class and annotation too: neither
+the transform of the test nor the annotations draw from the random streams of the episodes.
 """
 
 import os
@@ -19,19 +19,22 @@ from util.data.folds import IGNORE, class_label_table
 
 
 class SupportKey(NamedTuple):
-    """A support: position of the image in the lists, its class, and how it is annotated."""
+    """A support: position of its image in the lists, its class, and how it is annotated."""
 
-    index: int
+    image: int
     class_id: int
     ann_type: str
 
 
 class Query(NamedTuple):
-    """A query, whatever class is asked for.
+    """A query, whatever class an episode asks for.
 
-    image: (3, S, S). mask: class ids of the dataset; base_label: 0..N; both uint8 (H, W) of the size
-    that is compared, 255 = ignore. fitted: (h, w) that the image fills of S×S. classes: number of
-    classes in the image.
+    Attributes:
+        image: The transformed image, (3, S, S).
+        mask: Class ids of the dataset, uint8 (H, W) of the size that is compared, 255 = ignore.
+        base_label: Labels 0..N of the base learner, likewise.
+        fitted: The part (h, w) of S×S that the image fills.
+        classes: The number of classes in the image.
     """
 
     image: Tensor
@@ -42,25 +45,28 @@ class Query(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to load: queries by their position in the lists, and supports."""
+    """Queries to load, by their position in the lists, and supports."""
 
     queries: tuple[int, ...]
     supports: tuple[SupportKey, ...]
 
 
 class Parts(NamedTuple):
-    """What was requested: {position: Query}, {key: (image (3, S, S), mask (S, S) uint8)}."""
+    """Loaded queries by position, and supports by key: image (3, S, S), mask uint8 (S, S)."""
 
     queries: dict[int, Query]
     supports: dict[SupportKey, tuple[Tensor, Tensor]]
 
 
 class EpisodeParts(Dataset):
-    """Loads `Request`s; raises UserError for files that cannot be read.
+    """A dataset that loads what a `Request` names.
 
     Args:
-        episodes: of the test, with its transform.
-        original_size: of the labels; else they are S×S.
+        episodes: The episodes of the test, with its transform.
+        original_size: Whether labels have the original size of the image, else S×S.
+
+    Raises:
+        UserError: A file cannot be read.
     """
 
     def __init__(self, episodes: EpisodeDataset, original_size: bool = True):
@@ -73,7 +79,7 @@ class EpisodeParts(Dataset):
         )
 
     def query(self, index: int) -> Query:
-        """The query at a position in the lists."""
+        """Load the query at a position in the lists."""
         episodes = self.episodes
         entry = episodes.lists.entries[index]
         image, mask = read_pair(episodes.data_root, entry)
@@ -87,12 +93,12 @@ class EpisodeParts(Dataset):
         return Query(image, mask, base_label, fitted, classes)
 
     def support(self, key: SupportKey) -> tuple[Tensor, Tensor]:
-        """A support as the model gets it: image (3, S, S), mask (S, S) in {0, 1, 255}."""
+        """Load a support for the model: image (3, S, S), mask (S, S) in {0, 1, 255}."""
         return self.episodes.transform(None, *self.annotated(key))
 
     def annotated(self, key: SupportKey) -> tuple[np.ndarray, np.ndarray]:
-        """A support at its original size: image (H, W, 3) uint8, annotation (H, W) uint8."""
-        entry = self.episodes.lists.entries[key.index]
+        """Load a support at its original size: image (H, W, 3), annotation uint8 (H, W)."""
+        entry = self.episodes.lists.entries[key.image]
         image, mask = read_pair(self.episodes.data_root, entry)
         stream = annotation_stream(entry[0], key.class_id, PROTOCOL_SEED)
         return image, annotate(class_label_table(key.class_id)[mask], key.ann_type, stream)

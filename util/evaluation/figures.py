@@ -7,7 +7,7 @@ viridis for the maps.
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ _DPI = 100
 # In inches. A caption has at most some 30 characters, which the width of a cell holds.
 _CELL_WIDTH, _CELL_HEIGHT, _CAPTION, _GAP = 2.4, 2.1, 0.25, 0.08
 _TITLE_LINE, _TITLE_CHARACTER = 0.2, 0.086  # of _TITLE_FONT, whose characters have one width
-_TITLE_FONT = {"family": "DejaVu Sans Mono", "size": 10, "parse_math": False}
+_TITLE_FONT: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 10, "parse_math": False}
 
 
 class EpisodePicture(NamedTuple):
@@ -154,7 +154,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
     axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
-def _fill(axes: Axes, region: np.ndarray, outlined: bool = False, **style: object) -> None:
+def _fill(axes: Axes, region: np.ndarray, outlined: bool = False, **style: Any) -> None:
     """Fill or outline the pixels of a region, bool (H, W)."""
     if region.any():
         # A border of pixels outside closes the outline at the edges of the image.

@@ -176,14 +176,11 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
     """Summarise the results of several runs.
 
     Args:
-        runs: `EpisodeMetrics.results` of each.
+        runs: `EpisodeMetrics.results` of each run, of at least one.
 
     Returns:
         {score: value} under "best", taken score by score, and under "mean", "std" and "ci95", which
         `mean_interval` gives.
-
-    Raises:
-        ValueError: There is no run.
     """
     columns = {score: [run[score] for run in runs] for score in SCORES if score in runs[0]}
     spread = {score: mean_interval(values) for score, values in columns.items()}

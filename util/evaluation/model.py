@@ -1,4 +1,4 @@
-"""The model that a test runs, whatever number of supports or base classes its weights were trained with."""
+"""Loading a model to test, whatever shot and number of base classes its weights were trained with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +56,9 @@ def load_tested(
             f"{len(base_classes)}: the base learner is used as it is, and not scored."
         )
     if contents.shot != arguments["shot"]:
-        matching = f"multiplied by {contents.shot}/{arguments['shot']}" if scaled else "left as it is"
+        matching = (
+            f"multiplied by {contents.shot}/{arguments['shot']}" if scaled else "left as it is"
+        )
         notes.append(
             f"The weights were trained with {contents.shot}-shot: what matching gathers is "
             f"{matching}, and all supports weigh alike."

@@ -170,7 +170,7 @@ class Predictor:
             features = self.net.encode_query(query.image[None].to(self.device))
             encoded[index] = _EncodedQuery(query, features)
         chosen = [draws[position] for position in batch]
-        size = encoded[chosen[0].index].query.image.shape[-2:]
+        height, width = encoded[chosen[0].index].query.image.shape[-2:]
         # The published model gets the supports in the reverse order of drawing.
         supports = [
             [
@@ -182,7 +182,7 @@ class Predictor:
         out = self.net.segment(
             stack_queries([encoded[draw.index].features for draw in chosen]),
             stack_supports(supports),
-            size,
+            (height, width),
             self._class_index(chosen),
         )
         return [
@@ -190,8 +190,8 @@ class Predictor:
                 position,
                 draw.class_id,
                 encoded[draw.index],
-                type(out)(*(_one(value, number) for value in out)),
-                size,
+                HDMNetOutput(*(_one(value, number) for value in out)),
+                (height, width),
             )
             for number, (position, draw) in enumerate(zip(batch, chosen, strict=True))
         ]
@@ -210,10 +210,7 @@ class Predictor:
         return map_tensors(features, lambda tensor: tensor.to(self.device))
 
     def _class_index(self, draws: Sequence[Draw]) -> Tensor | None:
-        """Return the ranks of the classes in the base learner's map, which leaves them out, as in training.
-
-        None where the base learner does not know the classes.
-        """
+        """Return the ranks of the classes, which the base learner's map leaves out, if it knows them."""
         known = self.episodes.base_classes
         if not self.scored_base_classes or draws[0].class_id not in known:
             return None

@@ -30,6 +30,12 @@ _PUBLISHED_BY_DATASET = {
     "pascal": {"effective_folds": "contiguous", "val_size": 473},
     "coco": {"effective_folds": "interleaved", "val_size": 633},
 }
+# What the scores depend on beside what `settings_of` names itself.
+_SETTINGS = (
+    *("ori_resize", "resized_val", "workers", "amp", "backbone_dtype", "baselines"),
+    *("ann_type", "ensemble", "scale_to_trained_shot"),
+    *("low_fea", "kshot_trans_dim", "kshot_order"),
+)
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
     "of the meta learner, `_b` of the base learner."
@@ -41,9 +47,6 @@ _SPREAD_LEGEND = (
 
 def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any]:
     """Return what the scores depend on, as plain values."""
-    keys = ("ori_resize", "resized_val", "workers", "amp", "backbone_dtype", "baselines")
-    keys += ("ann_type", "ensemble", "scale_to_trained_shot")
-    keys += ("low_fea", "kshot_trans_dim", "kshot_order")
     return {
         "weight": weight,
         "dataset": cfg.data_set,
@@ -56,13 +59,13 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
         "size": cfg.val_size,
         "episodes": len(runs[0].draws),
         "seeds": [run.seed for run in runs],
-        **{key: getattr(cfg, key) for key in keys},
+        **{key: getattr(cfg, key) for key in _SETTINGS},
     }
 
 
 def variant_name(cfg: Config) -> str:
     """Return the part of a test's name that says how it differs from the plain test: "-bbox", …"""
-    words = [cfg.ann_type] if cfg.ann_type != "mask" else []
+    words: list[str] = [cfg.ann_type] if cfg.ann_type != "mask" else []
     words += ["meta"] if not cfg.ensemble else []
     words += ["unscaled"] if not cfg.scale_to_trained_shot else []
     words += [f"list-{_file_word(cfg.fold_list)}"] if cfg.fold_list else []
@@ -138,7 +141,7 @@ def build_report(
             run["baselines"] = counts.prior.results()
         runs.append(run)
     work = evaluation.work
-    report = {
+    report: dict[str, Any] = {
         "settings": settings,
         "trained_shot": trained_shot,
         "notes": list(notes),
