@@ -45,8 +45,9 @@ def test_at_the_shot_of_training_the_weights_are_all_there(write, published):
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize(("trained_shot", "shot"), [(1, 5), (5, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("trained_shot", "shot", "published"), [(1, 5, False), (5, 1, False), (5, 2, True)]
+)
 def test_at_another_shot_matching_is_scaled_and_supports_weigh_alike(
     write, published, trained_shot, shot
 ):
