@@ -22,6 +22,7 @@ from util.runtime.tables import latex_table, markdown_table, write_or_print
 
 SHOTS = (1, 5)
 FOLDS = 4  # in the paper, and where neither the tests nor --folds give their number
+MEANS = ("mean", "FB-IoU")
 MISSING = "-"
 PUBLISHED_NAME = "HDMNet (published)"
 _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
@@ -86,16 +87,12 @@ class Row(NamedTuple):
     Attributes:
         name: The name of the experiment.
         backbone: The name of the backbone.
-        folds: {(shot, split): score}.
-        means: {shot: mean score over the folds}.
-        both: {shot: mean FB-IoU over the folds}.
+        cells: {(shot, column): score}, where a column is the index of a fold or one of MEANS.
     """
 
     name: str
     backbone: str
-    folds: dict[tuple[int, int], float]
-    means: dict[int, float]
-    both: dict[int, float]
+    cells: dict[tuple[int, int | str], float]
 
 
 def find_results(paths: Iterable[str | Path]) -> list[Result]:
@@ -216,7 +213,7 @@ def paper_tables(
         if metric == "mIoU" and columns == FOLDS:
             rows += _published(dataset, {row.backbone for row in rows})
         rows.sort(key=lambda row: row.backbone)
-        header, cells = _cells(rows, shots, columns)
+        header, cells = _as_text(rows, shots, columns)
         title = f"{dataset}, {metric} in %"
         if style == "latex":
             parts.append(f"% {title}\n{latex_table(header, cells, left=(0, 1))}")
@@ -250,58 +247,48 @@ def _fold_count(results: Sequence[Result], otherwise: int) -> int:
 
 
 def _row(name: str, results: Sequence[Result], metric: str, folds: int) -> Row:
-    both = "FBIoU_m" if metric.endswith("_m") else "FBIoU"
+    scores = (metric, "FBIoU_m" if metric.endswith("_m") else "FBIoU")
+    cells: dict[tuple[int, int | str], float] = {}
     for result in results:
         if result.split >= folds:
             raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
-    experiment = results[0].experiment
-    results = [result for result in results if metric in result.mean]
-    cells = {(result.shot, result.split): 100 * result.mean[metric] for result in results}
-    means, both_means = {}, {}
-    for shot in {result.shot for result in results}:
-        of_shot = [result for result in results if result.shot == shot]
+        if metric in result.mean:
+            cells[result.shot, result.split] = 100 * result.mean[metric]
+    for shot in {shot for shot, _ in cells}:
+        of_shot = [r.mean for r in results if r.shot == shot and metric in r.mean]
         if len(of_shot) == folds:
-            means[shot] = 100 * sum(result.mean[metric] for result in of_shot) / folds
-            both_means[shot] = 100 * sum(result.mean[both] for result in of_shot) / folds
-    return Row(name, experiment.backbone, cells, means, both_means)
+            for column, score in zip(MEANS, scores, strict=True):
+                cells[shot, column] = 100 * sum(mean[score] for mean in of_shot) / folds
+    return Row(name, results[0].experiment.backbone, cells)
 
 
 def _published(dataset: str, backbones: Iterable[str]) -> list[Row]:
     rows = []
     for backbone in sorted(backbones):
-        published = {
-            shot: PUBLISHED[dataset, backbone, shot]
-            for shot in SHOTS
-            if (dataset, backbone, shot) in PUBLISHED
-        }
-        if published:
-            folds = {
-                (shot, split): value
-                for shot, result in published.items()
-                for split, value in enumerate(result.folds)
-            }
-            means = {shot: result.mean for shot, result in published.items()}
-            rows.append(Row(PUBLISHED_NAME, backbone, folds, means, {}))
+        cells: dict[tuple[int, int | str], float] = {}
+        for shot in SHOTS:
+            if result := PUBLISHED.get((dataset, backbone, shot)):
+                cells |= {(shot, split): value for split, value in enumerate(result.folds)}
+                cells[shot, MEANS[0]] = result.mean
+        if cells:
+            rows.append(Row(PUBLISHED_NAME, backbone, cells))
     return rows
 
 
-def _cells(
+def _as_text(
     rows: Sequence[Row], shots: Sequence[int], folds: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows as text."""
-    columns = [f"fold{split}" for split in range(folds)] + ["mean", "FB-IoU"]
+    """Return the header and the rows of a table as text."""
+    names = [f"fold{split}" for split in range(folds)] + [*MEANS]
     header = ["experiment", "backbone"]
     for shot in shots:
-        header += [f"{shot}-shot {columns[0]}", *columns[1:]]
-    cells = []
-    for row in rows:
-        values: list[float | None] = []
-        for shot in shots:
-            values += [row.folds.get((shot, split)) for split in range(folds)]
-            values += [row.means.get(shot), row.both.get(shot)]
-        shown = [MISSING if value is None else f"{value:.1f}" for value in values]
-        cells.append([row.name, row.backbone, *shown])
-    return header, cells
+        header += [f"{shot}-shot {names[0]}", *names[1:]]
+    columns = [(shot, column) for shot in shots for column in (*range(folds), *MEANS)]
+    cells = [
+        [f"{row.cells[key]:.1f}" if key in row.cells else MISSING for key in columns]
+        for row in rows
+    ]
+    return header, [[row.name, row.backbone, *text] for row, text in zip(rows, cells, strict=True)]
 
 
 @exits_on_user_error

@@ -46,7 +46,7 @@ def load_tested(
     content = read_checkpoint(path)
     contents = recognise(content, str(path))
     if contents.kind != HDMNET or contents.base_classes is None:
-        raise UserError(f"checkpoint {path} holds {contents.kind}; a test needs weights of HDMNet")
+        raise UserError(f"checkpoint {path}: {contents.kind}, where a test needs a trained HDMNet")
     state, arguments, notes = content["state_dict"], dict(arguments), []
     if contents.base_classes == len(base_classes):
         check_classes(content, base_classes, str(path))
