@@ -6,24 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from model import HDMNet
 from util.checkpoints.run_files import RunFiles
-from util.config import config_parser, load_config
+from util.config import Config, config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
 from util.data.fold_list import draw_fold_list
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
+from util.evaluation.episode_records import (
+    episode_records,
+    slice_tables,
+    worst_episodes,
+    write_csv,
+)
 from util.evaluation.evaluator import Evaluation, evaluate_episodes
 from util.evaluation.journal import Journal
 from util.evaluation.model import load_tested
-from util.evaluation.pictures import draw_pictures, episode_records, remove_pictures
+from util.evaluation.pictures import draw_pictures
 from util.evaluation.predictor import Predictor, build_predictor
+from util.evaluation.prior_baseline import PriorHistograms, Threshold
 from util.evaluation.protocol_report import (
     build_report,
     published_miou,
+    read_report,
     report_text,
+    result_path,
     settings_of,
     variant_name,
 )
@@ -31,23 +39,24 @@ from util.evaluation.stopping import ends_on_signals
 from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import exits_on_user_error
 from util.runtime.files import write_atomically
+from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
 from util.runtime.machine import environment_line, run_environment
 from util.runtime.precision import Precision
-from util.slices import slice_tables, worst_episodes, write_csv
 
 FLAGS = (
-    ("--if-missing", "print the table of an earlier test with the same settings if any"),
+    ("--if-missing", "print the table of an earlier test with the same settings if there is one"),
     ("--per_episode", "also write every episode to a CSV file, tables by size, and the worst ones"),
 )
 BASELINE_EPISODES = 200
-# One waits for the others at the end, however much slower they are; a dead one ends all of them.
+# A process waits for slower ones at the end; where one dies, all of them are ended.
 PATIENCE = datetime.timedelta(days=7)
 
 
 @ends_on_signals()
 @exits_on_user_error
 def main() -> None:
+    """Run the command."""
     parser = config_parser(__doc__, flags=FLAGS)
     parser.add_argument(
         "--episodes", metavar="FILE", help="test these drawn episodes; written if there is no file"
@@ -65,8 +74,8 @@ def main() -> None:
         test(cfg, processes, args)
 
 
-def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
-    """Run the protocol, going on where it was interrupted, and write what it gives to result/."""
+def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
+    """Run the protocol from where it was interrupted, and write its report to result/."""
     files = RunFiles(cfg)
     path, folder = files.find_test_weight(), files.result
     logger = get_logger(folder, processes.is_main)
@@ -81,54 +90,68 @@ def test(cfg, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
     }
-    name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}"
-    output = folder / f"test-{name}-{path.stem}.json"
-    is_there = _is_there(output, identity)
-    missing = args.per_episode and not output.with_suffix(".csv").exists()
-    if args.if_missing and is_there and not missing:
-        report = json.loads(output.read_text())
-        text = report_text(report, cfg.class_names)
-        logger.info(f"tested before, see {output}\n{text.rstrip()}")
-        return
+    name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}-{path.stem}"
+    # Two commands may test in one folder at once, but not under one name.
+    with exclusive(folder / f".{name}.lock", processes.is_main):
+        output = result_path(folder, name, identity)
+        earlier = read_report(output, identity)
+        missing = args.per_episode and not output.with_suffix(".csv").exists()
+        if args.if_missing and earlier is not None and not missing:
+            text = report_text(earlier, cfg.class_names)
+            logger.info(f"tested before, see {output}\n{text.rstrip()}")
+            return
 
-    net, trained_shot = load_tested(cfg, episodes.base_classes, path, logger)
-    net.to(processes.device)
-    environment = run_environment()
-    logger.info(processes.describe())
-    logger.info(environment_line(environment))
-    logger.info(
-        f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
-    )
-    threshold, journals = None, [Journal(folder, identity)]
-    if cfg.baselines:
-        journals.append(Journal(folder, [identity, "baselines"]))
-        threshold = _prior_threshold(cfg, net, processes, journals[1])
-    merge = (cfg.merge, cfg.merge_tau) if cfg.generalised else None
-    options = {"ann_type": cfg.ann_type}
-    predictor = build_predictor(
-        cfg, net, episodes, processes.device, merge=merge, prior=cfg.baselines, **options
-    )
-    drawn = [run.draws for run in runs]
-    evaluation = evaluate_episodes(predictor, drawn, processes, threshold, journals[0], "testing")
-    if processes.is_main:
-        published = published_miou(cfg, trained_shot)
-        report = identity | build_report(
-            settings, trained_shot, evaluation, threshold, published, processes.world_size
+        net, trained_shot, notes = load_tested(
+            path, episodes.base_classes, cfg.model_arguments, cfg.scale_to_trained_shot
         )
-        report["environment"] = environment
-        artist = build_predictor(
-            cfg, net, episodes, processes.device, original_size=True, batch_size=1, **options
+        net.to(processes.device)
+        environment = run_environment()
+        logger.info(processes.describe())
+        logger.info(environment_line(environment))
+        logger.info(
+            f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
         )
-        if not is_there:
-            _remove_results(name, output)
-        text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, name, output)
-        for journal in journals:
-            journal.remove()
-        logger.info(f"\n{text.rstrip()}")
-        logger.info(f"results in {output} and beside it")
+        for note in notes:
+            logger.info(note)
+        threshold, journals = None, [Journal(folder, identity)]
+        if cfg.baselines:
+            journals.append(Journal(folder, [identity, "baselines"]))
+            threshold = _prior_threshold(cfg, net, processes, journals[1])
+        predictor = build_predictor(
+            cfg, net, episodes, processes.device, prior=cfg.baselines, ann_type=cfg.ann_type
+        )
+        drawn = [run.draws for run in runs]
+        evaluation = evaluate_episodes(
+            predictor, drawn, processes, threshold, journals[0], "testing"
+        )
+        if processes.is_main:
+            report = identity | build_report(
+                settings,
+                trained_shot,
+                notes,
+                evaluation,
+                threshold,
+                published_miou(cfg),
+                processes.world_size,
+            )
+            report["environment"] = environment
+            artist = build_predictor(
+                cfg,
+                net,
+                episodes,
+                processes.device,
+                original_size=True,
+                batch_size=1,
+                ann_type=cfg.ann_type,
+            )
+            text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
+            for journal in journals:
+                journal.remove()
+            logger.info(f"\n{text.rstrip()}")
+            logger.info(f"results in {output} and beside it")
 
 
-def _draw_runs(cfg, lists: ImageLists) -> list[DrawnRun]:
+def _draw_runs(cfg: Config, lists: ImageLists) -> list[DrawnRun]:
     if cfg.fold_list:
         return draw_fold_list(cfg.fold_list, lists, cfg.shot, cfg.test_num, cfg.test_runs)
     return [
@@ -138,46 +161,31 @@ def _draw_runs(cfg, lists: ImageLists) -> list[DrawnRun]:
 
 
 def _write_results(
-    cfg,
+    cfg: Config,
     per_episode: bool,
     artist: Predictor,
     runs: list[DrawnRun],
     evaluation: Evaluation,
     report: dict[str, Any],
-    name: str,
     output: Path,
 ) -> str:
-    """Write the pictures, the tables and, last, the JSON file `output`; returns the tables."""
+    """Write the pictures, the tables and, last, the JSON file `output`; return the tables."""
     text, worst = report_text(report, cfg.class_names), []
     if per_episode:
-        records = episode_records(artist, runs, evaluation.records, cfg.class_names)
+        images = [image for image, _ in artist.episodes.lists.entries]
+        records = episode_records(runs, evaluation.records, images, cfg.class_names)
         write_csv(output.with_suffix(".csv"), records)
         text += "\n" + slice_tables(records)
         worst = [records.index(record) for record in worst_episodes(records)]
-    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, name)
+    suffix = output.stem.removeprefix("test-")
+    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
     write_atomically(output.with_suffix(".md"), text)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
     return text
 
 
-def _remove_results(name: str, output: Path) -> None:
-    """Remove what another test of this name has left: its CSV beside this report would mislead."""
-    for path in (output, output.with_suffix(".csv"), output.with_suffix(".md")):
-        path.unlink(missing_ok=True)
-    remove_pictures(output.parent, name)
-
-
-def _is_there(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether there is a report of this very test."""
-    try:
-        report = json.loads(output.read_text())
-    except (OSError, ValueError):
-        return False
-    return all(report.get(key) == value for key, value in identity.items())
-
-
-def _prior_threshold(cfg, net: nn.Module, processes: Processes, journal: Journal):
-    """The threshold of the similarity prior that is best on episodes of the base classes."""
+def _prior_threshold(cfg: Config, net: HDMNet, processes: Processes, journal: Journal) -> Threshold:
+    """Return the threshold of the similarity prior that is best on episodes of the base classes."""
     base = build_episodes(cfg, "train", testing=True)
     draws = draw_test_episodes(base.lists, cfg.shot, len(base), PROTOCOL_SEED, cfg.workers)
     step = max(1, len(draws) // BASELINE_EPISODES)
@@ -185,7 +193,9 @@ def _prior_threshold(cfg, net: nn.Module, processes: Processes, journal: Journal
     evaluation = evaluate_episodes(
         predictor, [draws[::step]], processes, journal=journal, progress="baseline on base classes"
     )
-    return evaluation.runs[0].prior.best()
+    histograms = evaluation.runs[0].prior
+    assert isinstance(histograms, PriorHistograms)
+    return histograms.best()
 
 
 if __name__ == "__main__":

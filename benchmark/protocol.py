@@ -1,12 +1,11 @@
-"""What the test gains by computing what episodes share once: `python -m benchmark.protocol`.
+"""Measure what the test gains by sharing features between episodes: `python -m benchmark.protocol`.
 
-The same drawn episodes, on pictures of the demo set, each way in a process of its own: every episode
-by itself (`net(query, support, mask)`), and as test.py does it.
+The same drawn episodes, on pictures of the demo set, are tested in two ways, each in a process of its
+own: every episode by itself (`net(query, support, mask)`), and as test.py does it.
 """
 
 import argparse
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import build_hdmnet
+from model import HDMNet, build_hdmnet
 from util.config import Config, load_config
 from util.data.data_loader import Loader
 from util.data.draws import Draw, draw_test_episodes, run_seeds
@@ -24,7 +23,7 @@ from util.data.episodes import EpisodeDataset
 from util.data.loaders import build_episodes
 from util.demo_data import write_demo
 from util.evaluation.evaluator import evaluate_episodes
-from util.evaluation.metrics import EpisodeMetrics
+from util.evaluation.metrics import EpisodeMetrics, confusion
 from util.evaluation.model import load_tested
 from util.evaluation.predictor import build_predictor, resize_logits
 from util.runtime.distributed import Processes
@@ -51,9 +50,9 @@ class DrawnEpisodes(torch.utils.data.Dataset):
 
 @torch.no_grad()
 def plain_counts(
-    net, episodes: EpisodeDataset, draws: list[Draw], device: torch.device, workers: int
+    net: HDMNet, episodes: EpisodeDataset, draws: list[Draw], device: torch.device, workers: int
 ) -> EpisodeMetrics:
-    """The counts of one run, nothing shared between its episodes."""
+    """Return the counts of one run, nothing shared between its episodes."""
     metrics = EpisodeMetrics(episodes.classes, len(episodes.base_classes))
     loader = Loader(DrawnEpisodes(episodes, draws), workers, batch_size=1)
     for draw, batch in zip(draws, loader, strict=True):
@@ -63,16 +62,22 @@ def plain_counts(
             resize_logits(logits, label.shape)[0].argmax(0)
             for logits in (out.final, out.meta, out.base)
         )
-        metrics.update(draw.class_id, *maps, label, batch["base_label"][0])
+        final, meta, base = maps
+        metrics.add(
+            draw.class_id,
+            confusion(final, label, 2),
+            confusion(meta, label, 2),
+            confusion(base, batch["base_label"][0], len(episodes.base_classes) + 1),
+        )
     return metrics
 
 
 def measure(cfg: Config, way: str) -> dict:
-    """Seconds, bytes and counts of the test, one way."""
+    """Return seconds, bytes and counts of the test, done in one way."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     episodes = build_episodes(cfg, "val", testing=True, progress=False)
     if cfg.weight:
-        net, _ = load_tested(cfg, episodes.base_classes, Path(cfg.weight), logging.getLogger())
+        net = load_tested(Path(cfg.weight), episodes.base_classes, cfg.model_arguments).net
     else:
         torch.manual_seed(0)
         net = build_hdmnet(base_classes=len(episodes.base_classes), **cfg.model_arguments)
@@ -99,14 +104,14 @@ def measure(cfg: Config, way: str) -> dict:
 
 
 def measured(arguments: list[str], way: str) -> dict:
-    """`measure` in a fresh process."""
+    """Return what `measure` gives in a new process."""
     command = [sys.executable, "-m", "benchmark.protocol", "--way", way, *arguments]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(answer.splitlines()[-1])
 
 
 def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -> str:
-    """The measurements as markdown."""
+    """Return the measurements as markdown."""
     number = cfg.test_runs * cfg.test_num
     rows = [
         [

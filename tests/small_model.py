@@ -1,4 +1,4 @@
-"""A small model and drawn episodes for the tests of testing; its predictions hold both labels."""
+"""A small model and drawn episodes for the tests of evaluation; its predictions hold both labels."""
 
 import torch
 
@@ -21,17 +21,20 @@ def small_episodes(tiny_voc, cache, shot=1, part="val", split=0, resized=True):
     return EpisodeDataset(lists, fold, part, shot, str(tiny_voc), transform, originals=True)
 
 
-def small_net(episodes, **options):
+def small_net(episodes, base_classes=None):
     """HDMNet with random weights, whose logits are spread around zero on the first episode."""
     torch.manual_seed(0)
-    net = build_hdmnet("resnet18", len(episodes.base_classes), shot=episodes.shot, **options).eval()
+    base_classes = base_classes or len(episodes.base_classes)
+    net = build_hdmnet("resnet18", base_classes, shot=episodes.shot).eval()
     (draw,) = draw_test_episodes(episodes.lists, episodes.shot, 1, 0, 0)
     last = net.decoder.classifier[-1]
     with torch.no_grad():
         net.ensemble.background_merge.weight.copy_(torch.tensor([0.8, 0.2]).view(1, 2, 1, 1))
         # Base probabilities that vary, too.
         net.base.classifier[-1].weight *= 30
-        out = plain_output(net, episodes, draw)
+        item = episodes.load(*draw, rng=None)
+        item.pop("class_index", None)  # The meta learner does not depend on it.
+        out = plain_output(net, item)
         difference = (out.meta[:, 1] - out.meta[:, 0]).flatten()
         factor = 1 / difference.std()
         last.weight *= factor
@@ -40,9 +43,8 @@ def small_net(episodes, **options):
     return net
 
 
-def plain_output(net, episodes, draw):
-    """The output for one drawn episode, nothing shared with others."""
-    item = episodes.load(*draw, rng=None)
+def plain_output(net, item):
+    """The output for one loaded episode, nothing shared with others."""
     keys = [key for key in ("query", "support", "support_mask") if key in item]
     index = torch.tensor([item["class_index"]]) if "class_index" in item else None
     with torch.no_grad():

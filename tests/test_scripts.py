@@ -186,8 +186,9 @@ def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained
             rows = list(csv.DictReader(handle))
         assert len(rows) == 120 and {row["seed"] for row in rows} == {"510", "365"}
         pictures = [picture.name for picture in result.glob("*.png")]
-        assert {"episode-1shot-2x60-0.png", "contact-1shot-2x60.png"} <= set(pictures)
-        assert sum(name.startswith("worst-1shot-2x60-") for name in pictures) == 20
+        named = f"1shot-2x60-{weight.stem}"
+        assert {f"episode-{named}-0.png", f"contact-{named}.png"} <= set(pictures)
+        assert sum(picture.startswith(f"worst-{named}-") for picture in pictures) == 20
     whole, cut = reports["whole"], reports["cut"]
     assert cut["runs"] == whole["runs"] and cut["drawn"] == whole["drawn"]
     assert 0 < cut["work"]["episodes"] <= 117 < whole["work"]["episodes"] == 120
@@ -269,23 +270,17 @@ def test_starting_anew_keeps_the_base_learner(scripts, trained):
     assert read_checkpoint(folder / "last.pth")["run"]["epoch"] == 2
 
 
-def test_the_size_of_the_network_can_be_tested(scripts, trained):
+def test_a_test_that_differs_in_size_has_a_result_of_its_own(scripts, trained):
     run = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18"
-    best = find_best(run / "snapshot").path
-    # Left by another test of the same name, whose report this one takes the place of.
-    others = [
-        run / "result" / name
-        for name in (f"test-1shot-1x3-{best.stem}.csv", "worst-1shot-1x3-0.png")
-    ]
-    more_runs = run / "result" / f"test-1shot-2x3-{best.stem}.csv"
-    for path in (*others, more_runs):
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    # Settings may follow a flag.
-    scripts("test.sh", "1", "ori_resize=False", "--visualize", "1", "test_runs=1", "test_num=3")
-    report = scripts.report()
-    assert report["settings"]["ori_resize"] is False and report["settings"]["episodes"] == 3
-    assert more_runs.exists() and not any(path.exists() for path in others)
+    plain = f"1shot-1x3-{find_best(run / 'snapshot').path.stem}"
+    for resized in (True, False):
+        # Settings may follow a flag.
+        settings = ("--visualize", "1", f"ori_resize={resized}", "test_runs=1", "test_num=3")
+        scripts("test.sh", "1", "--per_episode", *settings)
+        assert scripts.report()["settings"]["ori_resize"] is resized
+    for pattern in ("test-{}*.json", "test-{}*.csv", "test-{}*.md", "contact-{}*.png"):
+        names = [path.name for path in (run / "result").glob(pattern.format(plain))]
+        assert len(names) == 2 and pattern.format(plain).replace("*", "") in names
 
 
 def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained):

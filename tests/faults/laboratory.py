@@ -11,11 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmark.machine import describe_machine
-
 from util.checkpoints.io import read_checkpoint
 from util.demo_data import write_demo
 from util.runtime.files import ROOT
+from util.runtime.machine import environment_line
 
 EPOCHS, SAVE_ITERS = 6, 4
 # Of the table that a training logs: epoch/epochs, iteration/iterations.
@@ -204,7 +203,7 @@ class Laboratory:
         """Return the machine and the table of all faults so far, in Markdown."""
         lost = f"iterations lost (checkpoints every {SAVE_ITERS})"
         header = f"| fault | times | {lost} | same weights at the end |"
-        return "\n".join([f"\n{describe_machine()}\n", header, "|-|-|-|-|", *self._rows])
+        return "\n".join([f"\n{environment_line()}\n", header, "|-|-|-|-|", *self._rows])
 
 
 def _limit_file_size(size: int) -> None:

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from util.evaluation.metrics import SCORES
-from util.report import build_report, find_results, main
+from util.report import find_results, main, paper_tables
 from util.runtime.errors import UserError
 
 SETTINGS = {
@@ -52,7 +52,7 @@ def rows(text):
 
 
 def table(*paths, **options):
-    return rows(build_report(find_results(paths), **options))
+    return rows(paper_tables(find_results(paths), **options))
 
 
 def row(found, name, backbone="resnet50"):
@@ -82,7 +82,9 @@ def test_folds_and_shots_join_to_one_row_beside_the_paper(tmp_path):
 def test_no_mean_over_some_of_the_folds(tmp_path):
     write_folds(tmp_path, folds=(0, 1, 3))
     assert row(table(tmp_path), "HDMNet") == ["50.0", "51.0", "-", "53.0", "-", "-", *NONE]
-    assert "A mean is over all folds" in build_report(find_results([tmp_path]))
+    assert "A mean is shown where the results of all folds were found" in paper_tables(
+        find_results([tmp_path])
+    )
 
 
 def test_other_scores_stand_without_the_paper(tmp_path):
@@ -90,6 +92,22 @@ def test_other_scores_stand_without_the_paper(tmp_path):
     found = table(tmp_path, metric="mIoU_m")
     assert row(found, "HDMNet") == ["25.0", "25.5", "26.0", "26.5", "25.8", "0.0", *NONE]
     assert len(found) == 3
+
+
+def test_tests_without_the_score_leave_their_cells_empty(tmp_path):
+    write_folds(tmp_path, folds=(0, 1))
+    path = write(tmp_path, "split2", split=2)
+    content = json.loads(path.read_text())
+    del content["mean"]["mIoU_b"]
+    path.write_text(json.dumps(content))
+    found = table(tmp_path, metric="mIoU_b")
+    assert row(found, "HDMNet") == ["0.0", "0.0", "-", "-", "-", "-", *NONE]
+
+
+def test_settings_without_a_value_do_not_tell_tests_apart(tmp_path):
+    write_folds(tmp_path, folds=(0, 1), generalised=None)
+    write_folds(tmp_path, folds=(2, 3))
+    assert row(table(tmp_path), "HDMNet")[4] == "51.5"
 
 
 def test_experiments_backbones_and_datasets_have_rows_of_their_own(tmp_path):
@@ -134,14 +152,14 @@ def test_of_two_tests_the_newer_stands_and_it_says_so(tmp_path):
     new = write(tmp_path, miou=0.4, name="a")
     os.utime(old, (1000, 1000))
     results = find_results([old, new, old])
-    text = build_report(results)
+    text = paper_tables(results)
     assert row(rows(text), "HDMNet")[0] == "40.0"
     assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
 
 
 def test_weights_of_another_shot_are_noted(tmp_path):
     path = write(tmp_path, "split0_5shot", shot=5, trained_shot=1)
-    assert f"{path}: 5-shot with weights of 1-shot." in build_report(find_results([path]))
+    assert f"{path}: 5-shot with weights of 1-shot." in paper_tables(find_results([path]))
 
 
 def test_another_number_of_folds(tmp_path):
@@ -155,7 +173,7 @@ def test_the_tests_say_the_number_of_folds_of_each_dataset(tmp_path):
     write_folds(tmp_path)
     write_folds(tmp_path, folds=range(3), dataset="mine", fold_count=3)
     write(tmp_path, dataset="mine", folds="seen", fold_count=1, name="seen")
-    mine, pascal = build_report(find_results([tmp_path])).split("### pascal")
+    mine, pascal = paper_tables(find_results([tmp_path])).split("### pascal")
     assert [cells[2:7] for cells in rows(mine)[2:]] == [
         ["50.0", "-", "-", "50.0", "60.0"],
         ["50.0", "51.0", "52.0", "51.0", "61.0"],

@@ -1,128 +1,17 @@
-import numpy as np
 import pytest
 
-from util.runtime.errors import UserError
-from util.slices import (
-    COLUMNS,
-    EpisodeRecord,
-    episode_counts,
-    episode_record,
-    main,
-    read_csv,
-    slice_tables,
-    worst_episodes,
-    write_csv,
-)
-
-
-def record(iou=0.5, share=0.1, classes=1, query="q.jpg", supports=("s.jpg",), **other):
-    values = {"class_name": "cat", "iou_meta": iou / 2, "pixels": 7, "seed": 510, **other}
-    return EpisodeRecord(
-        query=query, iou=iou, share=share, classes=classes, supports=supports, **values
-    )
-
-
-def cells(tables):
-    """{first cell: other cells} of all table rows."""
-    lines = [line for line in tables.splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return {row[0]: row[1:] for row in rows}
-
-
-def test_records_from_counts():
-    label = np.array([[1, 1, 1, 0, 255]], np.uint8)
-    final = np.array([[1, 1, 0, 1, 1]])
-    counts = episode_counts(final, np.zeros_like(final), label, classes=3)
-    assert counts.dtype == np.int64
-    made = episode_record("q", ["s"], "dog", 365, counts)
-    assert made == EpisodeRecord("q", "dog", 0.5, 0.0, 3, 0.6, 3, 365, ("s",))
-    other_process = np.zeros_like(counts)
-    assert episode_record("q", ["s"], "dog", 365, counts + other_process) == made
-
-
-def test_files_hold_the_records_exactly(tmp_path):
-    records = [
-        record(1 / 3, 0.1 + 0.2, 2, 'a, "b"; ü.jpg', ("x y.jpg", "z;.jpg")),
-        record(0.0, 1.0, supports=("one.jpg", "two.jpg"), class_name="potted plant"),
-    ]
-    path = tmp_path / "new folder" / "episodes.csv"
-    write_csv(path, records)
-    assert read_csv(path) == records
-    header = path.read_text(encoding="utf-8").splitlines()[0]
-    assert header == ",".join([*COLUMNS, "support_1", "support_2"])
-    write_csv(path, [])
-    assert read_csv(path) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "cannot be read: No such file"),
-        (b"", "is no file of episodes"),
-        (b"a,b\n1,2\n", "is no file of episodes"),
-        (b"\xff\xfe", "cannot be read"),
-        (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
-        (
-            ",".join(COLUMNS).encode() + b",support_1\nq,cat,high,0,1,0,1,5,s\n",
-            "row 2: iou = high: no number",
-        ),
-    ],
-)
-def test_other_files_are_one_line(tmp_path, content, message):
-    path = tmp_path / "episodes.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        read_csv(path)
-    assert str(path) in str(caught.value) and message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_slices_by_size():
-    shares = [0.01, 0.0499, 0.05, 0.1999, 0.2, 0.9]
-    records = [record(iou=number / 10, share=share) for number, share in enumerate(shares)]
-    rows = cells(slice_tables(records))
-    assert rows["small, below 5% of the image"] == ["2", "5.0", "2.5"]
-    assert rows["medium"] == ["2", "25.0", "12.5"]
-    assert rows["large, 20% or more"] == ["2", "45.0", "22.5"]
-    assert rows["all"] == ["6", "25.0", "12.5"]
-
-
-def test_slices_by_number_of_classes():
-    records = [record(iou=0.1 * count, classes=count) for count in (1, 1, 2, 4, 6)]
-    rows = cells(slice_tables(records))
-    assert rows["1"] == ["2", "10.0", "5.0"] and rows["2"] == ["1", "20.0", "10.0"]
-    assert rows["3"] == ["0", "-", "-"] and rows["4 or more"] == ["2", "50.0", "25.0"]
-
-
-def test_the_worst_episodes_come_first():
-    records = [record(iou=number / 50, query=f"q{number}.jpg") for number in range(30)]
-    text = slice_tables(records[::-1])
-    worst = text[text.index("The 20 episodes") :]
-    named = [line.split("|")[5].strip() for line in worst.splitlines() if ".jpg" in line]
-    assert named == [f"q{number}.jpg" for number in range(20)]
-
-
-def test_an_episode_that_is_drawn_again_comes_once():
-    records = [
-        record(query=f"q{number % 23}.jpg", iou=(number % 23) / 50, seed=seed)
-        for seed in (510, 365)
-        for number in range(46)
-    ]
-    worst = worst_episodes(records)
-    assert worst == records[:20]
-    other = record(query="q0.jpg", iou=0.0, supports=("another.jpg",))
-    assert {worst[0], other} <= set(worst_episodes([*records, other]))
-    assert "All, by IoU" in slice_tables([*records[:20], *records[:20]])
+from util.evaluation.episode_records import EpisodeRecord, write_csv
+from util.slices import main
 
 
 def test_the_command_joins_files(tmp_path, capsys):
     paths = [tmp_path / f"fold{fold}.csv" for fold in range(2)]
     for fold, path in enumerate(paths):
-        write_csv(path, [record(iou=fold / 2)])
+        write_csv(path, [EpisodeRecord("q", "cat", fold / 2, 0.0, 7, 0.1, 1, 510, ("s",))])
     out = tmp_path / "slices.md"
     main([*map(str, paths), "--out", str(out)])
-    assert cells(out.read_text())["all"] == ["2", "25.0", "12.5"]
+    (line,) = [line for line in out.read_text().splitlines() if line.startswith("| all ")]
+    assert line.split("|")[2:5] == ["        2 ", " 25.0 ", "   0.0 "]
     main([str(paths[1])])
     assert "The 1 episodes" not in (text := capsys.readouterr().out) and "50.0" in text
     with pytest.raises(SystemExit) as caught:

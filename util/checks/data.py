@@ -164,6 +164,7 @@ class _Part:
         return {entry for entry, of_pair in zip(entries, found, strict=True) if of_pair}
 
     def _base_label_row(self, entries: list[Entry], settings: str) -> Row:
+        assert self.cfg.base_data_root is not None  # The row is asked for only where it is set.
         folder = base_label_dir(self.cfg.base_data_root, self.part, self.cfg.split)
         subject = f"{self.part} base labels"
         remedy = f"python -m util.get_mulway_base_data {settings}"

@@ -1,72 +1,67 @@
-"""What a test counts, all of it integers: sums over processes and parts are the same in any order."""
+"""Counts of a test, all of them integers, so that sums over processes and parts never depend on order."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from util.evaluation.generalised import GeneralisedMetrics
+from util.evaluation.episode_records import episode_counts
 from util.evaluation.metrics import EpisodeMetrics
 from util.evaluation.predictor import Prediction
 from util.evaluation.prior_baseline import PriorBaselines, PriorHistograms
-from util.slices import episode_counts
 
 RECORD = 10  # numbers of `episode_counts`
-PIXELS = 8  # which of them is never 0
+PIXELS = 8  # index of the one that is never 0
 
 
 class RunCounts:
     """The counts of the episodes of one run.
 
     Args:
-        classes: class ids that the episodes are about.
-        base_classes: those of the base learner.
-        prior: counts of the prior, None for none.
-        generalised: count base and held-out classes together too.
+        classes: The class ids that the episodes are about.
+        num_base: The number of base classes; 0 where the base learner is not scored.
+        prior: Counts of the similarity prior, where they are wanted.
     """
 
     def __init__(
         self,
         classes: tuple[int, ...],
-        base_classes: tuple[int, ...],
+        num_base: int,
         prior: PriorHistograms | PriorBaselines | None = None,
-        generalised: bool = False,
     ):
-        self.metrics = EpisodeMetrics(classes, len(base_classes))
-        self.prior = prior
-        self.generalised = GeneralisedMetrics(base_classes, classes) if generalised else None
-        self._parts = [
-            part for part in (self.metrics, self.prior, self.generalised) if part is not None
-        ]
-        self._sizes = [part.state().size for part in self._parts]
+        self.metrics, self.prior = EpisodeMetrics(classes, num_base), prior
 
     def update(self, class_id: int, prediction: Prediction) -> np.ndarray:
-        """Count one episode of a class; returns what `util.slices` keeps of it, (RECORD,)."""
+        """Count one episode of a class and return its `episode_counts`, (RECORD,)."""
         p = prediction
         record = episode_counts(p.final, p.meta, p.label, p.classes)
         final, meta = record[:PIXELS].reshape(2, 2, 2)
         self.metrics.add(class_id, final, meta, p.base_counts)
-        if self.prior is not None:
+        if self.prior is not None and p.prior is not None:
             self.prior.update(class_id, p.prior, p.label)
-        if self.generalised is not None:
-            self.generalised.update(class_id, p.merged, p.label, p.base_label)
         return record
 
     def state(self) -> np.ndarray:
-        """All counts as one int64 array."""
-        return np.concatenate([part.state().ravel() for part in self._parts])
+        """Return all counts as a flat int64 array."""
+        parts = [self.metrics.state()]
+        if self.prior is not None:
+            parts.append(self.prior.state())
+        return np.concatenate(parts)
 
     def load_state(self, state: np.ndarray) -> None:
-        """Replace the counts by those of `state`."""
-        pieces = np.split(state, np.cumsum(self._sizes)[:-1])
-        for part, piece in zip(self._parts, pieces, strict=True):
-            part.load_state(piece)
+        """Replace the counts by those of a `state`."""
+        metrics, prior = np.split(state, [self.metrics.state().size])
+        self.metrics.load_state(metrics)
+        if self.prior is not None:
+            self.prior.load_state(prior)
 
 
 class UnitCounts(NamedTuple):
-    """What a unit of episodes adds.
+    """The counts that a unit of episodes adds.
 
-    positions: of the episodes among all of the test; records: (n, RECORD) of them; states: the
-    counts of each run that they belong to, {run: (size,)}.
+    Attributes:
+        positions: The positions of its episodes among all of the test.
+        records: The `episode_counts` of each, (n, RECORD).
+        states: The counts of each run that the episodes belong to, {run: (size,)}.
     """
 
     positions: list[int]
@@ -78,8 +73,8 @@ class Counts:
     """The counts of a test of several runs.
 
     Args:
-        lengths: number of episodes of each run.
-        size: of the state of a run.
+        lengths: The number of episodes of each run.
+        size: The size of the state of a run.
 
     Attributes:
         records: int64 (episodes, RECORD), run after run; zeros where nothing was counted yet.
@@ -97,5 +92,5 @@ class Counts:
             self.states[run] += state
 
     def done(self) -> np.ndarray:
-        """Whether each episode was counted, bool (episodes,)."""
+        """Return whether each episode was counted, bool (episodes,)."""
         return self.records[:, PIXELS] > 0

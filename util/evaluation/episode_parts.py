@@ -1,11 +1,11 @@
-"""Queries and supports of drawn episodes, each loaded by itself, since others need them too.
+"""Queries and supports of drawn episodes, each loaded alone, since several episodes need them.
 
-What an image becomes depends on the image alone, and of a support on its class and annotation:
-the transform of the test and the annotations draw from no stream of the episodes.
+A loaded query depends on the image alone, a loaded support on its class and annotation too: neither
+the transform of the test nor the annotations draw from the random streams of the episodes.
 """
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -16,22 +16,26 @@ from util.data.draws import PROTOCOL_SEED
 from util.data.episodes import EpisodeDataset
 from util.data.folds import IGNORE, class_label_table
 from util.data.images import read_pair
+from util.data.transform import EvalTransform
 
 
 class SupportKey(NamedTuple):
-    """A support: position of the image in the lists, its class, and how it is annotated."""
+    """A support: position of its image in the lists, its class, and how it is annotated."""
 
-    index: int
+    image: int
     class_id: int
     ann_type: str
 
 
 class Query(NamedTuple):
-    """A query, whatever class is asked for.
+    """A query, whatever class an episode asks for.
 
-    image: (3, S, S). mask: class ids of the dataset; base_label: 0..N; both uint8 (H, W) of the size
-    that is compared, 255 = ignore. fitted: (h, w) that the image fills of S×S. classes: number of
-    classes in the image.
+    Attributes:
+        image: The transformed image, (3, S, S).
+        mask: Class ids of the dataset, uint8 (H, W) of the size that is compared, 255 = ignore.
+        base_label: Labels 0..N of the base learner, likewise.
+        fitted: The part (h, w) of S×S that the image fills.
+        classes: The number of classes in the image.
     """
 
     image: Tensor
@@ -42,25 +46,28 @@ class Query(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to load: queries by their position in the lists, and supports."""
+    """Queries to load, by their position in the lists, and supports."""
 
     queries: tuple[int, ...]
     supports: tuple[SupportKey, ...]
 
 
 class Parts(NamedTuple):
-    """What was requested: {position: Query}, {key: (image (3, S, S), mask (S, S) uint8)}."""
+    """Loaded queries by position, and supports by key: image (3, S, S), mask uint8 (S, S)."""
 
     queries: dict[int, Query]
     supports: dict[SupportKey, tuple[Tensor, Tensor]]
 
 
 class EpisodeParts(Dataset):
-    """Loads `Request`s; raises UserError for files that cannot be read.
+    """A dataset that loads what a `Request` names.
 
     Args:
-        episodes: of the test, with its transform.
-        original_size: of the labels; else they are S×S.
+        episodes: The episodes of the test, with its transform.
+        original_size: Whether labels have the original size of the image, else S×S.
+
+    Raises:
+        UserError: A file cannot be read.
     """
 
     def __init__(self, episodes: EpisodeDataset, original_size: bool = True):
@@ -73,26 +80,28 @@ class EpisodeParts(Dataset):
         )
 
     def query(self, index: int) -> Query:
-        """The query at a position in the lists."""
+        """Load the query at a position in the lists."""
         episodes = self.episodes
         entry = episodes.lists.entries[index]
         image, mask = read_pair(episodes.data_root, entry)
         base_label = episodes.base_labels(mask, os.path.join(episodes.data_root, entry[1]))
         classes = len(set(np.unique(mask).tolist()) - {0, IGNORE})
-        fitted = episodes.transform.fitted_size(*mask.shape)
+        transform = cast(EvalTransform, episodes.transform)
+        fitted = transform.fitted_size(*mask.shape)
         labels = [] if self.original_size else [mask, base_label]
-        image, *resized = episodes.transform(None, image, *labels)
+        tensor, *resized = transform(None, image, *labels)
         if resized:
             mask, base_label = (label.numpy() for label in resized)
-        return Query(image, mask, base_label, fitted, classes)
+        return Query(tensor, mask, base_label, fitted, classes)
 
     def support(self, key: SupportKey) -> tuple[Tensor, Tensor]:
-        """A support as the model gets it: image (3, S, S), mask (S, S) in {0, 1, 255}."""
-        return self.episodes.transform(None, *self.annotated(key))
+        """Load a support for the model: image (3, S, S), mask (S, S) in {0, 1, 255}."""
+        image, mask = self.episodes.transform(None, *self.annotated(key))
+        return image, mask
 
     def annotated(self, key: SupportKey) -> tuple[np.ndarray, np.ndarray]:
-        """A support at its original size: image (H, W, 3) uint8, annotation (H, W) uint8."""
-        entry = self.episodes.lists.entries[key.index]
+        """Load a support at its original size: image (H, W, 3), annotation uint8 (H, W)."""
+        entry = self.episodes.lists.entries[key.image]
         image, mask = read_pair(self.episodes.data_root, entry)
         stream = annotation_stream(entry[0], key.class_id, PROTOCOL_SEED)
         return image, annotate(class_label_table(key.class_id)[mask], key.ann_type, stream)

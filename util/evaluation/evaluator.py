@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from model import PSPNet
+from util.data.dataset import BaseDataset
 from util.data.draws import Draw
 from util.data.loaders import evaluation_loader
 from util.evaluation.counts import Counts, RunCounts, UnitCounts
 from util.evaluation.journal import Journal
-from util.evaluation.metrics import SegmentationMetrics
+from util.evaluation.metrics import base_miou, confusion
 from util.evaluation.plan import plan_units, share_units
 from util.evaluation.predictor import Prediction, Predictor, resize_logits
 from util.evaluation.prior_baseline import PriorBaselines, PriorHistograms, Threshold
@@ -26,10 +27,13 @@ from util.runtime.log import LOGGER_NAME
 
 
 class Work(NamedTuple):
-    """What an evaluation took, over all processes.
+    """The work of an evaluation, over all processes.
 
-    episodes: those executed now; seconds: from the first to the last; hits, misses: features of
-    supports that were kept from before, and that were computed.
+    Attributes:
+        episodes: The number of episodes that were executed, without those that a journal held.
+        seconds: The time from the first to the last.
+        hits: How often the features of a support were still in memory.
+        misses: How often they were computed.
     """
 
     episodes: int
@@ -39,10 +43,12 @@ class Work(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Counts over all processes.
+    """The counts of an evaluation, over all processes.
 
-    runs: of each run. records: int64 (episodes, RECORD) of `util.slices.episode_counts`, run after
-    run.
+    Attributes:
+        runs: The counts of each run.
+        records: The `episode_counts` of all episodes, int64 (episodes, RECORD), run after run.
+        work: What the evaluation took.
     """
 
     runs: list[RunCounts]
@@ -63,26 +69,29 @@ def evaluate_episodes(
     The integers it counts do not depend on the number of processes or on what the journal held.
 
     Args:
-        predictor: the model, put in eval mode and left so.
-        runs: the episodes.
-        processes: this process among all.
-        threshold: of the prior's baseline. None: histograms of the prior if `predictor` gives it.
-        journal: where to go on, and to write what is done; None for neither.
-        progress: label of a progress bar and of what the journal held in the log, None for neither.
+        predictor: The model, put in eval mode and left so.
+        runs: The episodes of each run.
+        processes: This process among all.
+        threshold: The threshold of the prior's baseline. None: histograms of the prior are counted
+            if `predictor` gives it.
+        journal: Where to read what was counted before, and to write what is counted now; None for
+            neither.
+        progress: Label of a progress bar and of what the journal held in the log, None for neither.
 
     Raises:
-        UserError: an image cannot be read, or the journal cannot be written.
+        UserError: An image cannot be read, or the journal cannot be written.
     """
     draws = [draw for run in runs for draw in run]
     run_of = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
 
     def new_counts() -> RunCounts:
-        classes, base_classes = predictor.episodes.classes, predictor.episodes.base_classes
-        prior = None
-        if predictor.prior:
-            histograms = threshold is None
-            prior = PriorHistograms(classes) if histograms else PriorBaselines(classes, threshold)
-        return RunCounts(classes, base_classes, prior, generalised=predictor.merge is not None)
+        classes = predictor.episodes.classes
+        prior: PriorHistograms | PriorBaselines | None = None
+        if predictor.prior and threshold is not None:
+            prior = PriorBaselines(classes, threshold)
+        elif predictor.prior:
+            prior = PriorHistograms(classes)
+        return RunCounts(classes, predictor.scored_base_classes, prior)
 
     totals = [new_counts() for _ in runs]
     counts = Counts([len(run) for run in runs], totals[0].state().size)
@@ -124,8 +133,13 @@ def evaluate_episodes(
     return Evaluation(totals, counts.records, work)
 
 
-def _count(predictions: list[Prediction], draws, run_of, new_counts) -> UnitCounts:
-    runs = defaultdict(new_counts)
+def _count(
+    predictions: Sequence[Prediction],
+    draws: Sequence[Draw],
+    run_of: np.ndarray,
+    new_counts: Callable[[], RunCounts],
+) -> UnitCounts:
+    runs: dict[int, RunCounts] = defaultdict(new_counts)
     records = []
     for prediction in predictions:
         position = prediction.position
@@ -136,21 +150,23 @@ def _count(predictions: list[Prediction], draws, run_of, new_counts) -> UnitCoun
 
 
 @torch.no_grad()
-def evaluate_base(net: PSPNet, dataset, processes: Processes, workers: int = 0) -> float:
-    """mIoU of the base learner over its base classes, on images at their original size.
+def evaluate_base(
+    net: PSPNet, dataset: BaseDataset, processes: Processes, workers: int = 0
+) -> float:
+    """Return the mIoU of the base learner over its base classes, on images at their original size.
 
     Args:
-        net: the base learner, put in eval mode and left so.
-        dataset: `BaseDataset` of the val list.
-        processes: this process among all.
-        workers: loader workers of this process.
+        net: The base learner, put in eval mode and left so.
+        dataset: The images of the val list.
+        processes: This process among all.
+        workers: Loader workers of this process.
     """
     net.eval()
-    metrics = SegmentationMetrics(net.base_classes + 1)
+    classes = net.base_classes + 1
+    counts = np.zeros((classes, classes), np.int64)
     share = Subset(dataset, range(processes.rank, len(dataset), processes.world_size))
     for batch in evaluation_loader(share, workers):
         logits = net(batch["image"].to(processes.device))
         label = batch["label"][0]
-        metrics.update(resize_logits(logits, label.shape)[0].argmax(0), label)
-    metrics.load_state(processes.sum(metrics.state()))
-    return metrics.miou(range(1, net.base_classes + 1))
+        counts += confusion(resize_logits(logits, label.shape)[0].argmax(0), label, classes)
+    return base_miou(processes.sum(counts))

@@ -1,4 +1,4 @@
-"""Features of supports that were computed before, as many as memory is given for."""
+"""A cache of the features of supports, within a limit of memory."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -7,13 +7,14 @@ from model.features import SupportFeatures, feature_bytes
 
 
 class FeatureCache:
-    """Keeps features until those used last fill the limit.
+    """The features that were used last, as many as fit.
 
     Args:
-        limit: bytes; what does not fit at all is not kept.
+        limit: The limit in bytes. Features that are larger are not kept.
 
     Attributes:
-        hits, misses: how often `get` found something, and how often not.
+        hits: How often `get` found something.
+        misses: How often it did not.
     """
 
     def __init__(self, limit: float):
@@ -26,7 +27,7 @@ class FeatureCache:
         return key in self._kept
 
     def get(self, key: Hashable) -> SupportFeatures | None:
-        """What was put under the key, if it is still there."""
+        """Return what was put under the key, if it was not dropped since."""
         if key not in self._kept:
             self.misses += 1
             return None
@@ -35,7 +36,7 @@ class FeatureCache:
         return self._kept[key][0]
 
     def put(self, key: Hashable, features: SupportFeatures) -> None:
-        """Keep features, in the place of those that were not used for longest. The key is new."""
+        """Keep features under a new key; those that were not used for longest are dropped for them."""
         size = feature_bytes(features)
         if size > self.limit:
             return

@@ -1,38 +1,45 @@
-"""Pictures of episodes: supports with masks, query, truth, prediction and correlation maps.
+"""Draw episodes: supports with masks, query, truth, prediction and correlation maps.
 
 Colours stay apart under the common colour-vision deficiencies: those of Okabe and Ito for the masks,
 viridis for the maps.
 """
 
+import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
 
 from util.data.folds import IGNORE
 from util.evaluation.metrics import confusion, foreground_iou
-from util.evaluation.sheet import grid_block, make_panel, paint, rows_block
 from util.runtime.files import write_atomically
 
-SUPPORT_COLOUR = (230, 159, 0)
-TRUTH_COLOUR = (0, 158, 115)
-PREDICTION_COLOUR = (204, 121, 167)
-
-PANEL_HEIGHT = 220
-CONTACT_HEIGHT = 130
-_HEAT = 0.65  # share of the map's colour over the grey query
+SUPPORT_COLOUR, TRUTH_COLOUR, PREDICTION_COLOUR = "#E69F00", "#009E73", "#CC79A7"
 _PER_ROW = 5
+_DPI = 100
+# In inches. A caption has at most some 30 characters, which the width of a cell holds.
+_CELL_WIDTH, _CELL_HEIGHT, _CAPTION, _GAP = 2.4, 2.1, 0.25, 0.08
+_TITLE_LINE, _TITLE_CHARACTER = 0.2, 0.086  # of _TITLE_FONT, whose characters have one width
+_TITLE_FONT: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 10, "parse_math": False}
 
 
 class EpisodePicture(NamedTuple):
-    """What there is to see of an episode.
+    """The pictures of an episode. Masks hold 1 = the class, 0 = other, 255 = ignore.
 
-    query: uint8 (H, W, 3) RGB; supports: one or more such images, each of its own size;
-    support_masks: one (H, W) mask for each; truth, prediction: (H, W) masks of the query. Masks hold
-    1 = the class, 0 = other, 255 = ignore. title: the class, and what else to say, of any length.
-    correlations: maps (h, w) over the whole query, coarsest first, in the order of
-    `HDMNetOutput.correlations`; arrays or tensors on the CPU.
+    Attributes:
+        query: uint8 (H, W, 3) RGB.
+        supports: One or more such images, each of its own size.
+        support_masks: A mask (H, W) of each support.
+        truth: The mask of the query, (H, W).
+        prediction: The predicted mask of the query, (H, W).
+        title: The class, and what else to say, of any length.
+        correlations: Maps (h, w) over the whole query, coarsest first.
     """
 
     query: np.ndarray
@@ -41,133 +48,117 @@ class EpisodePicture(NamedTuple):
     truth: np.ndarray
     prediction: np.ndarray
     title: str = ""
-    correlations: Sequence[np.ndarray] = ()
+    correlations: Sequence[ArrayLike] = ()
 
 
-def overlay(image, mask, colour):
-    """A copy of `image`, uint8 (H, W, 3) RGB, tinted where `mask` (H, W) is 1, ignored pixels hatched.
+class _Panel(NamedTuple):
+    """A picture under its caption, with a mask in a colour or a map of values over it."""
 
-    The tint has a contour of full colour inside the mask; where the mask is 255 there are grey
-    diagonal stripes; everywhere else the pixels stay as they are.
+    image: np.ndarray
+    caption: str
+    mask: np.ndarray | None = None
+    colour: str = ""
+    values: np.ndarray | None = None
+
+
+def episode_figure(episode: EpisodePicture) -> Figure:
+    """Draw an episode: its panels from the supports to the prediction, and the maps in a row below.
+
+    The caption of the prediction holds its foreground IoU, that of a map its size and highest value.
+
+    Raises:
+        ValueError: There is no support, or a mask has another size than its image.
     """
-    mask = np.asarray(mask)
-    painted = np.array(image, np.uint8)
-    inside = (mask == 1).astype(np.uint8)
-    thickness = 2 * max(1, round(min(mask.shape) / 110)) + 1
-    core = cv2.erode(inside, np.ones((thickness, thickness), np.uint8))
-    tint = 0.5 * painted[core == 1] + 0.5 * np.array(colour)
-    painted[core == 1] = np.rint(tint).astype(np.uint8)
-    painted[(inside == 1) & (core == 0)] = colour
-    y, x = np.nonzero(mask == IGNORE)
-    painted[y, x] = np.where(((x + y) // 3 % 2 == 0)[:, None], 128, 200)
-    return painted
+    rows = _rows(episode)
+    columns = max(map(len, rows))
+    width = columns * _CELL_WIDTH + _GAP
+    lines = textwrap.wrap(episode.title, int((width - 2 * _GAP) / _TITLE_CHARACTER))
+    top = _GAP + _TITLE_LINE * len(lines)
+    height = top + _CELL_HEIGHT * len(rows)
+    figure = Figure(figsize=(width, height), dpi=_DPI)
+    figure.text(_GAP / width, 1 - _GAP / height, "\n".join(lines), va="top", **_TITLE_FONT)
+    for row, panels in enumerate(rows):
+        bottom = height - top - _CELL_HEIGHT * (row + 1) + _GAP
+        for column, panel in enumerate(panels):
+            left = _GAP + column * _CELL_WIDTH
+            size = (_CELL_WIDTH - _GAP, _CELL_HEIGHT - _CAPTION - _GAP)
+            place = (left / width, bottom / height, size[0] / width, size[1] / height)
+            _draw_panel(figure.add_axes(place), panel)
+    return figure
 
 
-def heat_map(image, values):
-    """`values` (h, w) as colours over the grey `image`, uint8 (H, W, 3) RGB, of the same extent.
-
-    The map is stretched to the image; its lowest value is dark blue, its highest yellow (viridis).
-    """
-    values = np.asarray(values, np.float32)
-    height, width = image.shape[:2]
-    values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
-    low, high = values.min(), values.max()
-    levels = np.rint(255 * (values - low) / (high - low or 1)).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
-    return np.rint(_HEAT * colours + (1 - _HEAT) * grey).astype(np.uint8)
+def render(figure: Figure) -> np.ndarray:
+    """Return a figure as an image, uint8 (H, W, 3) RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
-def draw_episode(
-    path, query, supports, support_masks, truth, prediction, title="", correlations=()
-):
-    """Write an episode as one PNG; missing folders on the way to `path` are made.
-
-    The arguments are those of `EpisodePicture`. The panels have one height and run from the supports
-    to the prediction, in several rows where they are many, with the correlation maps below; the
-    prediction's caption holds its foreground IoU, those of the maps their size and highest value.
-    Raises ValueError for no support and for a mask of another size than its image.
-    """
-    episode = EpisodePicture(query, supports, support_masks, truth, prediction, title, correlations)
-    _write_png(path, _episode_block(episode, PANEL_HEIGHT))
+def contact_sheet(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Join images, uint8 (H, W, 3), in reading order to one that is about as wide as it is high."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    columns = min(len(images), max(1, round((len(images) * height / width) ** 0.5)))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        y, x = number // columns * height, number % columns * width
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return sheet
 
 
-def draw_contact_sheet(path, episodes, title=""):
-    """Write several `EpisodePicture` as one PNG, in reading order, each under its title.
-
-    Raises ValueError for no episode and as `draw_episode`.
-    """
-    if not episodes:
-        raise ValueError("no episodes to draw")
-    blocks = [_episode_block(episode, CONTACT_HEIGHT) for episode in episodes]
-    _write_png(path, grid_block(blocks, title))
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 (H, W, 3) RGB; missing folders on the way to `path` are made."""
+    write_atomically(path, lambda file: Image.fromarray(image).save(file, "PNG"))
 
 
-def _write_png(path, block):
-    data = cv2.imencode(".png", paint(block)[..., ::-1])[1]
-    write_atomically(path, data.tobytes())
-
-
-def _episode_block(episode, height):
-    supports, support_masks = episode.supports, episode.support_masks
-    if not len(supports) or len(supports) != len(support_masks):
-        raise ValueError(f"{len(supports)} supports with {len(support_masks)} masks")
-    maps = (episode.query, episode.truth, episode.prediction)
-    query, truth, prediction = map(np.asarray, maps)
-    images = [np.asarray(image) for image in supports]
-    masks = [np.asarray(mask) for mask in support_masks]
-    for image, mask in [*zip(images, masks, strict=True), (query, truth), (query, prediction)]:
+def _rows(episode: EpisodePicture) -> list[list[_Panel]]:
+    query, truth, prediction = episode.query, episode.truth, episode.prediction
+    pairs = list(zip(episode.supports, episode.support_masks, strict=True))
+    if not pairs:
+        raise ValueError("an episode has at least one support")
+    for image, mask in [*pairs, (query, truth), (query, prediction)]:
         if image.shape != (*mask.shape, 3):
             raise ValueError(f"image {image.shape} and mask {mask.shape} do not belong together")
     shots = [
-        _panel(
-            image,
-            f"support {number}" if len(images) > 1 else "support",
-            height,
-            mask,
-            SUPPORT_COLOUR,
-        )
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True), 1)
+        _Panel(image, f"support {number}" if len(pairs) > 1 else "support", mask, SUPPORT_COLOUR)
+        for number, (image, mask) in enumerate(pairs, 1)
     ]
-    rest = [
-        _panel(query, "query", height),
-        _panel(query, "truth", height, truth, TRUTH_COLOUR),
-        _panel(
-            query, _prediction_caption(prediction, truth), height, prediction, PREDICTION_COLOUR
-        ),
-    ]
-    rows = [shots[k : k + _PER_ROW] for k in range(0, len(shots), _PER_ROW)]
-    rows = [[*rows[0], *rest]] if len(shots) + len(rest) <= _PER_ROW else [*rows, rest]
-    if len(episode.correlations):
-        rows.append([_correlation_panel(query, values, height) for values in episode.correlations])
-    return rows_block(rows, episode.title)
-
-
-def _prediction_caption(prediction, truth):
     counts = confusion(prediction == 1, truth, 2)
-    union = counts.sum() - counts[0, 0]
-    return f"prediction, IoU {100 * foreground_iou(counts):.1f}" if union else "prediction"
+    found = f", IoU {100 * foreground_iou(counts):.1f}" if counts.sum() > counts[0, 0] else ""
+    rest = [
+        _Panel(query, "query"),
+        _Panel(query, "truth", truth, TRUTH_COLOUR),
+        _Panel(query, f"prediction{found}", prediction, PREDICTION_COLOUR),
+    ]
+    rows = [shots[start : start + _PER_ROW] for start in range(0, len(shots), _PER_ROW)]
+    rows = [[*shots, *rest]] if len(shots) + len(rest) <= _PER_ROW else [*rows, rest]
+    grey = query.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+    maps = [np.asarray(values, np.float32) for values in episode.correlations]
+    captions = [f"correlation {m.shape[1]}×{m.shape[0]}, max {m.max():.1f}" for m in maps]
+    panels = [_Panel(grey, text, values=m) for text, m in zip(captions, maps, strict=True)]
+    return [*rows, panels] if panels else rows
 
 
-def _panel(image, caption, height, mask=None, colour=None):
-    """The image scaled to the panel's height, with its mask scaled and laid over it."""
-    picture = _scaled(image, height)
-    if mask is not None:
-        size = picture.shape[1::-1]
-        small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        picture = overlay(picture, small, colour)
-    return make_panel(picture, caption, height)
+def _draw_panel(axes: Axes, panel: _Panel) -> None:
+    height, width = panel.image.shape[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.set_axis_off()
+    axes.set_title(panel.caption, size=9, pad=3)
+    axes.imshow(panel.image)
+    if panel.values is not None:
+        axes.imshow(panel.values, "viridis", alpha=0.65, interpolation="bilinear", extent=extent)
+    if panel.mask is not None:
+        _fill(axes, panel.mask == 1, colors=[panel.colour], alpha=0.5)
+        _fill(axes, panel.mask == 1, outlined=True, colors=[panel.colour], linewidths=1.5)
+        _fill(axes, panel.mask == IGNORE, colors=["0.8"], hatches=["/////"])
+    axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
-def _correlation_panel(query, values, height):
-    values = np.asarray(values, np.float32)
-    caption = f"correlation {values.shape[1]}×{values.shape[0]}, max {values.max():.1f}"
-    return make_panel(heat_map(_scaled(query, height), values), caption, height)
-
-
-def _scaled(image, height):
-    """The image at the height of its panel, or lower so that it is at most twice as wide as that."""
-    scale = min(height / image.shape[0], 2 * height / image.shape[1])
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
+def _fill(axes: Axes, region: np.ndarray, outlined: bool = False, **style: Any) -> None:
+    """Fill or outline the pixels of a region, bool (H, W)."""
+    if region.any():
+        # A border of pixels outside closes the outline at the edges of the image.
+        padded = np.pad(region, 1).astype(float)
+        y, x = (np.arange(size) - 1 for size in padded.shape)
+        draw = axes.contour if outlined else axes.contourf
+        draw(x, y, padded, levels=[0.5] if outlined else [0.5, 1.5], **style)

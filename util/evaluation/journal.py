@@ -1,7 +1,7 @@
-"""What a test has counted so far, kept beside its result until that is complete.
+"""The journal of a test: what it has counted so far, kept beside its result until that is complete.
 
-Every process appends to a file of its own, a line per unit of episodes. Whoever tests the same reads
-the files of all of them and goes on with what is left, on any number of processes.
+Every process appends to a file of its own, a line per unit of episodes. A later start of the same
+test reads the files of all processes and counts only what is left, on any number of processes.
 """
 
 import hashlib
@@ -13,38 +13,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt
 
 from util.evaluation.counts import Counts, UnitCounts
 from util.runtime.errors import UserError
 
 
+class _Line(BaseModel):
+    """A line: positions and records of episodes and, of each run, where its state is not 0."""
+
+    episodes: list[NonNegativeInt]
+    records: list[list[int]]
+    runs: dict[NonNegativeInt, tuple[list[NonNegativeInt], list[int]]]
+
+
+def digest(identity: Any) -> str:
+    """Return twelve hexadecimal digits of the SHA-256 of plain values."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 class Journal:
-    """The files of one test.
+    """The journal files of one test.
 
     Args:
-        folder: where they are.
-        identity: plain values that tell this test from any other.
+        folder: The folder of the files.
+        identity: Plain values that tell this test from any other.
     """
 
     def __init__(self, folder: Path, identity: Any):
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.folder, self.name = Path(folder), f"journal-{digest[:12]}"
+        self.folder, self.name = Path(folder), f"journal-{digest(identity)}"
 
     def read(self, counts: Counts) -> None:
-        """Add what was counted to `counts`, but for lines that were not written to their end."""
+        """Add to `counts` what was counted; lines that are torn or of another form are left out."""
         for path in self._files():
             for line in path.read_bytes().splitlines():
                 unit = _parsed(line, counts)
-                # Two tests that ran at once have both counted it.
+                # Two tests that ran at the same time have both counted it.
                 if unit is not None and not counts.records[unit.positions].any():
                     counts.add(unit)
 
     @contextmanager
     def writing(self, rank: int) -> Iterator[Callable[[UnitCounts], None]]:
-        """A function that appends a unit to the file of a process, and flushes it.
+        """Give a function that appends a unit to the file of a process at once.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: The file cannot be written.
         """
         path = self.folder / f"{self.name}-{rank}.jsonl"
         with _explained(path):
@@ -58,12 +72,12 @@ class Journal:
         with file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # killed while it wrote a line
+                if file.read(1) != b"\n":  # The process was killed while it wrote a line.
                     file.write(b"\n")
             yield append
 
     def remove(self) -> None:
-        """Remove the files: what they hold is in the result."""
+        """Remove the files, once the result holds what they hold."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
@@ -83,20 +97,22 @@ def _line(unit: UnitCounts) -> bytes:
     runs = {}
     for run, state in unit.states.items():
         (at,) = np.nonzero(state)
-        runs[run] = [at.tolist(), state[at].tolist()]
-    content = {"episodes": unit.positions, "records": unit.records.tolist(), "runs": runs}
-    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+        runs[run] = (at.tolist(), state[at].tolist())
+    line = _Line(episodes=unit.positions, records=unit.records.tolist(), runs=runs)
+    return line.model_dump_json().encode() + b"\n"
 
 
-def _parsed(line: bytes, counts: Counts) -> UnitCounts | None:
-    """The unit of a line; None if it is no whole one."""
+def _parsed(text: bytes, counts: Counts) -> UnitCounts | None:
+    """Return the unit of a line, or None if the line does not hold a whole one of this test."""
     try:
-        content = json.loads(line)
+        line = _Line.model_validate_json(text)
+        records = np.array(line.records, np.int64)
+        if records.shape != counts.records[line.episodes].shape:
+            return None
         states = {}
-        for run, (at, by) in content["runs"].items():
-            states[int(run)] = np.zeros_like(counts.states[int(run)])
-            states[int(run)][at] = by
-        records = np.array(content["records"], np.int64)
-        return UnitCounts(content["episodes"], records, states)
-    except ValueError:
+        for run, (at, by) in line.runs.items():
+            states[run] = np.zeros_like(counts.states[run])
+            states[run][at] = by
+    except (ValueError, IndexError, OverflowError):  # pydantic's ValidationError is a ValueError.
         return None
+    return UnitCounts(line.episodes, records, states)

@@ -1,47 +1,72 @@
-"""The model that a test runs, also where its weights were trained with another number of supports."""
+"""Loading a model to test, whatever shot and number of base classes its weights were trained with."""
 
-import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import nn
-
-from model import build_hdmnet
+from model import HDMNet, build_hdmnet
 from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
-from util.config import Config
-from util.pretrained.kinds import recognise
+from util.pretrained.kinds import HDMNET, recognise
+from util.runtime.errors import UserError
+
+
+class LoadedModel(NamedTuple):
+    """A model that was loaded for a test.
+
+    Attributes:
+        net: The model.
+        shot: The number of supports that its weights were trained with.
+        notes: What a reader of the scores has to know of the weights, a sentence each.
+    """
+
+    net: HDMNet
+    shot: int
+    notes: list[str]
 
 
 def load_tested(
-    cfg: Config, base_classes: tuple[int, ...], path: Path, logger: logging.Logger
-) -> tuple[nn.Module, int]:
-    """The model of a checkpoint of ours or of the published code, and the shot of its training.
+    path: Path, base_classes: tuple[int, ...], arguments: Mapping[str, Any], scaled: bool = True
+) -> LoadedModel:
+    """Load a checkpoint of ours or of the published code.
 
-    At another shot than that, what matching gathers, a sum over the supports, is brought to the scale
-    of training (unless `scale_to_trained_shot` is off), and the supports weigh alike: the weights
-    that `kshot_rw` learned are as many as the supports of training.
+    Weights of another shot than the test's: what matching gathers, a sum over the supports, is
+    brought to the scale of training, and all supports weigh alike, since the weights that `kshot_rw`
+    learned are as many as the supports of training. Weights of another number of base classes: the
+    model gets as many as they have.
+
+    Args:
+        path: The checkpoint.
+        base_classes: The base classes of the fold that is tested.
+        arguments: Arguments of `build_hdmnet`, those of the test.
+        scaled: Whether matching is brought to the scale of training.
 
     Raises:
-        UserError: the checkpoint is not readable or does not fit.
+        UserError: The checkpoint is not readable or does not fit.
     """
     content = read_checkpoint(path)
-    check_classes(content, base_classes, str(path))
-    state, shot = content["state_dict"], recognise(content, str(path)).shot
-    arguments = cfg.model_arguments
-    if shot != cfg.shot:
-        logger.info(shot_note(shot, cfg.shot, cfg.scale_to_trained_shot))
+    contents = recognise(content, str(path))
+    if contents.kind != HDMNET or contents.base_classes is None:
+        raise UserError(f"checkpoint {path}: {contents.kind}, where a test needs a trained HDMNet")
+    state, arguments, notes = content["state_dict"], dict(arguments), []
+    if contents.base_classes == len(base_classes):
+        check_classes(content, base_classes, str(path))
+    else:
+        notes.append(
+            f"The weights were trained on {contents.base_classes} base classes and this fold has "
+            f"{len(base_classes)}: the base learner is used as it is, and not scored."
+        )
+    if contents.shot != arguments["shot"]:
+        matching = (
+            f"multiplied by {contents.shot}/{arguments['shot']}" if scaled else "left as it is"
+        )
+        notes.append(
+            f"The weights were trained with {contents.shot}-shot: what matching gathers is "
+            f"{matching}, and all supports weigh alike."
+        )
         state = {key: value for key, value in state.items() if not is_shot_weight(key)}
         arguments["kshot_trans_dim"] = None
-        if cfg.scale_to_trained_shot:
-            arguments["trained_shot"] = shot
-    net = build_hdmnet(base_classes=len(base_classes), **arguments)
+        if scaled:
+            arguments["trained_shot"] = contents.shot
+    net = build_hdmnet(base_classes=contents.base_classes, **arguments)
     load_weights(net, state, str(path))
-    return net, shot
-
-
-def shot_note(trained_shot: int, shot: int, scaled: bool) -> str:
-    """What is done where weights are tested at another number of supports than they were trained."""
-    matching = f"multiplied by {trained_shot}/{shot}" if scaled else "left as it is"
-    return (
-        f"The weights were trained with {trained_shot}-shot: what matching gathers is {matching}, "
-        "and all supports weigh alike."
-    )
+    return LoadedModel(net, contents.shot, notes)

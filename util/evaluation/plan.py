@@ -1,7 +1,7 @@
 """The order in which drawn episodes are executed, and how processes share them.
 
 Episodes of a query go together, over all runs, so that its features are computed once; queries of a
-class go together, so that few supports' features have to be at hand at a time.
+class go together, so that the features of few supports have to be in memory at a time.
 """
 
 import math
@@ -10,25 +10,25 @@ from collections.abc import Iterable, Sequence
 
 from util.data.draws import Draw
 
-# Positions of episodes among all drawn ones, in batches that are executed at once. Units are what
-# processes share and what is journalled; none has a query that another one has.
+# Positions of episodes among all drawn ones, in batches that are executed at once. One process does
+# all of a unit and writes a line of its journal; no two units have a query in common.
 Unit = tuple[tuple[int, ...], ...]
 
-# What an episode costs beside the features of its images, in images (measured at 473 px, ResNet-50).
+# The cost of an episode beside the features of its images, in images (473 px, ResNet-50).
 EPISODE_COST = 0.1
-PRECISION = 0.01  # of the cost of the dearest share
+PRECISION = 0.01  # of the cost of the largest share
 
 
 def plan_units(draws: Sequence[Draw], batch_size: int, positions: Iterable[int]) -> list[Unit]:
-    """Units of whole groups, a group being all the episodes of a query.
+    """Return units of whole groups, a group being all the episodes of a query.
 
-    Groups that are smaller than a batch are joined until they fill one. So leaving out the positions
-    of whole units leaves the other units as they are.
+    Groups that are smaller than a batch are joined until they fill one. So without the positions of
+    some whole units, the other units stay as they are.
 
     Args:
-        draws: all drawn episodes.
-        batch_size: episodes that are executed at once.
-        positions: those of the draws that are to be executed.
+        draws: All drawn episodes.
+        batch_size: Episodes that are executed at once.
+        positions: The positions of the draws that are to be executed.
     """
     groups = defaultdict(list)
     for position in positions:
@@ -43,7 +43,7 @@ def plan_units(draws: Sequence[Draw], batch_size: int, positions: Iterable[int])
 
 
 def _place(group: list[int], draws: Sequence[Draw]) -> tuple[int, int]:
-    """By the class that most episodes of the group are about, then by query."""
+    """Return what groups are sorted by: the class of most of their episodes, then the query."""
     classes = Counter(draws[position].class_id for position in group)
     return min(classes, key=lambda c: (-classes[c], c)), draws[group[0]].index
 
@@ -53,9 +53,9 @@ def _batches(positions: list[int], size: int) -> Unit:
 
 
 def share_units(draws: Sequence[Draw], units: Sequence[Unit], processes: int) -> list[list[Unit]]:
-    """The units of each process: stretches of which the dearest is about as cheap as it can be.
+    """Return the units of each process, consecutive ones, the largest share as small as can be.
 
-    A stretch costs the images whose features it needs, and its episodes.
+    The cost of a share is the images whose features it needs, and its episodes.
     """
     needs = [_needed(draws, unit) for unit in units]
     shares = _stretches(units, needs, math.inf)
@@ -71,8 +71,8 @@ def share_units(draws: Sequence[Draw], units: Sequence[Unit], processes: int) ->
 
 
 def _needed(draws: Sequence[Draw], unit: Unit) -> set[tuple[int, int]]:
-    """The images of a unit: queries as (index, 0), supports as (index, class)."""
-    needed = set()
+    """Return the images of a unit: queries as (index, 0), supports as (index, class)."""
+    needed: set[tuple[int, int]] = set()
     for draw in (draws[position] for batch in unit for position in batch):
         needed.add((draw.index, 0))
         needed.update((support, draw.class_id) for support in draw.supports)
@@ -82,8 +82,10 @@ def _needed(draws: Sequence[Draw], unit: Unit) -> set[tuple[int, int]]:
 def _stretches(
     units: Sequence[Unit], needs: Sequence[set[tuple[int, int]]], most: float
 ) -> list[list[Unit]]:
-    """Consecutive units together as long as they cost no more than `most`."""
-    shares, seen, cost = [], set(), 0.0
+    """Return shares of consecutive units; each costs at most `most` or is a single unit."""
+    shares: list[list[Unit]] = []
+    seen: set[tuple[int, int]] = set()
+    cost = 0.0
     for unit, needed in zip(units, needs, strict=True):
         episodes = EPISODE_COST * sum(map(len, unit))
         added = episodes + len(needed - seen)

@@ -1,14 +1,14 @@
-"""Runs a model on drawn episodes, in units; features that episodes share are computed once."""
+"""Run a model on drawn episodes, in units; features that episodes share are computed once."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import HDMNet
+from model import HDMNet, HDMNetOutput
 from model.features import (
     QueryFeatures,
     SupportFeatures,
@@ -17,6 +17,7 @@ from model.features import (
     stack_queries,
     stack_supports,
 )
+from util.config import Config
 from util.data.data_loader import Loader
 from util.data.draws import Draw
 from util.data.episodes import EpisodeDataset
@@ -24,45 +25,45 @@ from util.data.folds import class_label_table
 from util.data.list_cache import available_cores
 from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, SupportKey
 from util.evaluation.feature_cache import FeatureCache
-from util.evaluation.generalised import merge_prediction
 from util.evaluation.metrics import confusion
 from util.evaluation.plan import Unit
 from util.runtime.errors import data_errors
 
 
 class Prediction(NamedTuple):
-    """An episode's maps at the size that is compared, on the host.
+    """The maps of an episode at the size that is compared, on the host.
 
-    position: of the episode among all drawn ones. final, meta: uint8 (H, W), 0/1. label: uint8
-    (H, W), 0, 1, 255 = ignore. base_label: uint8 (H, W), 0..N, 255. base_counts: confusion of the
-    base learner (N+1, N+1). classes: number of classes in the query. prior: (2, H, W) or None.
-    merged: of `merge_prediction`, or None. correlations: maps (h, w) of the part of the canvas that
-    the query fills, coarsest first.
+    Attributes:
+        position: The position of the episode among all drawn ones.
+        final: The final prediction, uint8 (H, W), 0/1.
+        meta: The meta learner's prediction, uint8 (H, W), 0/1.
+        label: The truth, uint8 (H, W), 0, 1, 255 = ignore.
+        base_counts: `confusion` of the base learner (N+1, N+1); None where it is not scored.
+        classes: The number of classes in the query.
+        prior: The similarity prior (2, H, W), where it was asked for.
+        correlations: Maps (h, w) of the part of the canvas that the query fills, coarsest first.
     """
 
     position: int
     final: np.ndarray
     meta: np.ndarray
     label: np.ndarray
-    base_label: np.ndarray
-    base_counts: np.ndarray
+    base_counts: np.ndarray | None
     classes: int
     prior: Tensor | None
-    merged: Tensor | None
     correlations: list[Tensor]
 
 
-class _Shown:
-    """A query that the model has seen; `base` is what the base learner says, once that is known."""
+class _EncodedQuery:
+    """A query with its features, and the base learner's counts once they are known."""
 
     def __init__(self, query: Query, features: QueryFeatures):
         self.query, self.features = query, features
-        self.base: Tensor | None = None
         self.base_counts: np.ndarray | None = None
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (B, C, S, S) at another size (B, C, H, W)."""
+    """Return logits (B, C, S, S) at another size, (B, C, H, W)."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 
@@ -70,18 +71,18 @@ class Predictor:
     """A model, and how it is run on episodes.
 
     Args:
-        net: the model.
-        episodes: where the draws are loaded from.
-        device: of the model.
-        original_size: compare at the original size of the query ("ori_resize"), else at S×S.
-        batch_size: episodes at a time.
-        workers: loader processes, at most; no more than there are cores.
-        cache_bytes: of memory for supports' features; they and the queries' are the same whatever
-            else is computed at the time, so results do not depend on it.
+        net: The model. Its base learner is scored where it has as many classes as the fold has
+            base classes; else it is of another dataset.
+        episodes: The dataset that the draws are loaded from.
+        device: The device of the model.
+        original_size: Compare at the original size of the query ("ori_resize"), else at S×S.
+        batch_size: Episodes at a time.
+        workers: Loader processes, at most; no more than there are cores.
+        cache_bytes: Memory for the features of supports. Features are the same whatever else is
+            computed at the time, so results do not depend on it.
         ensemble: False takes the meta learner's prediction for the final one.
-        ann_type: of the supports.
-        merge: ("final" or "base", tau) of `merge_prediction`, None for no such prediction.
-        prior: also give the prior.
+        ann_type: How the supports are annotated.
+        prior: Also give the similarity prior.
     """
 
     def __init__(
@@ -95,21 +96,22 @@ class Predictor:
         cache_bytes: float = 0,
         ensemble: bool = True,
         ann_type: str = "mask",
-        merge: tuple[str, float] | None = None,
         prior: bool = False,
     ):
         self.net, self.episodes, self.device = net, episodes, device
         self.original_size, self.batch_size = original_size, batch_size
         self.workers = min(workers, available_cores())
-        self.ensemble, self.ann_type, self.merge, self.prior = ensemble, ann_type, merge, prior
+        self.ensemble, self.ann_type, self.prior = ensemble, ann_type, prior
+        known = net.base.base_classes == len(episodes.base_classes)
+        self.scored_base_classes = net.base.base_classes if known else 0
         self.cache = FeatureCache(cache_bytes)
         self.parts = EpisodeParts(episodes, original_size)
 
     def predict(self, draws: Sequence[Draw], units: Sequence[Unit]) -> Iterator[list[Prediction]]:
-        """The predictions of each unit, in the order of its batches.
+        """Give the predictions of each unit, in the order of its batches.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: An image cannot be read.
         """
         self.net.eval()
         if not units:
@@ -121,32 +123,32 @@ class Predictor:
                 self.workers,
                 sampler=self._requests(draws, units, coming),
                 batch_size=None,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 pin_memory=self.device.type == "cuda",
             )
         )
         for unit in units:
-            shown: dict[int, _Shown] = {}
+            encoded: dict[int, _EncodedQuery] = {}
             predictions = []
             for batch in unit:
                 with torch.no_grad():
-                    predictions += self._predict_batch(draws, batch, next(loaded), shown)
+                    predictions += self._predict_batch(draws, batch, next(loaded), encoded)
                 coming.difference_update(self._keys(draws, batch))
             yield predictions
 
     def _requests(
         self, draws: Sequence[Draw], units: Sequence[Unit], coming: set[SupportKey]
     ) -> Iterator[Request]:
-        """What each batch needs that is not there. Runs ahead of the batches, as loaders do.
+        """Give what each batch has to load; the loader asks for it ahead of the batches.
 
-        `coming` are supports that batches before will have put into the cache.
+        `coming` are supports that earlier batches will have put into the cache.
         """
         for unit in units:
             asked: set[int] = set()
             for batch in unit:
                 queries = {draws[position].index for position in batch} - asked
-                keys = dict.fromkeys(self._keys(draws, batch))
-                keys = [key for key in keys if key not in self.cache and key not in coming]
+                distinct = dict.fromkeys(self._keys(draws, batch))
+                keys = [key for key in distinct if key not in self.cache and key not in coming]
                 asked |= queries
                 if self.cache.limit:
                     coming.update(keys)
@@ -158,13 +160,17 @@ class Predictor:
                 yield SupportKey(support, draw.class_id, self.ann_type)
 
     def _predict_batch(
-        self, draws: Sequence[Draw], batch: Sequence[int], parts: Parts, shown: dict[int, _Shown]
+        self,
+        draws: Sequence[Draw],
+        batch: Sequence[int],
+        parts: Parts,
+        encoded: dict[int, _EncodedQuery],
     ) -> list[Prediction]:
         for index, query in parts.queries.items():
             features = self.net.encode_query(query.image[None].to(self.device))
-            shown[index] = _Shown(query, features)
+            encoded[index] = _EncodedQuery(query, features)
         chosen = [draws[position] for position in batch]
-        size = shown[chosen[0].index].query.image.shape[-2:]
+        height, width = encoded[chosen[0].index].query.image.shape[-2:]
         # The published model gets the supports in the reverse order of drawing.
         supports = [
             [
@@ -174,18 +180,18 @@ class Predictor:
             for draw in chosen
         ]
         out = self.net.segment(
-            stack_queries([shown[draw.index].features for draw in chosen]),
+            stack_queries([encoded[draw.index].features for draw in chosen]),
             stack_supports(supports),
-            size,
+            (height, width),
             self._class_index(chosen),
         )
         return [
             self._prediction(
                 position,
                 draw.class_id,
-                shown[draw.index],
-                type(out)(*(_one(value, number) for value in out)),
-                size,
+                encoded[draw.index],
+                HDMNetOutput(*(_one(value, number) for value in out)),
+                (height, width),
             )
             for number, (position, draw) in enumerate(zip(batch, chosen, strict=True))
         ]
@@ -193,7 +199,7 @@ class Predictor:
     def _support(self, key: SupportKey, parts: Parts) -> SupportFeatures:
         features = self.cache.get(key)
         if features is None:
-            # Loaded here where the cache had it when the loader was asked, and has dropped it since.
+            # The cache may have dropped it since the loader was told that it need not be loaded.
             with data_errors():
                 image, mask = parts.supports.get(key) or self.parts.support(key)
             encoded = self.net.encode_support(
@@ -204,43 +210,42 @@ class Predictor:
         return map_tensors(features, lambda tensor: tensor.to(self.device))
 
     def _class_index(self, draws: Sequence[Draw]) -> Tensor | None:
-        """Ranks of the classes where the base learner knows them: left out of its map, as in training."""
+        """Return the ranks of the classes, which the base learner's map leaves out, if it knows them."""
         known = self.episodes.base_classes
-        if draws[0].class_id not in known:
+        if not self.scored_base_classes or draws[0].class_id not in known:
             return None
         ranks = [known.index(draw.class_id) for draw in draws]
         return torch.tensor(ranks, device=self.device)
 
-    def _prediction(self, position, class_id, shown: _Shown, out, size) -> Prediction:
-        query = shown.query
+    def _prediction(
+        self,
+        position: int,
+        class_id: int,
+        encoded: _EncodedQuery,
+        out: HDMNetOutput,
+        size: tuple[int, int],
+    ) -> Prediction:
+        query = encoded.query
         label = class_label_table(class_id)[query.mask]
-        if shown.base is None:
-            shown.base = self._fit(out.base, query)
-            base = _on_host(shown.base.argmax(0))
-            shown.base_counts = confusion(base, query.base_label, len(shown.base))
+        if encoded.base_counts is None and self.scored_base_classes:
+            base = self._fit(out.base, query)
+            encoded.base_counts = confusion(_on_host(base.argmax(0)), query.base_label, len(base))
         meta = self._fit(out.meta, query)
         final = self._fit(out.final, query) if self.ensemble else meta
-        prior = merged = None
-        if self.prior:
-            prior = self._fit(resize_logits(out.prior, size), query).cpu()
-        if self.merge is not None:
-            rank = self.episodes.classes.index(class_id)
-            merged = merge_prediction(final, shown.base, rank, *self.merge).cpu()
+        prior = self._fit(resize_logits(out.prior, size), query).cpu() if self.prior else None
         return Prediction(
             position,
             _on_host(final[1] > final[0]),
             _on_host(meta[1] > meta[0]),
             label,
-            query.base_label,
-            shown.base_counts,
+            encoded.base_counts,
             query.classes,
             prior,
-            merged,
             [_filled(one[0], query.fitted, size).cpu() for one in out.correlations],
         )
 
     def _fit(self, logits: Tensor, query: Query) -> Tensor:
-        """Logits (1, C, S, S) as (C, H, W) at the size that is compared."""
+        """Return logits (1, C, S, S) as (C, H, W) at the size that is compared."""
         if self.original_size:
             # Where the image fills part of its canvas, the rest has no place in the original.
             height, width = query.fitted
@@ -248,9 +253,11 @@ class Predictor:
         return logits[0]
 
 
-def build_predictor(cfg, net: HDMNet, episodes: EpisodeDataset, device, **options) -> Predictor:
-    """The Predictor of the configuration; `options` of its own win."""
-    arguments = {
+def build_predictor(
+    cfg: Config, net: HDMNet, episodes: EpisodeDataset, device: torch.device, **options: Any
+) -> Predictor:
+    """Return the Predictor that the settings describe; its arguments in `options` override them."""
+    arguments: dict[str, Any] = {
         "original_size": cfg.ori_resize,
         "batch_size": cfg.batch_size_val,
         "workers": cfg.workers,
@@ -260,12 +267,12 @@ def build_predictor(cfg, net: HDMNet, episodes: EpisodeDataset, device, **option
     return Predictor(net, episodes, device, **(arguments | options))
 
 
-def _as_it_is(parts: Parts) -> Parts:
+def _unchanged(parts: Parts) -> Parts:
     return parts
 
 
-def _one(value: Tensor | list[Tensor], number: int) -> Tensor | list[Tensor]:
-    """One sample of a batch, as a batch."""
+def _one(value: Any, number: int) -> Any:
+    """Return one sample of a batch, a tensor or a list of tensors, as a batch."""
     if isinstance(value, list):
         return [_one(tensor, number) for tensor in value]
     return value[number : number + 1]
@@ -276,7 +283,7 @@ def _on_host(values: Tensor) -> np.ndarray:
 
 
 def _filled(values: Tensor, fitted: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The part of a map (h, w) over the whole canvas that belongs to the image."""
+    """Return the part of a map (h, w) over the whole canvas that belongs to the image."""
     height, width = (
         max(1, round(cells * part / whole))
         for cells, part, whole in zip(values.shape, fitted, size, strict=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from util.evaluation.metrics import confusion, foreground_iou
+from util.evaluation.metrics import PixelCounts, confusion, foreground_iou
 
 BASELINES = ("all_foreground", "prior")
 BINS = 500
@@ -24,69 +24,63 @@ class Threshold(NamedTuple):
     bin: int
 
     def describe(self) -> str:
+        """Return the threshold in words, for tables."""
         return f"prior of {VARIANTS[self.variant]} ≥ {self.bin / BINS:.3f}"
 
 
-class PriorHistograms:
+class PriorHistograms(PixelCounts):
     """Counts of prior values per class, variant, outside/inside the truth, and bin of [0, 1].
 
     Args:
-        classes: the class ids that occur.
+        classes: The class ids that occur.
     """
 
     def __init__(self, classes: Sequence[int]):
         self.classes = list(classes)
-        self._counts = np.zeros((len(self.classes), len(VARIANTS), 2, BINS), np.int64)
-
-    def state(self) -> np.ndarray:
-        """All counts as one int64 array, to be summed over processes."""
-        return self._counts.ravel().copy()
-
-    def load_state(self, state: np.ndarray) -> None:
-        """Replace the counts by those of `state`."""
-        self._counts[...] = state.reshape(self._counts.shape)
+        super().__init__(len(self.classes), len(VARIANTS), 2, BINS)
 
     def update(self, class_id: int, prior: Tensor, label: np.ndarray) -> None:
-        """Count one episode: prior (2, H, W) of f5 and f4, label (H, W) in {0, 1, 255}."""
+        """Count one episode.
+
+        Args:
+            class_id: The class of the episode.
+            prior: The prior of f5 and of f4, (2, H, W).
+            label: The truth, (H, W) in {0, 1, 255}.
+        """
         row = self._counts[self.classes.index(class_id)]
         for variant, bins in enumerate(_bins(prior)):
             for side in (0, 1):
                 row[variant, side] += np.bincount(bins[label == side], minlength=BINS)
 
     def miou(self) -> np.ndarray:
-        """mIoU of every variant and threshold, (variants, bins); bin 0 is everything foreground."""
+        """Return the mIoU of every variant and threshold, (variants, bins).
+
+        Bin 0 takes everything for foreground.
+        """
         above = self._counts[..., ::-1].cumsum(-1)[..., ::-1]  # (classes, variants, 2, bins)
         intersection = above[:, :, 1]
         union = self._counts[:, :, 1].sum(-1, keepdims=True) + above[:, :, 0]
         return (intersection / np.maximum(union, 1)).mean(0)
 
     def best(self) -> Threshold:
-        """The variant and threshold of highest mIoU."""
+        """Return the variant and threshold of highest mIoU."""
         return Threshold(*map(int, np.unravel_index(self.miou().argmax(), (len(VARIANTS), BINS))))
 
 
-class PriorBaselines:
+class PriorBaselines(PixelCounts):
     """Counts of both baselines per class, for a threshold that was chosen before.
 
     Args:
-        classes: the class ids that occur.
-        threshold: of the prior.
+        classes: The class ids that occur.
+        threshold: The threshold of the prior.
     """
 
     def __init__(self, classes: Sequence[int], threshold: Threshold):
         self.classes, self.threshold = list(classes), threshold
-        self._counts = np.zeros((len(BASELINES), len(self.classes), 2, 2), np.int64)
-
-    def state(self) -> np.ndarray:
-        """All counts as one int64 array, to be summed over processes."""
-        return self._counts.ravel().copy()
-
-    def load_state(self, state: np.ndarray) -> None:
-        """Replace the counts by those of `state`."""
-        self._counts[...] = state.reshape(self._counts.shape)
+        super().__init__(len(BASELINES), len(self.classes), 2, 2)
 
     def update(self, class_id: int, prior: Tensor, label: np.ndarray) -> None:
-        """Count one episode; arguments as of `PriorHistograms.update`."""
+        """Count one episode; the arguments are those of `PriorHistograms.update`."""
         bins = _bins(prior)[self.threshold.variant]
         predictions = np.ones_like(label), bins >= self.threshold.bin
         rank = self.classes.index(class_id)
@@ -94,7 +88,7 @@ class PriorBaselines:
             counts[rank] += confusion(prediction, label, 2)
 
     def results(self) -> dict[str, float]:
-        """mIoU of the baselines, over all classes."""
+        """Return the mIoU of the baselines over all classes, by the names of `BASELINES`."""
         return {
             name: float(np.mean([foreground_iou(one) for one in counts]))
             for name, counts in zip(BASELINES, self._counts, strict=True)
@@ -102,7 +96,7 @@ class PriorBaselines:
 
 
 def _bins(prior: Tensor) -> np.ndarray:
-    """Bins of all variants, int64 (variants, H, W), of a prior (2, H, W)."""
+    """Return the bins of all variants, int64 (variants, H, W), of a prior (2, H, W)."""
     values = prior.cpu().numpy()
     values = np.stack([values[0], values[1], values.mean(0)])
     return (values * BINS).astype(np.int64).clip(0, BINS - 1)

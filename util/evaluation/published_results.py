@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class PublishedResult(NamedTuple):
-    """mIoU in percent: of each fold, and the mean over the folds as it is printed."""
+    """Published mIoU in percent: of each fold, and the mean over the folds as it is printed."""
 
     folds: tuple[float, float, float, float]
     mean: float

@@ -1,4 +1,4 @@
-"""Being told to stop in a test: it ends at once, since its journal holds what was counted."""
+"""Ending a test by a signal: it ends at once, since its journal holds what was counted."""
 
 import os
 import signal
@@ -9,31 +9,29 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE = 20  # seconds for ending in order
+_PATIENCE = 20  # seconds for an orderly end
 
 
 class _Stopped(KeyboardInterrupt):
-    """A signal has come; the argument is its number."""
+    """Raised when a signal arrives; the argument is its number."""
 
 
 @contextmanager
 def ends_on_signals() -> Iterator[None]:
-    """While entered, Ctrl-C and SIGTERM end the process with one line.
-
-    Of several processes on a machine the first one prints it.
+    """Let Ctrl-C and SIGTERM end the process with one line, which the first process of a machine prints.
 
     Raises:
-        SystemExit: with 130 after SIGINT and 143 after SIGTERM, as shells report such an end.
+        SystemExit: With 130 after SIGINT and 143 after SIGTERM, as shells report such an end.
     """
     owner = os.getpid()
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a process that loads data, not yet one that ignores signals
+        if os.getpid() != owner:  # This is a new process of the data loader.
             os._exit(_exit_code(number))
-        # Another one would break what ends in order.
+        # A second signal would interrupt the orderly end.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        # What is raised within a destructor is lost, and a library may wait for ever.
+        # An exception within a destructor is lost, and a library may wait for ever.
         last_resort = threading.Timer(_PATIENCE, os._exit, [_exit_code(number)])
         last_resort.daemon = True
         last_resort.start()
@@ -43,12 +41,12 @@ def ends_on_signals() -> Iterator[None]:
     try:
         yield
     except _Stopped as stopped:
-        # Here and not above: what shows progress has ended its line.
+        # Printed here, after the progress bar has ended its line.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
         sys.exit(_exit_code(*stopped.args))
     finally:
-        # Once told, a process that is about to end ignores what is still to come.
+        # After a signal the process is about to end and ignores further ones.
         if signal.getsignal(signal.SIGINT) is stop:
             for number, handler in before.items():
                 signal.signal(number, handler)

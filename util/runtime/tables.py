@@ -1,17 +1,21 @@
 """Tables as markdown and LaTeX text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
 
 def markdown_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
 ) -> str:
-    """Return a Markdown table that reads well as plain text too; numbers right, columns `left` left.
+    """Return a markdown table that reads well as plain text too.
 
-    header: strings; rows: lists of as many strings.
+    Args:
+        header: The names of the columns.
+        rows: The cells of each row.
+        left: The columns that are aligned to the left; the others are to the right.
     """
     lines = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[column]) for row in lines)) for column in range(len(header))]
@@ -40,9 +44,9 @@ _LATEX = {
 
 
 def latex_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
 ) -> str:
-    """Return a LaTeX tabular with the rules of the package booktabs; arguments as of `markdown_table`."""
+    """Return a LaTeX tabular with the rules of the package booktabs, of the same arguments."""
     columns = "".join("l" if column in left else "r" for column in range(len(header)))
     head, *body = [
         " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\"
@@ -60,8 +64,12 @@ def latex_table(
     return "\n".join(lines) + "\n"
 
 
-def write_or_print(path: str | None, text: str) -> None:
-    """Write `text` to the file `path`, or print it if that is None. UserError if it cannot be."""
+def write_or_print(path: str | Path | None, text: str) -> None:
+    """Write a text to a file, or print it where `path` is None.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     if path is None:
         print(text, end="")
         return

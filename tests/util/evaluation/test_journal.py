@@ -75,6 +75,41 @@ def test_a_torn_line_is_left_out_and_the_next_one_counts(written, cut):
     assert same(read(journal), expected(*kept, unit(1, 2, seed=5)))
 
 
+WHOLE = {"episodes": [1], "records": [[1] * RECORD], "runs": {"0": [[3], [7]]}}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        [],
+        7,
+        None,
+        {},
+        {"episode": 3},
+        WHOLE | {"episodes": "1"},
+        WHOLE | {"episodes": [[1]]},
+        WHOLE | {"episodes": [8]},
+        WHOLE | {"episodes": [-1]},
+        WHOLE | {"episodes": [1, 2]},
+        WHOLE | {"records": [[1, 2]]},
+        WHOLE | {"records": [[10**30] * RECORD]},
+        WHOLE | {"runs": [0]},
+        WHOLE | {"runs": {"0": [[3]]}},
+        WHOLE | {"runs": {"0": [[SIZE], [7]]}},
+        WHOLE | {"runs": {"0": [[3, 4], [7, 8, 9]]}},
+        WHOLE | {"runs": {"2": [[3], [7]]}},
+    ],
+    ids=str,
+)
+def test_a_whole_line_of_another_form_is_left_out(written, foreign):
+    journal, units = written
+    path = sorted(journal.folder.iterdir())[0]
+    path.write_bytes(json.dumps(foreign).encode() + b"\n\xff\xfe\n" + path.read_bytes())
+    assert same(read(journal), expected(*units))
+    path.write_bytes(json.dumps(WHOLE).encode() + b"\n")
+    assert read(journal).done()[1]
+
+
 def test_what_was_counted_twice_counts_once(written):
     journal, units = written
     with journal.writing(7) as append:

@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 
@@ -16,10 +14,10 @@ BASE_CLASSES = tuple(range(6, 21))
 def write(tmp_path):
     """Writes a checkpoint of weights trained with some shot, and returns the net and its path."""
 
-    def write(shot, published=False, **options):
+    def write(shot, published=False, base_classes=BASE_CLASSES, **options):
         torch.manual_seed(shot)
-        net = build_hdmnet("resnet18", 15, shot=shot, **options)
-        content = {"state_dict": net.state_dict(), "shot": shot}
+        net = build_hdmnet("resnet18", len(base_classes), shot=shot, **options)
+        content = {"state_dict": net.state_dict(), "shot": shot, "base_classes": [*base_classes]}
         if published:
             content = {"state_dict": to_published(net.state_dict())}
         path = tmp_path / f"{shot}{published}.pth"
@@ -29,19 +27,17 @@ def write(tmp_path):
     return write
 
 
-def load(path, caplog, **settings):
+def load(path, scaled=True, **settings):
     words = [f"{key}={value}" for key, value in settings.items()]
     cfg = load_config("config/demo/demo_split0_resnet18.yaml", words)
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        net, shot = load_tested(cfg, BASE_CLASSES, path, logging.getLogger())
-    return net, shot, caplog.text
+    net, shot, notes = load_tested(path, BASE_CLASSES, cfg.model_arguments, scaled)
+    return net, shot, " ".join(notes)
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_at_the_shot_of_training_the_weights_are_all_there(write, caplog, published):
+def test_at_the_shot_of_training_the_weights_are_all_there(write, published):
     trained, path = write(5, published)
-    net, shot, said = load(path, caplog, shot=5)
+    net, shot, said = load(path, shot=5)
     assert shot == 5 and not said
     assert net.match_scale == 1 and net.ensemble.shot_weights is not None
     states = net.state_dict(), trained.state_dict()
@@ -49,25 +45,26 @@ def test_at_the_shot_of_training_the_weights_are_all_there(write, caplog, publis
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize(("trained_shot", "shot"), [(1, 5), (5, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("trained_shot", "shot", "published"), [(1, 5, False), (5, 1, False), (5, 2, True)]
+)
 def test_at_another_shot_matching_is_scaled_and_supports_weigh_alike(
-    write, caplog, published, trained_shot, shot
+    write, published, trained_shot, shot
 ):
     _, path = write(trained_shot, published)
-    net, found, said = load(path, caplog, shot=shot)
+    net, found, said = load(path, shot=shot)
     assert found == trained_shot and f"multiplied by {trained_shot}/{shot}" in said
     assert net.match_scale == trained_shot / shot
     distances = torch.rand(3, shot)
     assert net.ensemble.adjustment(distances).equal(distances.mean(1))
-    plain, _, said = load(path, caplog, shot=shot, scale_to_trained_shot=False)
+    plain, _, said = load(path, shot=shot, scaled=False)
     assert plain.match_scale == 1 and "left as it is" in said
     assert plain.ensemble.adjustment(distances).equal(distances.mean(1))
     states = plain.state_dict(), net.state_dict()
     assert all(states[0][key].equal(states[1][key]) for key in states[1])
 
 
-def test_the_scale_is_what_differs(write, caplog):
+def test_the_scale_is_what_differs(write):
     _, path = write(1)
     image, support, mask = (
         torch.rand(1, 3, 65, 65),
@@ -76,21 +73,34 @@ def test_the_scale_is_what_differs(write, caplog):
     )
     outputs = []
     for scaled in (True, False):
-        net, _, _ = load(path, caplog, shot=2, scale_to_trained_shot=scaled)
+        net, _, _ = load(path, shot=2, scaled=scaled)
         with torch.no_grad():
             outputs.append(net.eval()(image, support, mask).meta)
     assert not torch.allclose(*outputs)
 
 
-def test_linear_weights_of_supports_tell_the_shot_too(write, caplog):
+def test_linear_weights_of_supports_tell_the_shot_too(write):
     _, path = write(5, True, kshot_trans_dim=0)
-    _, shot, _ = load(path, caplog, shot=5, kshot_trans_dim=0)
+    _, shot, _ = load(path, shot=5, kshot_trans_dim=0)
     assert shot == 5
 
 
-def test_other_weights_are_refused(write, caplog, tmp_path):
+@pytest.mark.parametrize("published", [False, True])
+def test_the_number_of_base_classes_is_that_of_the_checkpoint(write, published):
+    trained, path = write(1, published, base_classes=range(1, 61))
+    net, _, said = load(path)
+    assert said.startswith("The weights were trained on 60 base classes and this fold has 15")
+    assert net.base.base_classes == 60
+    states = net.state_dict(), trained.state_dict()
+    assert all(states[0][key].equal(states[1][key]) for key in states[1])
+
+
+def test_other_weights_are_refused(write, tmp_path):
     net, _ = write(1)
     path = tmp_path / "base.pth"
     torch.save({"state_dict": net.base.state_dict()}, path)
-    with pytest.raises(UserError, match="does not fit the configured model"):
-        load(path, caplog)
+    with pytest.raises(UserError, match="base learner, where a test needs a trained HDMNet"):
+        load(path)
+    _, path = write(1, base_classes=range(1, 16))
+    with pytest.raises(UserError, match="was trained on base classes"):
+        load(path)

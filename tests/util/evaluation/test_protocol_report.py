@@ -12,13 +12,15 @@ from util.evaluation.prior_baseline import PriorBaselines, Threshold
 from util.evaluation.protocol_report import (
     build_report,
     published_miou,
+    read_report,
     report_text,
+    result_path,
     settings_of,
     variant_name,
 )
 from util.runtime.machine import environment_line, run_environment
 
-CLASSES, BASE = (1, 2, 3, 4, 5), tuple(range(6, 21))
+CLASSES = (1, 2, 3, 4, 5)
 RUNS = [DrawnRun(seed, [Draw(0, 1, [1])] * 7) for seed in (510, 365, 382)]
 
 
@@ -26,21 +28,21 @@ def config(*words, file="config/pascal/pascal_split0_resnet50.yaml"):
     return load_config(file, words)
 
 
-def counted(seed, **options):
-    counts = RunCounts(CLASSES, BASE, **options)
+def counted(seed, num_base=15, prior=None):
+    counts = RunCounts(CLASSES, num_base, prior)
     rng = np.random.default_rng(seed)
     counts.load_state(rng.integers(1, 1000, counts.state().size))
     return counts
 
 
-def report_of(cfg, runs=RUNS, threshold=None, **options):
+def report_of(cfg, runs=RUNS, threshold=None, notes=(), num_base=15):
     counts = [
-        counted(run.seed, prior=threshold and PriorBaselines(CLASSES, threshold), **options)
+        counted(run.seed, num_base, threshold and PriorBaselines(CLASSES, threshold))
         for run in runs
     ]
     evaluation = Evaluation(counts, np.zeros((7, RECORD)), Work(21, 4.0, 5, 16))
     settings = settings_of(cfg, "best.pth", runs)
-    report = build_report(settings, 1, evaluation, threshold, published_miou(cfg, 1), 3)
+    report = build_report(settings, 1, notes, evaluation, threshold, published_miou(cfg), 3)
     return json.loads(json.dumps(report))
 
 
@@ -70,7 +72,9 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
     assert table["bird"][3] == f"{100 * np.mean(ious):.2f}"
     text = report_text(report, None)
     assert "21 episodes in 4 s, 5.2 a second on 3 processes" in text
-    assert "5 kept from before, 16 computed" in text and "3 × 7 episodes at 473 px" in text
+    assert (
+        "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
+    )
     assert rows(text)["3"] == table["bird"]
 
 
@@ -88,11 +92,9 @@ def test_one_run_has_no_spread():
     assert len(table["3"]) == 1
 
 
-def test_baselines_and_generalised_scores_are_shown():
-    cfg = config("baselines=True", "generalised=True", "merge=base", "merge_tau=0.7")
-    report = report_of(cfg, threshold=Threshold(1, 250), generalised=True)
-    text = report_text(report, None)
-    table = rows(text)
+def test_baselines_are_shown():
+    report = report_of(config("baselines=True"), threshold=Threshold(1, 250))
+    table = rows(report_text(report, None))
     assert table["HDMNet"] == [f"{100 * report['mean']['mIoU']:.2f}"]
     for key, name in (
         ("all_foreground", "everything foreground"),
@@ -100,30 +102,15 @@ def test_baselines_and_generalised_scores_are_shown():
     ):
         mean = np.mean([run["baselines"][key] for run in report["runs"]])
         assert table[name] == [f"{100 * mean:.2f}"]
-    assert "(merge base, merge_tau 0.7)" in text
-    generalised = report["runs"][0]["generalised"]
-    cells = [f"{100 * generalised[f'mIoU_{n}']:.2f}" for n in ("base", "novel", "both")]
-    assert cells in [
-        line
-        for line in (
-            [c.strip() for c in row.split("|")[2:-1]] for row in text.splitlines() if "| 510" in row
-        )
-    ]
 
 
 def test_what_is_not_the_plain_test_is_said():
     plain = report_text(report_of(config()), None)
-    cfg = config("ann_type=bbox", "ensemble=False", "shot=5", "scale_to_trained_shot=False")
-    text = report_text(report_of(cfg), None)
-    for words in (
-        "annotated by a bbox",
-        "is the meta learner's",
-        "matching gathers is left as it is",
-    ):
+    cfg = config("ann_type=bbox", "ensemble=False", "scale_to_trained_shot=False")
+    text = report_text(report_of(cfg, notes=["Weights of another shot."]), None)
+    for words in ("annotated by a bbox", "is the meta learner's", "Weights of another shot."):
         assert words in text and words not in plain
     assert variant_name(cfg) == "-bbox-meta-unscaled" and variant_name(config()) == ""
-    merged = {variant_name(config("generalised=True", f"merge={m}")) for m in ("final", "base")}
-    assert merged == {"-generalised-final", "-generalised-base"}
     listed = config("fold_list=lists/fold 0 [trn].txt", "ann_type=point")
     assert variant_name(listed) == "-point-list-fold_0_trn_"
 
@@ -141,8 +128,7 @@ def test_what_is_not_the_plain_test_is_said():
     ],
 )
 def test_published_numbers_are_those_of_the_same_fold(words, published):
-    cfg = config(*words)
-    assert published_miou(cfg, cfg.shot) == published
+    assert published_miou(config(*words)) == published
 
 
 @pytest.mark.parametrize(
@@ -150,7 +136,6 @@ def test_published_numbers_are_those_of_the_same_fold(words, published):
     [
         "ann_type=bbox",
         "ensemble=False",
-        "generalised=True",
         "fold_list=fold0.txt",
         "min_pixels=1",
         "val_size=633",
@@ -159,26 +144,48 @@ def test_published_numbers_are_those_of_the_same_fold(words, published):
     ],
 )
 def test_published_numbers_are_those_of_the_same_protocol(word):
-    assert published_miou(config(word), 1) is None
+    assert published_miou(config(word)) is None
 
 
-def test_published_numbers_are_those_of_weights_of_the_same_shot():
-    assert published_miou(config("shot=5"), 5) == 71.3
-    assert published_miou(config("shot=5"), 1) is None
+def test_weights_of_another_kind_are_not_those_of_the_published_numbers():
+    report = report_of(config(), notes=["Weights of 60 base classes."], num_base=0)
+    text = report_text(report, None)
+    assert report["published_mIoU_percent"] is None and "published" not in text
+    assert rows(text)["seed"] == [score for score in SCORES if score != "mIoU_b"]
 
 
 def test_published_numbers_of_coco_are_of_interleaved_folds():
     file = "config/coco/coco_split0_resnet50.yaml"
-    assert published_miou(config(file=file), 1) == 43.8
-    assert published_miou(config("val_size=473", file=file), 1) is None
-    assert published_miou(config("use_split_coco=False", file=file), 1) is None
+    assert published_miou(config(file=file)) == 43.8
+    assert published_miou(config("val_size=473", file=file)) is None
+    assert published_miou(config("use_split_coco=False", file=file)) is None
 
 
 def test_settings_tell_tests_apart():
     plain = settings_of(config(), "best.pth", RUNS)
-    words = ("ann_type=point", "ensemble=False", "generalised=True", "ori_resize=False")
+    words = ("ann_type=point", "ensemble=False", "ori_resize=False")
     for word in (*words, "fold_list=fold0.txt", "num_folds=5"):
         assert settings_of(config(word), "best.pth", RUNS) != plain
     assert (plain["fold_list"], plain["fold_count"]) == (None, 4)
     assert settings_of(config("batch_size_val=4", "feature_cache_gb=0"), "best.pth", RUNS) == plain
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_tests_that_differ_never_replace_each_other(tmp_path):
+    def write(identity):
+        path = result_path(tmp_path, "1shot", identity)
+        path.write_text(json.dumps({**identity, "runs": []}))
+        return path
+
+    identities = [{"settings": {"size": size}, "drawn": "0"} for size in (473, 633, 801)]
+    paths = [write(identity) for identity in identities]
+    assert paths[0].name == "test-1shot.json" and len(set(paths)) == 3
+    assert all(path.name.startswith("test-1shot-") for path in paths[1:])
+    for path, identity in zip(paths, identities, strict=True):
+        assert result_path(tmp_path, "1shot", identity) == path
+        assert read_report(path, identity) == {**identity, "runs": []}
+        assert read_report(path, {"settings": {}}) is None
+    paths[0].write_text("[]")  # It is damaged, and may have been any test.
+    assert write(identities[0]) not in paths
+    paths[0].unlink()
+    assert result_path(tmp_path, "1shot", identities[1]) == paths[1]

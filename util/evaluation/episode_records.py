@@ -1,0 +1,216 @@
+"""Records of tested episodes, their CSV file, and tables that show where the model fails."""
+
+import csv
+import io
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from util.data.draws import DrawnRun
+from util.evaluation.metrics import as_array, confusion, foreground_iou
+from util.runtime.errors import UserError
+from util.runtime.files import write_atomically
+from util.runtime.tables import markdown_table
+
+SMALL, LARGE = 0.05, 0.20  # shares of the image that bound the middle size
+MANY_CLASSES = 4
+WORST = 20
+
+
+class EpisodeRecord(NamedTuple):
+    """One tested episode.
+
+    Attributes:
+        query: The name of the query as in the list file.
+        class_name: The episode's class.
+        iou: IoU of the foreground of the final prediction, within 0 and 1.
+        iou_meta: The same of the meta learner's prediction.
+        pixels: Size of the class in the query, in pixels of the label that are not ignored.
+        share: The same as a share of all pixels.
+        classes: Number of the dataset's classes in the query.
+        seed: Seed of the run.
+        supports: The names of the supports as in the list file.
+    """
+
+    query: str
+    class_name: str
+    iou: float
+    iou_meta: float
+    pixels: int
+    share: float
+    classes: int
+    seed: int
+    supports: tuple[str, ...]
+
+
+COLUMNS = EpisodeRecord._fields[:-1]  # the supports take the columns after these, one each
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    name: kind for name, kind in EpisodeRecord.__annotations__.items() if kind in (int, float)
+}
+
+
+def episode_counts(final: ArrayLike, meta: ArrayLike, label: ArrayLike, classes: int) -> np.ndarray:
+    """Count what the record of an episode needs.
+
+    Args:
+        final: The final prediction, (H, W) in {0, 1}.
+        meta: The meta learner's prediction, (H, W) in {0, 1}.
+        label: The truth, (H, W) in {0, 1, 255}.
+        classes: The number of the dataset's classes in the query.
+
+    Returns:
+        int64 (10,): the `confusion` of both predictions, the number of pixels, and `classes`.
+    """
+    confusions = [confusion(prediction, label, 2).ravel() for prediction in (final, meta)]
+    return np.array([*np.concatenate(confusions), as_array(label).size, classes], np.int64)
+
+
+def episode_records(
+    runs: Sequence[DrawnRun],
+    counts: np.ndarray,
+    images: Sequence[str],
+    class_names: list[str] | None,
+) -> list[EpisodeRecord]:
+    """Return the records of all episodes, run after run.
+
+    Args:
+        runs: The drawn episodes.
+        counts: The `episode_counts` of each, (episodes, 10).
+        images: The names of all images, which the draws index.
+        class_names: The names of the classes 1, 2, …
+    """
+    drawn = [(run.seed, draw) for run in runs for draw in run.draws]
+    records = []
+    for (seed, draw), row in zip(drawn, counts, strict=True):
+        final, meta = row[:8].reshape(2, 2, 2)
+        area, classes = row[8:].tolist()
+        pixels = int(final[1].sum())
+        records.append(
+            EpisodeRecord(
+                query=images[draw.index],
+                class_name=class_name(draw.class_id, class_names),
+                iou=foreground_iou(final),
+                iou_meta=foreground_iou(meta),
+                pixels=pixels,
+                share=pixels / area,
+                classes=classes,
+                seed=seed,
+                supports=tuple(images[support] for support in draw.supports),
+            )
+        )
+    return records
+
+
+def class_name(class_id: int, class_names: list[str] | None) -> str:
+    """Return the name of a class for reports."""
+    return class_names[class_id - 1] if class_names else f"class {class_id}"
+
+
+def write_csv(path: Path, records: Sequence[EpisodeRecord]) -> None:
+    """Write records as CSV with a header: COLUMNS, then support_1, support_2, …"""
+    shot = max((len(record.supports) for record in records), default=1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"support_{number}" for number in range(1, shot + 1))])
+    writer.writerows([*record[:-1], *record.supports] for record in records)
+    write_atomically(path, text.getvalue())
+
+
+def read_csv(path: str | Path) -> list[EpisodeRecord]:
+    """Read the records that `write_csv` wrote.
+
+    Raises:
+        UserError: The file is another one or damaged.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            header, *rows = list(csv.reader(handle)) or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    if tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise UserError(f"{path} is no file of episodes: its columns are not {', '.join(COLUMNS)}…")
+    return [_record(path, line, row) for line, row in enumerate(rows, 2)]
+
+
+def _record(path: str | Path, line: int, row: list[str]) -> EpisodeRecord:
+    if len(row) <= len(COLUMNS):
+        raise UserError(
+            f"{path}, row {line}: {len(row)} columns, at least {len(COLUMNS) + 1} needed"
+        )
+    values: dict[str, str | float] = dict(zip(COLUMNS, row, strict=False))
+    for name, kind in _NUMBERS.items():
+        try:
+            values[name] = kind(str(values[name]))
+        except ValueError:
+            raise UserError(f"{path}, row {line}: {name} = {values[name]}: no number") from None
+    return EpisodeRecord._make([*values.values(), tuple(row[len(COLUMNS) :])])
+
+
+def worst_episodes(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
+    """Return the WORST records of lowest IoU of the final prediction, the lowest first.
+
+    An episode that is drawn again, in this or another run, has the same result and comes once.
+    """
+    return sorted(_different(records), key=lambda r: (r.iou, r.query, r.class_name))[:WORST]
+
+
+def _different(records: Sequence[EpisodeRecord]) -> Collection[EpisodeRecord]:
+    return {record._replace(seed=0): record for record in reversed(records)}.values()
+
+
+def slice_tables(records: Sequence[EpisodeRecord]) -> str:
+    """Return the episodes by object size and by number of classes, and the worst, as markdown.
+
+    Small objects cover less than SMALL of the image, large ones LARGE or more. IoU is the mean over
+    the episodes of a row, not the mIoU of the protocol, which sums pixels per class first.
+    """
+    sizes = {
+        f"small, below {SMALL:.0%} of the image": [r for r in records if r.share < SMALL],
+        "medium": [r for r in records if SMALL <= r.share < LARGE],
+        f"large, {LARGE:.0%} or more": [r for r in records if r.share >= LARGE],
+        "all": list(records),
+    }
+    numbers = {
+        str(count): [r for r in records if r.classes == count] for count in range(1, MANY_CLASSES)
+    }
+    numbers[f"{MANY_CLASSES} or more"] = [r for r in records if r.classes >= MANY_CLASSES]
+    header = ["IoU", "IoU_m", "class", "share", "query", "supports", "seed"]
+    rows = [
+        [
+            _percent(r.iou),
+            _percent(r.iou_meta),
+            r.class_name,
+            _percent(r.share),
+            r.query,
+            " ".join(r.supports),
+            str(r.seed),
+        ]
+        for r in worst_episodes(records)
+    ]
+    some = len(_different(records)) > WORST
+    return "\n".join(
+        [
+            "IoU in %, mean over the episodes (`IoU_m`: of the meta learner).\n",
+            _slices("object size", sizes),
+            _slices("classes in the query", numbers),
+            f"The {WORST} episodes of lowest IoU:\n" if some else "All episodes, by IoU:\n",
+            markdown_table(header, rows, left=(2, 4, 5)),
+        ]
+    )
+
+
+def _slices(corner: str, slices: dict[str, list[EpisodeRecord]]) -> str:
+    rows = []
+    for name, chosen in slices.items():
+        means = [[r.iou for r in chosen], [r.iou_meta for r in chosen]]
+        cells = [_percent(float(np.mean(values))) if values else "-" for values in means]
+        rows.append([name, str(len(chosen)), *cells])
+    return markdown_table([corner, "episodes", "IoU", "IoU_m"], rows)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
