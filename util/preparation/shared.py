@@ -104,9 +104,9 @@ def require_files(paths: Iterable[FilePath], advice: str) -> None:
 
 def require_text(words: Iterable[FilePath]) -> None:
     """Raise a UserError for a word that is not UTF-8, as a file name may be."""
-    for word in words:
+    for word in map(os.fspath, words):
         try:
-            os.fspath(word).encode()
+            word.encode()
         except UnicodeEncodeError:
             raise UserError(f"{word!r} is no text in UTF-8: rename it") from None
 
@@ -207,7 +207,7 @@ class DataRoot:
     def open(self, *folders: str) -> None:
         """Open the folders, which are relative to the root, and that of the lists."""
         for folder in folders:
-            open_folder(os.path.join(self.folder, folder), "--out")
+            open_folder(Path(self.folder, folder), "--out")
         open_folder(self.lists, "--lists")
 
     def list_file(self, part: str) -> str:

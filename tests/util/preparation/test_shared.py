@@ -1,5 +1,6 @@
 import argparse
 import errno
+import math
 import multiprocessing
 import os
 import shlex
@@ -14,16 +15,15 @@ import pytest
 from tests.paths import ROOT
 from util.data.lists import read_entries
 from util.preparation.shared import (
+    DataRoot,
     add_shared_options,
     count_line,
     link_or_copy,
-    next_commands,
     open_folder,
     require_files,
     require_folder,
     resumable,
     run_parallel,
-    write_list,
 )
 from util.runtime.errors import UserError
 
@@ -115,37 +115,41 @@ def test_a_failed_copy_leaves_nothing(source, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "here") == []
 
 
-def test_lists_are_read_as_written(tmp_path):
+@pytest.fixture
+def root(tmp_path):
+    return DataRoot(tmp_path / "root", tmp_path / "lists")
+
+
+def test_lists_are_read_as_written(tmp_path, root):
     pairs = [("a.jpg", "m/a.png"), ("my a b.jpg", "m/my a b.png"), ("é.jpg", "m/\udcff.png")]
     path = tmp_path / "lists" / "train.txt"
-    assert write_list(path, iter(pairs)) is False
+    for _ in range(2):
+        assert root.write_list("train", iter(pairs)) == f"{path}: 3"
     assert read_entries(str(tmp_path), str(path)) == pairs
-    assert path.read_bytes().splitlines()[:2] == [
-        b"a.jpg m/a.png",
-        b"my a b.jpg\tm/my a b.png",
-    ]
-    assert write_list(path, pairs) is False
+    assert path.read_bytes().splitlines()[:2] == [b"a.jpg m/a.png", b"my a b.jpg\tm/my a b.png"]
     assert os.listdir(path.parent) == ["train.txt"]
 
 
-def test_a_list_of_other_content_is_kept(tmp_path):
-    path = tmp_path / "train.txt"
+def test_a_list_of_other_content_is_kept(tmp_path, root):
+    path = tmp_path / "lists" / "val.txt"
+    path.parent.mkdir()
     path.write_text("mine mine\n")
-    assert write_list(path, [("a", "b")]) is True
+    line = root.write_list("val", [("a", "b")], expected=1449)
+    assert line.startswith(f"{path}: 1 (warning: 1,449 expected")
+    assert line.endswith(f"; the former list is {path}.bak")
     assert path.read_text() == "a b\n"
-    assert (tmp_path / "train.txt.bak").read_text() == "mine mine\n"
+    assert path.with_suffix(".txt.bak").read_text() == "mine mine\n"
 
 
 @pytest.mark.parametrize("name", ["a\tb", "a\nb", " a", "a "])
-def test_names_that_no_list_can_hold(tmp_path, name):
+def test_names_that_no_list_can_hold(tmp_path, root, name):
     with pytest.raises(UserError, match="a list cannot hold"):
-        write_list(tmp_path / "list.txt", [("a.jpg", name)])
+        root.write_list("train", [("a.jpg", name)])
     assert os.listdir(tmp_path) == []
 
 
 def test_counts_are_compared():
     assert count_line("val", 1449, 1449) == "val: 1,449"
-    assert count_line("val", 3, 1449).startswith("val: 3 (warning: 1,449 expected")
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
@@ -165,6 +169,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
             open_folder(path, "--out")
 
 
+def test_a_folder_whose_name_no_setting_could_hold_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"\\udcff' is no text in UTF-8: rename it"):
+        open_folder(tmp_path / os.fsdecode(b"\xff"), "--out")
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
     kept = {f"a.png.{os.getpid()}.tmp", "b.png", "notes.tmp", f"{NO_PROCESS}.tmp"}
     for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
@@ -173,35 +183,28 @@ def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
     assert set(os.listdir(tmp_path)) == kept
 
 
-def places(tmp_path, folder):
-    return {
-        "data_root": str(tmp_path / folder),
-        "train_list": str(tmp_path / "my lists" / "train.txt"),
-        "val_list": str(tmp_path / "my lists" / "val.txt"),
-    }
-
-
 def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
-    wanted = places(tmp_path, "my data")
-    verify, train = next_commands("pascal", wanted["data_root"], str(tmp_path / "my lists"))
+    root = DataRoot(str(tmp_path / "my data"), str(tmp_path / "my lists"))
+    verify, train = map(shlex.split, root.next_commands("pascal"))
+    places = ["data_root", root.folder]
+    for part in ("train", "val"):
+        places += [f"{part}_list", os.path.join(root.lists, f"{part}.txt")]
     config = ["--config", "config/pascal/pascal_split0_resnet50.yaml"]
-    command = ["next:", "python", "-m", "util.verify", *config, "--opts"]
-    assert shlex.split(verify) == [*command, *(word for pair in wanted.items() for word in pair)]
-    assert shlex.split(train)[:6] == ["then:", "sh", "train_base.sh", "split0", "pascal", "1"]
-    assert shlex.split(train)[6:] == shlex.split(verify)[len(command) :]
-    # the configuration's own places, as seen from the root of the repository
+    assert verify == ["next:", "python", "-m", "util.verify", *config, "--opts", *places]
+    assert train == ["then:", "sh", "train_base.sh", "split0", "pascal", "1", *places]
+    # These are the places of the configuration, seen from the root of the repository.
     monkeypatch.chdir(ROOT)
-    verify, train = next_commands("coco", "../data/MSCOCO2014", "lists/coco/")
+    verify, train = DataRoot("../data/MSCOCO2014", "lists/coco/").next_commands("coco")
     assert verify.endswith(" --config config/coco/coco_split0_resnet50.yaml")
     assert train == "then: sh train_base.sh split0 coco 1"
 
 
-def test_next_commands_of_a_dataset_that_has_a_description_alone(tmp_path, monkeypatch):
+def test_next_commands_of_a_dataset_that_has_only_a_description(tmp_path, monkeypatch):
     description = (ROOT / "config/datasets/demo.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(description)
     monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    verify, train = next_commands("mine", "data/demo", "here")
+    verify, train = DataRoot("data/demo", "here").next_commands("mine")
     lists = "train_list here/train.txt val_list here/val.txt"
     options = f"--config config/base/resnet50.yaml --opts data_set mine split 0 {lists}"
     assert verify == f"next: python -m util.verify {options}"
@@ -215,7 +218,7 @@ def test_workers_are_counted_from_one(workers, capsys):
     assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", "x", "--workers", workers])
-    assert f"{workers} is no whole number, 1 or more" in capsys.readouterr().err
+    assert f"argument --workers: {workers}: Input should be" in capsys.readouterr().err
 
 
 def square_and_process(number):
@@ -230,6 +233,12 @@ def test_results_come_in_order(count):
         assert os.getpid() not in {process for _, process in results}
 
 
+def test_workers_that_are_spawned_give_the_same(monkeypatch):
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr("util.preparation.shared._CONTEXT", spawn)
+    assert run_parallel(math.factorial, range(8), 2) == [math.factorial(n) for n in range(8)]
+
+
 def test_one_worker_works_here():
     assert run_parallel(square_and_process, [3], workers=5) == [(9, os.getpid())]
     assert run_parallel(square_and_process, [3, 4], workers=1) == [
@@ -242,13 +251,14 @@ def touch_or_fail(folder, number):
     if number == 40:
         raise UserError("forty is wrong")
     (folder / str(number)).touch()
+    time.sleep(0.005)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_ends_the_work(tmp_path, workers):
     with pytest.raises(UserError, match="forty is wrong"):
-        run_parallel(partial(touch_or_fail, tmp_path), range(100_000), workers)
-    assert 0 < len(os.listdir(tmp_path)) < 200  # what was in hand
+        run_parallel(partial(touch_or_fail, tmp_path), range(10_000), workers)
+    assert 0 < len(os.listdir(tmp_path)) < 200  # those that were being computed
 
 
 def die(number):
@@ -319,7 +329,7 @@ def test_interrupted_work_ends_in_order(at_work, tmp_path):
     assert process.exitcode == 130
     wait_for_end(workers)
     errors = (tmp_path / "errors.txt").read_text()
-    assert errors == "interrupted; the same command goes on from here\n"
+    assert errors == "interrupted; run the same command again to continue\n"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux for processes")
@@ -338,5 +348,5 @@ def test_a_full_disk_is_one_line(capsys):
         main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "No space left on device: '/data/a.png'; when that is mended" in error
+    assert "No space left on device: '/data/a.png'; correct this and run" in error
     assert error.count("\n") == 1
