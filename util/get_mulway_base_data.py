@@ -36,7 +36,7 @@ def write_base_labels(
     Args:
         data_root: The folder that the entries' paths are relative to.
         entries: Images and masks.
-        fold: The fold.
+        fold: Which classes are base classes.
         folder: The folder of the labels.
         progress: Whether to show a progress bar.
 

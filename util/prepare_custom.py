@@ -20,12 +20,7 @@ from util.config.fields import DataFields, Name
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts, load_counts
-from util.preparation.custom_config import (
-    divide,
-    path_in_config,
-    require_free_name,
-    write_config,
-)
+from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_masks import index_mask, merged_mask
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
@@ -77,75 +72,6 @@ def read_class_names(text: str) -> list[str]:
     if len(names) > MAX_CLASSES:
         raise UserError(f"--class_names {text}: {len(names)} classes; at most {MAX_CLASSES} fit")
     return names
-
-
-def prepare_custom(
-    name: str,
-    images: str,
-    masks: str,
-    root: DataRoot,
-    class_names: list[str] | None,
-    val: str | None,
-    val_share: float,
-    seed: int,
-    folds: int | str | None,
-    min_pixels: int,
-) -> list[str]:
-    """Make the data root, the lists and the configuration.
-
-    Args:
-        name: Name of the dataset.
-        images: The folder of the images.
-        masks: The folder of the masks.
-        root: What to make.
-        class_names: Names of the classes 1, 2, …, if the user gave them.
-        val: A file that names the images to test on; None draws them.
-        val_share: The share that is drawn.
-        seed: The seed of the draw.
-        folds: Number of folds, SEEN or None, as of `util.preparation.custom_config.divide`.
-        min_pixels: From this area on a class counts in an image.
-
-    Returns:
-        Lines that sum up what was done.
-
-    Raises:
-        UserError: Something is missing or wrong.
-    """
-    require_free_name(name)
-    require_folder(images, "give the folder of the images as --images")
-    require_folder(masks, "give the folder of the masks as --masks")
-    _require_apart(images, masks, str(root.folder))
-    pairs, class_names = find_pairs(images, masks, class_names)
-    check_names(pair.entry for pair in pairs)
-    if class_names:
-        require_text(class_names)
-        divide(len(class_names), folds)
-    parts = split(pairs, val, val_share, seed)
-    root.open("", IMAGE_FOLDER, MASK_FOLDER)
-    if os.path.samefile(os.path.join(root.folder, MASK_FOLDER), masks):
-        raise UserError(
-            f"--out {root.folder}: its {MASK_FOLDER} are your masks; give another folder"
-        )
-
-    lines = pair_summary(_place_all(pairs, root, name))
-    entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
-    lines += [root.write_list(part, entries[part]) for part in PARTS]
-    list_files = {part: root.list_file(part) for part in PARTS}
-    counts = {
-        part: load_counts(str(root.folder), path, entries[part], LIST_DIR, root.workers)
-        for part, path in list_files.items()
-    }
-    num_classes = _num_classes(parts, counts, class_names)
-    data = {
-        "data_root": path_in_config(root.folder),
-        **{f"{part}_list": path_in_config(path) for part, path in list_files.items()},
-        "num_classes": num_classes,
-        **({"class_names": class_names} if class_names else {}),
-        **divide(num_classes, folds),
-        "min_pixels": min_pixels,
-    }
-    write_config(name, data)
-    return [*lines, *class_lines(data, counts), *fold_lines(data, entries, counts, list_files)]
 
 
 def _require_apart(images: str, masks: str, out: str) -> None:
@@ -224,9 +150,7 @@ def _num_classes(
     return len(class_names)
 
 
-@resumable
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line `arguments` (that of the process if None)."""
+def _parser() -> Parser:
     parser = Parser(description="Prepare your own images and masks for training.")
     parser.add_argument(
         "--name", required=True, type=argument_type(Name), help="what to call the dataset"
@@ -258,13 +182,51 @@ def main(arguments: list[str] | None = None) -> None:
         help="from this area on a class counts in an image (%(default)s)",
     )
     add_shared_options(parser, LISTS)
-    options = vars(parser.parse_args(arguments))
-    out, lists, copy, workers = map(options.pop, ("out", "lists", "copy", "workers"))
-    name = options["name"]
-    root = DataRoot(out, f"lists/{name}" if lists == LISTS else lists, copy, workers)
-    if options["class_names"]:
-        options["class_names"] = read_class_names(options["class_names"])
-    print(*prepare_custom(root=root, **options), *root.next_commands(name), sep="\n")
+    return parser
+
+
+@resumable
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line `arguments` (that of the process if None)."""
+    options = _parser().parse_args(arguments)
+    name, masks, out = options.name, options.masks, options.out
+    lists = f"lists/{name}" if options.lists == LISTS else options.lists
+    class_names = read_class_names(options.class_names) if options.class_names else None
+    require_free_name(name)
+    require_folder(options.images, "give the folder of the images as --images")
+    require_folder(masks, "give the folder of the masks as --masks")
+    _require_apart(options.images, masks, out)
+    pairs, class_names = find_pairs(options.images, masks, class_names)
+    check_names(pair.entry for pair in pairs)
+    if class_names:
+        require_text(class_names)
+        divide(len(class_names), options.folds)
+    parts = split(pairs, options.val, options.val_share, options.seed)
+    root = DataRoot(out, lists, options.copy, options.workers)
+    root.open("", IMAGE_FOLDER, MASK_FOLDER)
+    if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
+        raise UserError(f"--out {out}: its {MASK_FOLDER} are your masks; give another folder")
+
+    lines = pair_summary(_place_all(pairs, root, name))
+    entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
+    lines += [root.write_list(part, entries[part]) for part in PARTS]
+    list_files = {part: root.list_file(part) for part in PARTS}
+    counts = {
+        part: load_counts(out, path, entries[part], LIST_DIR, root.workers)
+        for part, path in list_files.items()
+    }
+    num_classes = _num_classes(parts, counts, class_names)
+    data = {
+        "data_root": path_in_config(out),
+        **{f"{part}_list": path_in_config(path) for part, path in list_files.items()},
+        "num_classes": num_classes,
+        **({"class_names": class_names} if class_names else {}),
+        **divide(num_classes, options.folds),
+        "min_pixels": options.min_pixels,
+    }
+    write_config(name, data)
+    lines += class_lines(data, counts) + fold_lines(data, entries, counts, list_files)
+    print(*lines, *root.next_commands(name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from tests.util.coco_files import (
     ODD,
     TRAIN,
     VAL,
-    annotation,
-    box,
     expected_masks,
     write_coco,
     write_json,
@@ -99,22 +97,6 @@ def test_counts_are_said_with_those_expected(prepared):
     assert lines[6].startswith(f"{root}/lists/val.txt: 1 (warning: 40,137 expected")
 
 
-def test_other_annotations_are_drawn_anew_alone(coco, tmp_path):
-    out = tmp_path / "out"
-    prepare(coco, out)
-    assert prepare(coco, out)[2] == "masks: 3, 0 of them written now"
-    changed = json.loads(json.dumps(TRAIN))
-    changed["annotations"][0]["segmentation"] = [box(10, 10, 22, 22)]
-    changed["annotations"].append(annotation(9, 7, 1, [box(0, 0, 9, 9)]))
-    write_json(coco, "train", changed)
-    lines = prepare(coco, out)
-    assert lines[2] == "masks: 4, 2 of them written now"
-    assert f"; the former list is {out}/lists/train.txt.bak" in lines[3]
-    prepare(coco, tmp_path / "again")
-    (out / "lists" / "train.txt.bak").unlink()
-    assert contents(out) == contents(tmp_path / "again")
-
-
 @pytest.mark.parametrize(
     "missing",
     ["annotations", "val2014", "annotations/instances_val2014.json", "train2014/COCO_9.jpg"],
@@ -173,8 +155,8 @@ def set_in(path, value):
             set_in(["annotations", 0], {"id": 1, "image_id": 9, "caption": "a dog"}),
             r"annotations\.0\.category_id: Field required",
         ),
-        (set_in(["annotations", 0, "image_id"], 3), "annotation 1 names the image 3"),
-        (set_in(["annotations", 0, "category_id"], 2), "annotation 1 names the category 2"),
+        (set_in(["annotations", 0, "image_id"], 3), "annotation 1 names image 3 and category 18"),
+        (set_in(["annotations", 0, "category_id"], 2), "annotation 1 names image 9 and category 2"),
         (set_in(["annotations", 0, "category_id"], [2]), r"annotations\.0\.category_id: Input"),
     ],
 )

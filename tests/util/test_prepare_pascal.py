@@ -120,19 +120,6 @@ def test_folders_may_be_given_at_any_depth(voc_and_sbd, prepared, tmp_path):
         assert contents(out)["lists/train.txt"] == contents(root)["lists/train.txt"]
 
 
-def test_a_changed_source_is_made_anew_alone(data, tmp_path):
-    out = tmp_path / "out"
-    prepare(data, out)
-    sbd, voc = data / "benchmark_RELEASE" / "dataset", data / "VOCdevkit" / "VOC2012"
-    write_mat(sbd / "cls" / "2008_2.mat", area(11))
-    write_palette_png(voc / "SegmentationClass" / "2007_5.png", area(2))
-    lines = prepare(data, out)
-    assert lines[1] == "masks: 7, 2 of them written now"
-    again = tmp_path / "again"
-    prepare(data, again)
-    assert contents(out) == contents(again)
-
-
 V, S = "VOCdevkit/VOC2012/", "benchmark_RELEASE/dataset/"
 
 

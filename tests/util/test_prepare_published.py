@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.util.coco_files import write_coco
-from tests.util.pascal_files import HEIGHT, WIDTH, write_voc_and_sbd
+from tests.util.coco_files import VAL, annotation, write_coco, write_json
+from tests.util.pascal_files import HEIGHT, WIDTH, area, write_mat, write_voc_and_sbd
 from tests.util.prepare_files import contents, cut, run_killed, write_jpeg
 from util import prepare_coco, prepare_pascal
 from util.preparation.shared import DataRoot
@@ -22,6 +22,7 @@ class Case(NamedTuple):
     root: str  # the original dataset in that folder, which may become the data root
     image: str  # an image
     in_place: str  # what becomes of all images there
+    change: Callable  # of the written folder: changes what one mask is made from
 
 
 CASES = {
@@ -33,6 +34,7 @@ CASES = {
         "VOCdevkit/VOC2012",
         "VOCdevkit/VOC2012/JPEGImages/2007_2.jpg",
         "6 in place, 1 linked",
+        lambda data: write_mat(data / "benchmark_RELEASE/dataset/cls/2008_2.mat", area(11)),
     ),
     "coco": Case(
         write_coco,
@@ -42,6 +44,7 @@ CASES = {
         "",
         "train2014/COCO_9.jpg",
         "3 in place",
+        lambda data: write_json(data, "val", VAL | {"annotations": [annotation(8, 4, 18, [])]}),
     ),
 }
 
@@ -110,6 +113,15 @@ def test_a_killed_run_leaves_nothing_half_and_the_next_continues(case, originals
         renames += 1
     assert renames > 5
     assert contents(out) == whole
+
+
+def test_only_a_mask_whose_source_changed_is_written_again(case, data, tmp_path):
+    prepare(case, data, tmp_path / "out")
+    case.change(data)
+    lines = prepare(case, data, tmp_path / "out")
+    assert sum(", 1 of them written now" in line for line in lines) == 1
+    prepare(case, data, tmp_path / "again")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,10 @@ def read_instances(path: FilePath) -> Instances:
     labels = {category: rank for rank, category in enumerate(sorted(categories), 1)}
     drawings: dict[int, list[tuple[Any, int, Any]]] = {}
     for annotation in content.annotations:
-        missing = (
-            f"image {annotation.image_id}"
-            if annotation.image_id not in images
-            else f"category {annotation.category_id}"
-            if annotation.category_id not in labels
-            else None
-        )
-        if missing:
+        if annotation.image_id not in images or annotation.category_id not in labels:
             raise UserError(
-                f"{path}: annotation {annotation.id} names the {missing}, which the file does not "
-                "have"
+                f"{path}: annotation {annotation.id} names image {annotation.image_id} and "
+                f"category {annotation.category_id}, which the file does not have both"
             )
         label = IGNORE if annotation.iscrowd else labels[annotation.category_id]
         drawing = (annotation.id, label, annotation.segmentation)
@@ -137,20 +130,20 @@ def _check_names(path: FilePath, images: list[AnnotatedImage]) -> None:
 def draw_mask(
     height: int, width: int, annotations: Iterable[tuple[Any, int, Any]], where: str
 ) -> np.ndarray:
-    """Return the index mask, uint8 (height, width), of annotations.
+    """Return the index mask, uint8 (height, width), of the annotations of an image.
 
     Those that cover more are drawn first, so that small ones stay visible; of two that cover as
     much, the later is on top.
 
     Args:
-        height: Pixels of the image.
-        width: The same.
-        annotations: Id, label and segmentation each, where the segmentation is a list of polygons
-            [x0, y0, x1, y1, …] or a run-length code {size, counts}, compressed or not.
+        height: Pixels.
+        width: Pixels.
+        annotations: Id, label and segmentation of each: polygons [x0, y0, x1, y1, …] or a
+            run-length code {size, counts}, compressed or not.
         where: What messages begin with.
 
     Raises:
-        UserError: A segmentation is malformed; the message names the id of its annotation.
+        UserError: A segmentation is malformed.
     """
     regions = []
     for number, label, segmentation in annotations:

@@ -8,7 +8,6 @@ import numpy as np
 import yaml
 
 from util.data.folds import SEEN, count_folds
-from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 
@@ -82,7 +81,7 @@ def write_config(name: str, data: Mapping[str, Any]) -> None:
             write_atomically(path, text)
 
 
-def path_in_config(path: FilePath) -> str:
+def path_in_config(path: str) -> str:
     """Return a path as the other descriptions give it: relative to the repository if within."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)

@@ -76,11 +76,14 @@ def find_pairs(
             f"{masks} holds {found}: give index masks, IMAGE.png, or folders of binary masks, "
             "CLASS/IMAGE.png"
         )
-    by_image: dict[str, str | dict[int, str]] = dict(index_masks)
+    binary_masks: dict[str, dict[int, str]] = {}
     if folders:
         folders = _in_order(folders, class_names, masks)
         class_names = class_names or folders
-        by_image.update(_binary_masks(masks, folders))
+        for class_id, folder in enumerate(folders, 1):
+            for stem, path in _files(os.path.join(masks, folder), MASK_TYPES).items():
+                binary_masks.setdefault(stem, {})[class_id] = path
+    by_image = index_masks | binary_masks
     _require_partners(image_files, by_image, images, masks)
     return [Pair(path, by_image[stem]) for stem, path in image_files.items()], class_names
 
@@ -116,14 +119,6 @@ def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> 
         if name not in wanted:
             raise UserError(f"{os.path.join(masks, by_name[name])} is not in --class_names: add it")
     return [by_name[name] for name in wanted]
-
-
-def _binary_masks(masks: str, folders: list[str]) -> dict[str, dict[int, str]]:
-    by_image: dict[str, dict[int, str]] = {}
-    for class_id, folder in enumerate(folders, 1):
-        for stem, path in _files(os.path.join(masks, folder), MASK_TYPES).items():
-            by_image.setdefault(stem, {})[class_id] = path
-    return by_image
 
 
 def _require_partners(

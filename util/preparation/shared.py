@@ -102,9 +102,9 @@ def require_files(paths: Iterable[FilePath], advice: str) -> None:
         raise UserError(f"{missing[0]}{more} does not exist: {advice}")
 
 
-def require_text(words: Iterable[FilePath]) -> None:
+def require_text(words: Iterable[str]) -> None:
     """Raise a UserError for a word that is not UTF-8, as a file name may be."""
-    for word in map(os.fspath, words):
+    for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
@@ -118,7 +118,7 @@ def open_folder(path: FilePath, option: str) -> None:
         UserError: The folder cannot be written, or settings could not hold its name. The message
             names `option`, which chose the folder.
     """
-    require_text([path])
+    require_text([str(path)])
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -184,14 +184,12 @@ def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
 
 
 def _link(source: str, path: str) -> bool:
-    """Link `path` to `source`, both without symbolic links; returns False if no link is possible."""
-    with contextlib.suppress(OSError):
-        os.link(source, path)
-        return True
-    with contextlib.suppress(OSError):
-        folder = os.path.realpath(os.path.dirname(path))
-        os.symlink(os.path.relpath(source, folder), path)
-        return True
+    """Make `path` a link to `source`; returns False if no link is possible."""
+    relative = os.path.relpath(source, os.path.realpath(os.path.dirname(path)))
+    for make, origin in ((os.link, source), (os.symlink, relative)):
+        with contextlib.suppress(OSError):
+            make(origin, path)
+            return True
     return False
 
 
@@ -320,8 +318,8 @@ def run_parallel(
         return list(progress(pool.map(function, items, chunksize=size)))
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed (out of memory?); run the same command again with fewer "
-            "--workers to continue"
+            "a worker process was killed (out of memory?); run the same command again to continue, "
+            "with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -335,7 +333,6 @@ def _start_worker() -> None:
 
 def _end_with_main_process() -> None:
     # Workers of a killed main process would otherwise wait for work for ever.
-    main_process = multiprocessing.parent_process()
-    assert main_process is not None
-    main_process.join()
+    if main_process := multiprocessing.parent_process():
+        main_process.join()
     os._exit(1)

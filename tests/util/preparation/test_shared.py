@@ -17,7 +17,6 @@ from util.data.lists import read_entries
 from util.preparation.shared import (
     DataRoot,
     add_shared_options,
-    count_line,
     link_or_copy,
     open_folder,
     require_files,
@@ -42,29 +41,27 @@ def source(tmp_path):
     return path
 
 
-def test_a_link_outlives_the_source_and_takes_no_space(source, tmp_path):
-    target = tmp_path / "here" / "a.jpg"
-    assert link_or_copy(source, target) == "linked"
-    assert target.samefile(source) and not target.is_symlink()
-    assert link_or_copy(source, target) == "linked"
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "here" / "a.jpg"
+
+
+def test_a_link_outlives_the_source_and_takes_no_space(source, target, tmp_path):
+    (tmp_path / "alias.jpg").symlink_to(source)
+    for name in (source, tmp_path / "alias.jpg"):
+        assert link_or_copy(name, target) == "linked"
+        assert target.samefile(source) and not target.is_symlink()
     source.unlink()
     assert target.read_bytes() == b"picture"
-
-
-def test_the_file_behind_a_link_is_linked(source, tmp_path):
-    (tmp_path / "alias.jpg").symlink_to(source)
-    link_or_copy(tmp_path / "alias.jpg", tmp_path / "a.jpg")
-    assert not (tmp_path / "a.jpg").is_symlink()
-    assert (tmp_path / "a.jpg").samefile(source)
 
 
 def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "here").symlink_to("deep/er")
-    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
-    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
-    assert (tmp_path / "here" / "a.jpg").is_symlink()
+    for _ in range(2):
+        assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
+        assert (tmp_path / "here" / "a.jpg").is_symlink()
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("there", "deep"):
@@ -72,21 +69,18 @@ def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path
     assert (moved / "deep" / "er" / "a.jpg").read_bytes() == b"picture"
 
 
-def test_without_links_a_copy(source, tmp_path, monkeypatch):
+def test_without_links_a_copy(source, target, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "symlink", refuse)
-    target = tmp_path / "here" / "a.jpg"
     assert link_or_copy(source, target) == "copied"
     assert target.read_bytes() == b"picture" and not target.samefile(source)
 
 
-def test_copies_on_demand_replace_links(source, tmp_path):
-    target = tmp_path / "here" / "a.jpg"
-    link_or_copy(source, target)
-    for _ in range(2):
-        assert link_or_copy(source, target, copy=True) == "copied"
+def test_copies_on_demand_replace_links(source, target):
+    assert link_or_copy(source, target) == "linked"
+    for copy in (True, True, False):
+        assert link_or_copy(source, target, copy) == "copied"
         assert not target.samefile(source) and target.read_bytes() == b"picture"
-    assert link_or_copy(source, target) == "copied"
     assert os.listdir(target.parent) == ["a.jpg"]
 
 
@@ -104,15 +98,15 @@ def test_another_file_is_never_overwritten(source, tmp_path):
     assert (tmp_path / "a.jpg").read_bytes() == b"another"
 
 
-def test_a_failed_copy_leaves_nothing(source, tmp_path, monkeypatch):
+def test_a_failed_copy_leaves_nothing(source, target, monkeypatch):
     def full(source, target):
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("util.preparation.shared.shutil.copy2", full)
     with pytest.raises(OSError, match="No space"):
-        link_or_copy(source, tmp_path / "here" / "a.jpg", copy=True)
-    assert os.listdir(tmp_path / "here") == []
+        link_or_copy(source, target, copy=True)
+    assert os.listdir(target.parent) == []
 
 
 @pytest.fixture
@@ -146,10 +140,6 @@ def test_names_that_no_list_can_hold(tmp_path, root, name):
     with pytest.raises(UserError, match="a list cannot hold"):
         root.write_list("train", [("a.jpg", name)])
     assert os.listdir(tmp_path) == []
-
-
-def test_counts_are_compared():
-    assert count_line("val", 1449, 1449) == "val: 1,449"
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
@@ -239,12 +229,10 @@ def test_workers_that_are_spawned_give_the_same(monkeypatch):
     assert run_parallel(math.factorial, range(8), 2) == [math.factorial(n) for n in range(8)]
 
 
-def test_one_worker_works_here():
-    assert run_parallel(square_and_process, [3], workers=5) == [(9, os.getpid())]
-    assert run_parallel(square_and_process, [3, 4], workers=1) == [
-        (9, os.getpid()),
-        (16, os.getpid()),
-    ]
+@pytest.mark.parametrize(("items", "workers"), [([3], 5), ([3, 4], 1)])
+def test_one_worker_works_here(items, workers):
+    expected = [(number**2, os.getpid()) for number in items]
+    assert run_parallel(square_and_process, items, workers) == expected
 
 
 def touch_or_fail(folder, number):
