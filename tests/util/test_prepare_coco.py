@@ -14,8 +14,7 @@ from tests.util.coco_files import (
     write_json,
 )
 from tests.util.prepare_files import contents, remove
-from util.data.folds import Fold
-from util.data.lists import load_lists, read_entries
+from util.data.lists import read_entries
 from util.preparation.coco import read_instances
 from util.preparation.shared import DataRoot
 from util.prepare_coco import prepare_coco
@@ -73,19 +72,6 @@ def test_layout_is_that_of_the_images_with_annotations_by_id(prepared, originals
         for image, _ in pairs:
             assert (root / image).samefile(originals / image)
     assert set(contents(root)) == names
-
-
-def test_the_lists_are_those_of_a_fold(prepared, tmp_path):
-    root, _ = prepared
-    fold = Fold(base=(1, 3), novel=(2,))
-    train, val = (
-        load_lists(str(root), str(root / "lists" / f"{part}.txt"), fold, part, str(tmp_path), 500)
-        for part in ("train", "val")
-    )
-    # COCO_9 has a dog, which this fold holds out; COCO_5 has nothing
-    assert train.entries == [(f"train2014/{ODD}", "annotations/train2014/COCO é 1.png")]
-    assert train.class_files == {1: [], 3: [0]}
-    assert val.class_files == {2: [0]} and val.present == [(2,)]
 
 
 def test_counts_are_said_with_those_expected(prepared):

@@ -17,8 +17,6 @@ from tests.util.pascal_files import (
     write_palette_png,
 )
 from tests.util.prepare_files import contents, cut, remove
-from util.data.folds import fold_classes
-from util.data.lists import load_lists
 from util.preparation.shared import DataRoot
 from util.prepare_pascal import prepare_pascal
 from util.runtime.errors import UserError
@@ -66,26 +64,6 @@ def test_images_are_links_to_those_of_voc_else_of_sbd(prepared, voc_and_sbd):
     for stem in TRAIN + VAL:
         source = (sbd if stem == "2008_3" else voc) / f"{stem}.jpg"
         assert (root / "JPEGImages" / source.name).samefile(source)
-
-
-def test_the_lists_are_those_of_a_fold(prepared, tmp_path):
-    root, _ = prepared
-    fold = fold_classes(20, "contiguous", 0)
-    train, val = (
-        load_lists(str(root), str(root / "lists" / f"{part}.txt"), fold, part, str(tmp_path))
-        for part in ("train", "val")
-    )
-    kept = ["2008_2", "2008_3", "2007_2", ODD]
-    assert [image for image, _ in train.entries] == [f"JPEGImages/{stem}.jpg" for stem in kept]
-    assert train.present == [(9,), (12,), (15,), (20,)]
-    assert {c: files for c, files in train.class_files.items() if files} == {
-        9: [0],
-        12: [1],
-        15: [2],
-        20: [3],
-    }
-    assert val.entries == [("JPEGImages/2007_4.jpg", "SegmentationClassAug/2007_4.png")]
-    assert val.class_files == {1: [0], 2: [], 3: [], 4: [], 5: []}
 
 
 def test_counts_are_said_with_those_expected(prepared):

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.preparation.masks import (
-    Placed,
-    fingerprint,
-    image_size,
-    pair_summary,
-    prepare_pair,
-    read_png,
-)
+from util.preparation.masks import fingerprint, image_size, prepare_pair, read_png
 from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 
@@ -144,14 +137,6 @@ def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
     tags[0x0112] = orientation
     Image.fromarray(noise(20, 30)).save(path, exif=tags)
     assert image_size(path) == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
-
-
-def test_summary():
-    placed = [Placed("linked", True), Placed("copied", False), Placed("linked", True)]
-    assert pair_summary(placed) == [
-        "images: 1 copied, 2 linked",
-        "masks: 3, 2 of them written now",
-    ]
 
 
 def test_a_damaged_image_leaves_nothing(prepare, image, tmp_path):
