@@ -7,17 +7,17 @@ the fly.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from util.config import load_config, parse_args
 from util.data.dataset import base_label_dir, base_label_path, check_distinct_names
-from util.data.folds import base_label_table
-from util.data.images import check_labels, read_mask
+from util.data.folds import Fold, base_label_table
+from util.data.images import Entry, check_labels, read_mask
 from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths
@@ -25,41 +25,57 @@ from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
 
 
-def write_base_labels(data_root, entries, fold, folder, progress=True):
-    """Store the base label of every mask of `entries` in `folder`; returns how many were written.
+def write_base_labels(
+    data_root: str, entries: Sequence[Entry], fold: Fold, folder: str, progress: bool = True
+) -> int:
+    """Store the base label of every mask, and return how many files were written.
 
-    Files that hold the right label already are left alone, so an interrupted run goes on where
-    it stopped. Raises UserError for an unreadable mask or two masks of one file name.
+    Files that already hold the right label are left as they are, so an interrupted run continues
+    where it stopped.
+
+    Args:
+        data_root: The folder that the entries' paths are relative to.
+        entries: Images and masks.
+        fold: Which classes are base classes.
+        folder: The folder of the labels.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: A mask is unreadable or holds other classes, or two masks have one file name.
     """
     check_distinct_names(entries)
     store = partial(_store, data_root, fold.num_classes, base_label_table(fold), folder)
-    with ThreadPoolExecutor(available_cores()) as pool:
-        try:
-            masks = [mask for _, mask in entries]
-            written = pool.map(store, masks)
-            bar = tqdm(written, total=len(masks), desc=folder, disable=None if progress else True)
-            return sum(bar)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    masks = [mask for _, mask in entries]
+    disable = None if progress else True
+    return sum(
+        thread_map(store, masks, max_workers=available_cores(), desc=folder, disable=disable)
+    )
 
 
-def _store(data_root, num_classes, table, folder, mask_name):
+def _store(
+    data_root: str, num_classes: int, table: np.ndarray, folder: str, mask_name: str
+) -> bool:
     mask_path = os.path.join(data_root, mask_name)
     mask = read_mask(mask_path)
     check_labels(mask, num_classes, mask_path)
     label = table[mask]
     path = base_label_path(folder, mask_name)
-    if os.path.isfile(path):
-        stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        if stored is not None and np.array_equal(stored, label):
-            return False
+    if _holds(path, label):
+        return False
     write_atomically(path, cv2.imencode(".png", label)[1].tobytes())
     return True
 
 
+def _holds(path: str, label: np.ndarray) -> bool:
+    try:
+        return np.array_equal(read_mask(path), label)
+    except UserError:
+        return False  # There is no file, or a damaged one.
+
+
 @exits_on_user_error
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line `argv` (that of the process if None)."""
     args = parse_args("Write the base learner's labels of one fold as files.", argv=argv)
     cfg = load_config(args.config, args.opts)
     if not cfg.base_data_root:

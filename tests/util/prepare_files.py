@@ -1,7 +1,8 @@
-"""What the tests of the preparations share: tiny images, folder contents, a kill in the middle."""
+"""What the tests of the preparations share: tiny images, folder contents, damage, a kill."""
 
 import multiprocessing
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -22,6 +23,15 @@ def contents(folder):
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def cut(path):
+    """Truncate a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
 def run_killed(function, renames):

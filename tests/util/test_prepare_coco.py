@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 
 from tests.util.coco_files import (
-    HEIGHT,
     ODD,
     TRAIN,
     VAL,
-    WIDTH,
-    annotation,
-    box,
     expected_masks,
     write_coco,
     write_json,
 )
-from tests.util.prepare_files import contents, run_killed, write_jpeg
-from util.data.folds import Fold
-from util.data.lists import load_lists, read_entries
-from util.preparation.coco_instances import read_instances
-from util.prepare_coco import main, prepare_coco
+from tests.util.prepare_files import contents, remove
+from util.data.lists import read_entries
+from util.preparation.coco import read_instances
+from util.preparation.shared import DataRoot
+from util.prepare_coco import prepare_coco
 from util.runtime.errors import UserError
 
 
@@ -38,9 +34,8 @@ def coco(originals, tmp_path):
     return shutil.copytree(originals, tmp_path / "coco")
 
 
-def prepare(coco, out, **settings):
-    settings.setdefault("workers", 1)
-    return prepare_coco(coco, out, out / "lists", **settings)
+def prepare(coco, out):
+    return prepare_coco(coco, DataRoot(out, out / "lists", workers=1))
 
 
 @pytest.fixture(scope="module")
@@ -79,74 +74,13 @@ def test_layout_is_that_of_the_images_with_annotations_by_id(prepared, originals
     assert set(contents(root)) == names
 
 
-def test_the_lists_are_those_of_a_fold(prepared, tmp_path):
-    root, _ = prepared
-    fold = Fold(base=(1, 3), novel=(2,))
-    train, val = (
-        load_lists(str(root), str(root / "lists" / f"{part}.txt"), fold, part, str(tmp_path), 500)
-        for part in ("train", "val")
-    )
-    # COCO_9 has a dog, which this fold holds out; COCO_5 has nothing
-    assert train.entries == [(f"train2014/{ODD}", "annotations/train2014/COCO é 1.png")]
-    assert train.class_files == {1: [], 3: [0]}
-    assert val.class_files == {2: [0]} and val.present == [(2,)]
-
-
 def test_counts_are_said_with_those_expected(prepared):
     root, lines = prepared
     assert lines[0].startswith("categories: 3 (warning: 80 expected")
     assert lines[1:3] == ["images: 3 linked", "masks: 3, 3 of them written now"]
     assert lines[3].startswith(f"{root}/lists/train.txt: 3 (warning: 82,081 expected")
-    assert lines[3].endswith("; of 4 images")
+    assert lines[3].endswith("; 4 images with and without annotations")
     assert lines[6].startswith(f"{root}/lists/val.txt: 1 (warning: 40,137 expected")
-
-
-def test_processes_and_copies_give_the_same(originals, prepared, tmp_path):
-    lines = prepare(originals, tmp_path / "out", copy=True, workers=2)
-    assert lines[1] == "images: 3 copied"
-    assert contents(tmp_path / "out") == contents(prepared[0])
-
-
-def test_the_folder_of_coco_can_be_the_data_root(coco, prepared):
-    before = contents(coco)
-    lines = prepare(coco, coco)
-    assert lines[1] == "images: 3 in place"
-    assert contents(coco) == {**before, **contents(prepared[0])}
-
-
-def test_a_killed_run_leaves_nothing_half_and_the_next_goes_on(originals, prepared, tmp_path):
-    whole = contents(prepared[0])
-    out = tmp_path / "out"
-    renames = 0
-    while run_killed(lambda: prepare(originals, out), renames):
-        there = contents(out)
-        final = {name: data for name, data in there.items() if not name.endswith(".tmp")}
-        assert final.items() <= whole.items()
-        if renames % 2:  # every second run starts from nothing, the others go on
-            shutil.rmtree(out)
-        renames += 1
-    assert renames > 5
-    assert contents(out) == whole
-
-
-def test_other_annotations_are_drawn_anew_alone(coco, tmp_path):
-    out = tmp_path / "out"
-    prepare(coco, out)
-    assert prepare(coco, out)[2] == "masks: 3, 0 of them written now"
-    changed = json.loads(json.dumps(TRAIN))
-    changed["annotations"][0]["segmentation"] = [box(10, 10, 22, 22)]
-    changed["annotations"].append(annotation(9, 7, 1, [box(0, 0, 9, 9)]))
-    write_json(coco, "train", changed)
-    lines = prepare(coco, out)
-    assert lines[2] == "masks: 4, 2 of them written now"
-    assert lines[3].endswith(f"; before: {out}/lists/train.txt.bak")
-    prepare(coco, tmp_path / "again")
-    (out / "lists" / "train.txt.bak").unlink()
-    assert contents(out) == contents(tmp_path / "again")
-
-
-def remove(path):
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize(
@@ -164,37 +98,6 @@ def test_an_image_without_annotations_may_be_missing(coco, prepared, tmp_path):
     (coco / "train2014" / "COCO_7.jpg").unlink()
     prepare(coco, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(prepared[0])
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (cut, r"COCO_9\.jpg is damaged or truncated"),
-        (lambda path: path.write_bytes(b""), r"COCO_9\.jpg is damaged or truncated"),
-        (
-            lambda path: write_jpeg(path, HEIGHT + 1, WIDTH),
-            r"COCO_9\.jpg is 64×49 pixels but its mask 64×48",
-        ),
-    ],
-)
-def test_a_wrong_image_is_named_and_once_mended_the_run_goes_on(
-    coco, prepared, tmp_path, spoil, message
-):
-    image = coco / "train2014" / "COCO_9.jpg"
-    before = image.read_bytes()
-    spoil(image)
-    out = tmp_path / "out"
-    for workers in (1, 2):
-        with pytest.raises(UserError, match=message):
-            prepare(coco, out, workers=workers)
-    assert not list((out / "lists").iterdir())
-    image.write_bytes(before)
-    prepare(coco, out)
-    assert contents(out) == contents(prepared[0])
 
 
 def changed(change):
@@ -218,25 +121,29 @@ def set_in(path, value):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", r"no COCO instances file, it is damaged or no JSON \(.*give annotations/instances"),
-        ([], "no COCO instances file, no list images"),
-        ({"images": [], "annotations": []}, "no list categories"),
-        (set_in(["images", 1], 3), r"images\[1\] has no id"),
-        (set_in(["images", 1, "height"], "48"), r"images\[1\] has no height"),
-        (set_in(["images", 1, "width"], 0), "image 2 has no pixels"),
-        (set_in(["images", 1, "id"], 9), "images has the id 9 twice"),
+        ("{", r"no COCO instances file \(file: Invalid JSON.*give annotations/instances"),
+        ([], r"no COCO instances file \(file: Input should be an object"),
+        ({"images": [], "annotations": []}, r"\(categories: Field required\)"),
+        (set_in(["images", 1], 3), r"\(images\.1: Input should be an object"),
+        (
+            set_in(["images", 1, "height"], "48"),
+            r"images\.1\.height: Input should be a valid integer",
+        ),
+        (set_in(["images", 1, "width"], 0), r"images\.1\.width: Input should be greater than 0"),
+        (set_in(["images", 1, "id"], 9), "two images, or two categories, have the same id"),
         (set_in(["images", 1, "file_name"], "../x.jpg"), r"\.\./x\.jpg lies outside"),
         (set_in(["images", 1, "file_name"], "COCO_9.png"), "would share one mask"),
-        (set_in(["categories", 0, "name"], None), r"categories\[0\] has no name"),
+        (set_in(["images", 1, "file_name"], "COCO_9.jpg"), "would share one mask"),
+        (set_in(["categories", 0, "name"], None), r"categories\.0\.name: Input should be a valid"),
         (set_in(["categories"], [{"id": i, "name": "x"} for i in range(255)]), "255 categories"),
         (set_in(["annotations"], []), "has no annotations"),
         (
             set_in(["annotations", 0], {"id": 1, "image_id": 9, "caption": "a dog"}),
-            "1 has no categ",
+            r"annotations\.0\.category_id: Field required",
         ),
-        (set_in(["annotations", 0, "image_id"], 3), "annotation 1 names the image 3"),
-        (set_in(["annotations", 0, "category_id"], 2), "annotation 1 names the category 2"),
-        (set_in(["annotations", 0, "category_id"], [2]), "annotation 1 names the category"),
+        (set_in(["annotations", 0, "image_id"], 3), "annotation 1 names image 3 and category 18"),
+        (set_in(["annotations", 0, "category_id"], 2), "annotation 1 names image 9 and category 2"),
+        (set_in(["annotations", 0, "category_id"], [2]), r"annotations\.0\.category_id: Input"),
     ],
 )
 def test_a_wrong_instances_file_is_named_before_anything_is_drawn(coco, tmp_path, content, message):
@@ -268,25 +175,3 @@ def test_instances(originals):
     assert [image.file_name for image in found.images] == [ODD, "COCO_5.jpg", "COCO_9.jpg"]
     labels = [label for _, label, _ in json.loads(found.images[0].annotations)]
     assert labels == [3, 255, 255]
-
-
-def test_the_command(originals, prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["--coco", str(originals), "--out", "out", "--workers", "1"])
-    out, root = capsys.readouterr().out, prepared[0]
-    for part in ("train", "val"):
-        expected = (root / "lists" / f"{part}.txt").read_bytes()
-        assert (tmp_path / "lists" / "coco" / f"{part}.txt").read_bytes() == expected
-    config = "config/coco/coco_split0_resnet50.yaml"
-    assert f"next: python -m util.verify --config {config} --opts data_root out\n" in out
-    assert out.endswith("then: sh train_base.sh split0 coco 1 data_root out\n")
-
-
-def test_the_command_ends_with_one_line_for_an_error(originals, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as stop:
-        main(["--coco", str(originals), "--out", str(tmp_path / "file")])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("error: cannot write in ") and "--out" in error

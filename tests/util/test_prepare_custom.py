@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 import util.preparation.custom_config
-import util.preparation.custom_masks
 import util.preparation.shared
+import util.prepare_custom
 from tests.paths import ROOT
 from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
@@ -24,8 +24,7 @@ from util.data.images import read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
 from util.preparation.custom_masks import merged_mask
-from util.preparation.custom_pairs import Pair
-from util.preparation.custom_split import split
+from util.preparation.custom_pairs import Pair, split
 from util.preparation.shared import INTERRUPTED
 from util.prepare_custom import main
 from util.runtime.errors import UserError
@@ -173,6 +172,16 @@ def test_names_with_blanks_and_accents_pair_up_however_they_are_encoded(folder):
     assert config().class_names == ["Säge", "größer als 1", "3"]
 
 
+def test_file_names_may_be_any_bytes(folder):
+    write_data(folder)
+    name = os.fsdecode(b"\xe9t\xe9")  # été in Latin-1
+    write_image(folder / f"pics/{name}.png")
+    write(folder / f"masks/{name}.png", disk(15))
+    run()
+    assert (f"images/{name}.png", f"index_masks/{name}.png") in entries("train") + entries("val")
+    assert np.array_equal(read_mask(f"root/index_masks/{name}.png"), disk(15))
+
+
 def test_class_names_from_a_file_one_of_which_has_no_image_yet(folder, capsys):
     write_data(folder)
     (folder / "names.txt").write_text("bolt\nnut, hexagonal\n\nscrew\nnail\n")
@@ -261,26 +270,29 @@ def fails(capsys, *options, code=2, **settings):
         (["--masks", "nowhere"], "nowhere is not a folder: give the folder of the masks"),
         (["--images", "masks"], "--images masks lies in --masks masks"),
         (["--out", "masks/new"], "--out masks/new lies in --masks masks"),
-        (["--out", "pics"], "--out pics lies in --images pics: part them"),
-        (["--out", "pics/new"], "--out pics/new lies in --images pics: part them"),
+        (["--out", "pics"], "--out pics lies in --images pics: separate them"),
+        (["--out", "pics/new"], "--out pics/new lies in --images pics: separate them"),
         (["--out", "val.txt"], "cannot write in val.txt: "),
-        (["--name", "a b"], "--name a b: names a folder: letters"),
-        (["--name", "pascal"], "config/datasets/pascal.yaml is there and not from this command"),
-        (["--name", "base"], "config/base is there and not from this command"),
+        (["--name", "a b"], "argument --name: a b: names a folder: letters"),
+        (
+            ["--name", "pascal"],
+            "config/datasets/pascal.yaml is not from this command; give another name",
+        ),
+        (["--name", "base"], "config/base is not from this command"),
         (["--val", "nowhere.txt"], "nowhere.txt cannot be read: No such file"),
         (["--val", "val.txt"], "val.txt line 2: there is no image n77.jpg"),
         (["--val", "none.txt"], "--val none.txt leaves no image for val"),
         (["--val", "all.txt"], "--val all.txt leaves no image for train"),
         (["--val", "val.txt", "--val_share", "0.3"], "not allowed with argument"),
-        (["--val_share", "1"], "argument --val_share: 1 does not lie between 0 and 1"),
-        (["--val_share", "some"], "some does not lie between 0 and 1"),
-        (["--min_pixels", "-1"], "-1 is no number of pixels"),
+        (["--val_share", "1"], "argument --val_share: 1: Input should be less than 1"),
+        (["--val_share", "some"], "some: Input should be a valid number"),
+        (["--min_pixels", "-1"], "-1: Input should be greater than or equal to 0"),
         (["--folds", "5"], "--folds 5: for 3 classes it has to be 2..3 or seen"),
-        (["--folds", "half"], "half is neither a number nor seen"),
+        (["--folds", "half"], "as an integer or Input should be 'seen'"),
         (["--class_names", "a,,b"], "--class_names a,,b: a name is empty"),
-        (["--class_names", "a,b,a"], "the name a is there twice"),
+        (["--class_names", "a,b,a"], "the name a occurs twice"),
         (["--class_names", "names.txt"], "--class_names names.txt: there is no such file"),
-        (["--class_names", ",".join(map(str, range(255)))], "255 classes; up to 254 can be"),
+        (["--class_names", ",".join(map(str, range(255)))], "255 classes; at most 254 fit"),
         (["--class_names", "latin.txt"], "is no text in UTF-8: rename it"),
         (["--class_names", "a,b"], "masks/n02.png holds the value 3; classes are 1..2"),
     ],
@@ -314,9 +326,12 @@ def remove_many(folder):
     ("change", "message"),
     [
         (rename("pics", "pics2"), "pics is not a folder"),
-        (lambda folder: write(folder / "pics/n00.png", disk(3)), "n00.jpg and pics/n00.png differ"),
+        (
+            lambda folder: write(folder / "pics/n00.png", disk(3)),
+            "n00.jpg and pics/n00.png differ only",
+        ),
         (lambda folder: (folder / "masks/extra").mkdir(), "masks holds PNGs and folders (extra)"),
-        (without_masks, "masks holds no mask: neither index masks"),
+        (without_masks, "masks holds no mask: give index masks"),
         (lambda folder: shutil.rmtree(folder / "pics") or (folder / "pics").mkdir(), "no image ("),
         (
             remove_many,
@@ -467,15 +482,15 @@ def test_an_interrupted_run_says_that_it_goes_on(folder, capsys, monkeypatch):
     write_data(folder)
     calls = []
 
-    def interrupted(*arguments, place=util.preparation.custom_masks.prepare_pair):
+    def interrupted(*arguments, place=util.prepare_custom.prepare_pair):
         calls.append(arguments)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return place(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(util.preparation.custom_masks, "prepare_pair", interrupted)
-        assert "goes on from here" in fails(capsys, code=INTERRUPTED)
+        patch.setattr(util.prepare_custom, "prepare_pair", interrupted)
+        assert "run the same command again to continue" in fails(capsys, code=INTERRUPTED)
     assert len(list(Path("root/index_masks").iterdir())) == 5
     assert not Path("lists/mine/train.txt").exists() and not Path("config/mine").exists()
     run()

@@ -1,42 +1,23 @@
-"""Index masks from the user's own masks, of either form that `util.preparation.custom_pairs` tells of."""
+"""Reading the user's own masks, of either form in `util.preparation.custom_pairs`, as index masks."""
 
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
 from util.data.images import require_same_size
-from util.preparation.custom_pairs import Pair
-from util.preparation.masks import prepare_pair, read_png
+from util.preparation.masks import read_png
 from util.runtime.errors import UserError
-
-_BITS = 8  # of a colour channel
-
-
-def place_pair(out: str, copy: bool, pair: Pair) -> tuple[str, bool] | str:
-    """Check a pair and put it under the data root `out`, its mask as an index mask.
-
-    copy: copy the image instead of linking it. Returns what `prepare_pair` does, or the message of
-    what is wrong, so that one run finds all that is.
-    """
-    image, mask = pair.entry
-    if isinstance(pair.mask, str):
-        data = _content(pair.mask)
-        sources, make_mask = [data], partial(index_mask, pair.mask, data)
-    else:
-        files = [(class_id, path, _content(path)) for class_id, path in pair.mask.items()]
-        sources = [source for class_id, _, data in files for source in (class_id, data)]
-        make_mask = partial(merged_mask, files)
-    try:
-        return prepare_pair(out, pair.image, image, mask, sources, make_mask, copy)
-    except UserError as error:
-        return str(error)
 
 
 def index_mask(path: str, data: bytes) -> np.ndarray:
-    """The class ids, (H, W) uint8, of the index mask file `path` with content `data`.
+    """Return the class ids, uint8 (H, W), of an index mask.
+
+    Args:
+        path: The file, for messages.
+        data: Its content.
 
     Raises:
-        UserError: it is damaged, or holds colours or 16 bits.
+        UserError: It is damaged, or holds colours or 16 bits.
     """
     image = read_png(path, data)
     if image.mode not in ("L", "P", "1"):
@@ -47,13 +28,16 @@ def index_mask(path: str, data: bytes) -> np.ndarray:
     return np.asarray(image).astype(np.uint8)
 
 
-def merged_mask(files: list[tuple[int, str, bytes]]) -> np.ndarray:
-    """One index mask, (H, W) uint8, of binary masks (class id, path, content).
+def merged_mask(files: Sequence[tuple[int, str, bytes]]) -> np.ndarray:
+    """Return one index mask, uint8 (H, W), of the binary masks of an image.
 
-    Where two overlap, the one of fewer pixels is on top: a ring on a hand stays a ring.
+    Where two overlap, the one of fewer pixels is on top, so that a ring on a hand stays a ring.
+
+    Args:
+        files: Class id, path and content of each binary mask.
 
     Raises:
-        UserError: a mask is damaged or not binary, or two differ in size.
+        UserError: A mask is damaged or not binary, or two differ in size.
     """
     layers = [(class_id, path, _foreground(path, data)) for class_id, path, data in files]
     _, first_path, first = layers[0]
@@ -65,11 +49,10 @@ def merged_mask(files: list[tuple[int, str, bytes]]) -> np.ndarray:
 
 
 def _foreground(path: str, data: bytes) -> np.ndarray:
-    """Where a binary mask is not 0, bool (H, W)."""
+    """Return where a binary mask is not 0, bool (H, W)."""
     image = read_png(path, data)
     if len(image.getbands()) > 1:
-        channels = np.asarray(image.convert("RGB")).astype(np.int32)
-        values = channels @ (1 << _BITS * np.arange(3))
+        values = np.asarray(image.convert("RGB")).astype(np.uint32) @ np.array([1, 256, 65536])
     else:
         values = np.asarray(image)
     found = np.unique(values[values != 0])
@@ -79,8 +62,3 @@ def _foreground(path: str, data: bytes) -> np.ndarray:
             "(0 and 1, or 0 and 255), without soft edges"
         )
     return values != 0
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()

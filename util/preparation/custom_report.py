@@ -1,51 +1,64 @@
-"""What a prepared dataset of the user's own gives: images of each class, and what each fold can do."""
+"""What the user's own dataset contains: the images of each class, and what each fold can do."""
 
-from util.data.folds import SEEN, count_folds, fold_classes
-from util.data.lists import check_any, filter_entries, shortages
-from util.preparation.custom_split import PARTS
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from util.data.folds import SEEN, Fold, count_folds, fold_classes
+from util.data.images import Entry
+from util.data.list_cache import Counts
+from util.data.lists import ImageLists, check_any, filter_entries, shortages
+from util.preparation.custom_pairs import PARTS
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
 SHOTS = (1, 5)
 
+Data = Mapping[str, Any]  # the settings of the section Data
 
-def class_lines(data, counts):
-    """A table of the classes, of how many images hold enough of each, and warnings for none.
 
-    data: settings of the section Data; counts: part → pixels per class, a dict an image.
+def class_lines(data: Data, counts: Mapping[str, Sequence[Counts]]) -> list[str]:
+    """Return a table of how many images hold enough of each class, and warnings for none.
+
+    Args:
+        data: The settings of the dataset.
+        counts: Part → pixels per class of each image.
     """
     classes = range(1, data["num_classes"] + 1)
+    smallest = max(1, data["min_pixels"])
     enough = {
-        part: {
-            class_id: sum(
-                pixels.get(class_id, 0) >= max(1, data["min_pixels"]) for pixels in counts[part]
-            )
-            for class_id in classes
-        }
+        part: [sum(pixels.get(key, 0) >= smallest for pixels in counts[part]) for key in classes]
         for part in PARTS
     }
     rows = [
-        [str(class_id), _name(data, class_id), *(str(enough[part][class_id]) for part in PARTS)]
-        for class_id in classes
+        [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in PARTS)]
+        for key in classes
     ]
     title = f"images with {data['min_pixels']:,} pixels or more of a class:"
     lines = ["", title, "", markdown_table(["", "class", *PARTS], rows, left=(1,))]
     for part in PARTS:
-        without = [_name(data, class_id) for class_id in classes if not enough[part][class_id]]
+        without = [_name(data, key) for key in classes if not enough[part][key - 1]]
         if without:
             lines.append(f"warning: no image of {part} has so much of {', '.join(without)}")
     return lines
 
 
-def fold_lines(data, entries, counts, list_files):
-    """A line per fold, and warnings where it cannot be trained or tested at one or five shots.
+def fold_lines(
+    data: Data,
+    entries: Mapping[str, Sequence[Entry]],
+    counts: Mapping[str, Sequence[Counts]],
+    list_files: Mapping[str, str],
+) -> list[str]:
+    """Return a line per fold, and warnings where it cannot be trained or tested.
 
-    entries: part → (image, mask) of its list; list_files: part → that list's path; data and counts
-    as of `class_lines`. A last line says how else to divide the images if there are warnings.
+    Args:
+        data: The settings of the dataset.
+        entries: Part → the entries of its list.
+        counts: Part → pixels per class of each image.
+        list_files: Part → the path of its list.
     """
     lines, warned = [], False
-    for split in range(count_folds(data["folds"], data.get("num_folds"))):
-        fold = fold_classes(data["num_classes"], data["folds"], split, data.get("num_folds"))
+    for split in range(count_folds(data["folds"], data.get("num_folds", 1))):
+        fold = fold_classes(data["num_classes"], data["folds"], split, data.get("num_folds", 1))
         images, warnings = {}, []
         for part in PARTS:
             found = filter_entries(entries[part], counts[part], fold, part, data["min_pixels"])
@@ -64,8 +77,8 @@ def fold_lines(data, entries, counts, list_files):
     return lines
 
 
-def _problems(data, found, fold, part, list_file):
-    """What episodes of the ImageLists `found` lack, a line each, of the fewest shots that fail."""
+def _problems(data: Data, found: ImageLists, fold: Fold, part: str, list_file: str) -> list[str]:
+    """Return what the episodes of a part lack at the smaller of SHOTS for which images are missing."""
     try:
         check_any(found, fold, part, data["min_pixels"], list_file)
     except UserError as error:
@@ -74,6 +87,6 @@ def _problems(data, found, fold, part, list_file):
     return next(filter(None, lacking), [])
 
 
-def _name(data, class_id):
+def _name(data: Data, class_id: int) -> str:
     names = data.get("class_names")
     return names[class_id - 1] if names else f"class {class_id}"

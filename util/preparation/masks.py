@@ -1,38 +1,47 @@
-"""Index masks that say what they were made from, and the check of an image against its mask.
+"""Index masks that record what they were made from, and the check of an image against its mask.
 
-The fingerprint of its sources is stored in every mask as a PNG text chunk. A later run asks the
-mask itself whether it is still right: there is no record beside it that an interruption could
-part from it.
+Each mask holds the fingerprint of its sources in a PNG text chunk. A later run reads from the mask
+whether it is still right; a record in another file could disagree with it after an interruption.
 """
 
 import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from util.data.images import read_image
-from util.preparation.shared import link_or_copy
+from util.data.images import Entry, read_image
+from util.preparation.shared import DataRoot, FilePath, link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
-VERSION = 1  # raise it when the same sources would give other masks
+VERSION = 1  # Raise it when the same sources would give other masks.
 _KEY = "made from"
 _STAMP = re.compile(rb"tEXt" + _KEY.encode() + rb"\0([0-9a-f]{32})")
-_HEAD = 128  # bytes of a PNG with the stamp in them: it follows the header chunk
-_END = bytes.fromhex("0000000049454e44ae426082")  # the last chunk of every whole PNG
+_HEAD = 128  # bytes of a PNG that include the fingerprint, which follows the header chunk
+_END = bytes.fromhex("0000000049454e44ae426082")  # the last chunk of every complete PNG
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for 90° and 270°
-_JPEG = ("JPEG", "MPO")  # MPO: several JPEGs in a file, of which the first counts
+_JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def fingerprint(*sources):
-    """32 hex digits that stand for the content of `sources`: bytes or anything with a repr."""
+class Placed(NamedTuple):
+    """How a pair got under the data root: what `link_or_copy` returned; was its mask written?"""
+
+    how: str
+    written: bool
+
+
+def fingerprint(*sources: object) -> str:
+    """Return 32 hex digits that identify the content of bytes or anything with a repr."""
     digest = hashlib.sha256(str(VERSION).encode())
     for source in sources:
         data = source if isinstance(source, bytes) else repr(source).encode()
@@ -40,11 +49,12 @@ def fingerprint(*sources):
     return digest.hexdigest()[:32]
 
 
-def image_size(path):
-    """(height, width) in pixels of the image `path` as OpenCV reads it, all of it decoded.
+def image_size(path: FilePath) -> tuple[int, int]:
+    """Decode an image to its end and return its height and width in pixels as OpenCV reads it.
 
-    Raises UserError if it is no image, a damaged or truncated one, or one that OpenCV, which
-    training reads with, cannot decode.
+    Raises:
+        UserError: It is no image, a truncated one, or one that OpenCV, which training reads with,
+            cannot decode.
     """
     try:
         with Image.open(path) as image:
@@ -54,28 +64,30 @@ def image_size(path):
     except _UNREADABLE as error:
         raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
     try:
-        return read_image(path).shape[:2]
+        height, width = read_image(os.fspath(path)).shape[:2]
     except (UserError, cv2.error) as error:
         raise UserError(
             f"image {path} is damaged or truncated, or of a kind that OpenCV cannot decode "
             f"({kind}): save it as an 8-bit PNG or JPEG"
         ) from error
+    return height, width
 
 
-def _jpeg_size(image):
-    """By Pillow: OpenCV fills what a truncated JPEG lacks with gray."""
+def _jpeg_size(image: Image.Image) -> tuple[int, int]:
+    # Pillow reports a truncated JPEG, while OpenCV fills what it lacks with gray.
     width, height = image.size
     turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-    # It is read to its end, but only an eighth of its size is computed.
+    # The file is read to its end, but only an eighth of each side is computed.
     image.draft("L", (1, 1))
     image.load()
     return (width, height) if turned else (height, width)
 
 
-def read_png(path, data):
-    """The mask file `path` with content `data` (bytes), as a PIL image, decoded.
+def read_png(path: FilePath, data: bytes) -> Image.Image:
+    """Return the mask file `path` with content `data` as a decoded image.
 
-    Raises UserError if it is no image or a damaged or truncated one.
+    Raises:
+        UserError: It is no image, or a damaged or truncated one.
     """
     try:
         image = Image.open(BytesIO(data))
@@ -85,62 +97,70 @@ def read_png(path, data):
     return image
 
 
-def prepare_pair(out, image_source, image, mask, sources, make_mask, copy=False):
-    """Put one image and its mask under `out`; returns (how the image is there, mask written).
+def prepare_pair(
+    root: DataRoot,
+    image_source: FilePath,
+    entry: Entry,
+    sources: Iterable[object],
+    make_mask: Callable[[], np.ndarray],
+) -> Placed:
+    """Put an image and its index mask under the data root.
 
-    image_source: file; image, mask: names relative to `out`; sources: what the mask is made from,
-    for `fingerprint`; make_mask: function of no arguments that returns it, (H, W) uint8. The mask
-    is made only where it is not there as these sources give it, and it is written last: where it
-    is, the image was checked. Raises UserError for a damaged image, for sizes that disagree, and
-    for a file in the way that is not a preparation's.
+    The mask is made only if it is missing or was made from other sources. It is written last, so
+    a mask that exists says that its image was checked.
+
+    Args:
+        root: The data root.
+        image_source: The image file.
+        entry: Names of image and mask, relative to the data root.
+        sources: What the mask is made from, for `fingerprint`.
+        make_mask: Returns the mask, uint8 (H, W).
+
+    Raises:
+        UserError: The image is damaged, the sizes differ, or the mask's place holds another file
+            that no preparation wrote.
     """
-    path = os.path.join(out, mask)
+    image, path = (Path(root.folder, name) for name in entry)
     stamp = fingerprint(*sources, os.path.getsize(image_source))
-    present = _content(path)
+    present = path.read_bytes() if path.exists() else b""
     found = _STAMP.search(present[:_HEAD])
     if found and found[1] == stamp.encode() and present.endswith(_END):
-        return link_or_copy(image_source, os.path.join(out, image), copy), False
-    label = make_mask()
-    size = image_size(image_source)
-    if label.shape != size:
+        return Placed(link_or_copy(image_source, image, root.copy), False)
+    mask = make_mask()
+    height, width = image_size(image_source)
+    if mask.shape != (height, width):
         raise UserError(
-            f"{image_source} is {size[1]}×{size[0]} pixels but its mask {label.shape[1]}×"
-            f"{label.shape[0]}; they have to be of one size"
+            f"{image_source} is {width}×{height} pixels but its mask {mask.shape[1]}×"
+            f"{mask.shape[0]}; they have to be of one size"
         )
-    if present and not found:
-        _require_same_mask(path, present, label)
-    how = link_or_copy(image_source, os.path.join(out, image), copy)
-    if present and not found:
-        return how, False
+    users_own = present and not found
+    if users_own:
+        _require_same_mask(path, present, mask)
+    how = link_or_copy(image_source, image, root.copy)
+    if users_own:
+        return Placed(how, False)
     text = PngInfo()
     text.add_text(_KEY, stamp)
-    write_atomically(path, lambda file: Image.fromarray(label).save(file, "PNG", pnginfo=text))
-    return how, True
+    write_atomically(path, lambda file: Image.fromarray(mask).save(file, "PNG", pnginfo=text))
+    return Placed(how, True)
 
 
-def pair_summary(results):
-    """Lines that say what `prepare_pair` did, from all it returned."""
-    ways = Counter(how for how, _ in results)
-    written = sum(written for _, written in results)
+def pair_summary(placed: Sequence[Placed]) -> list[str]:
+    """Return two lines that count how images and masks got under the data root."""
+    ways = Counter(pair.how for pair in placed)
+    written = sum(pair.written for pair in placed)
     images = ", ".join(f"{count:,} {how}" for how, count in sorted(ways.items()))
-    return [f"images: {images}", f"masks: {len(results):,}, {written:,} of them written now"]
+    return [f"images: {images}", f"masks: {len(placed):,}, {written:,} of them written now"]
 
 
-def _content(path):
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _require_same_mask(path, present, label):
+def _require_same_mask(path: Path, present: bytes, mask: np.ndarray) -> None:
     try:
         image = read_png(path, present)
+        same = image.mode == "L" and np.array_equal(np.asarray(image), mask)
     except UserError:
-        image = None
-    if image is None or image.mode != "L" or not np.array_equal(np.asarray(image), label):
+        same = False
+    if not same:
         raise UserError(
-            f"{path} is there, not from this command and not the mask it would write: delete it "
-            "or give a new --out"
+            f"{path} exists, but this command neither wrote it nor would write the same mask: "
+            "delete it or give a new --out"
         )

@@ -1,8 +1,7 @@
-"""What the preparation of every dataset shares: links, lists, work over processes, plain errors.
+"""What the preparations of all datasets share: links, lists, work in processes, one-line errors.
 
-A preparation puts images and index masks under one data root and writes lists of them. Whatever
-it makes appears under its final name when it is whole, so the same command goes on after an
-interruption.
+A preparation puts images and index masks under one data root and writes lists of them. A file gets
+its final name only when it is complete, so the same command continues after an interruption.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import contextlib
 import filecmp
 import functools
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import shlex
@@ -19,75 +17,108 @@ import signal
 import sys
 import tempfile
 import threading
-from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from util.config import load_config
+from util.data.images import Entry
 from util.data.list_cache import available_cores
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import ROOT, write_atomically
 
-INTERRUPTED = 130  # what shells report of a command ended by Ctrl-C
-_LEFTOVER = re.compile(
-    r".+\.\w+\.(\d+)\.tmp"
-)  # the temporary names of util.runtime.files and below
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+# The temporary names of `link_or_copy` and util.runtime.files, which hold the process id.
+_TEMPORARY = re.compile(r".+\.\w+\.(\d+)\.tmp")
+# A forked worker starts within milliseconds; outside Linux a fork may crash or does not exist.
+_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+FilePath = str | os.PathLike[str]
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
-def resumable(main):
-    """Wrap a preparation's `main`: every `UserError`, failed write and Ctrl-C is one line."""
+def resumable(main: Callable[P, T]) -> Callable[P, T]:
+    """Wrap the `main` of a command so that a `UserError`, a failed write and Ctrl-C are one line."""
 
     @exits_on_user_error
     @functools.wraps(main)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return main(*args, **kwargs)
         except OSError as error:
-            raise UserError(f"{error}; when that is mended, the same command goes on") from error
+            advice = "correct this and run the same command again to continue"
+            raise UserError(f"{error}; {advice}") from error
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+            message = "interrupted; run the same command again to continue"
+            print(message, file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
 
     return wrapper
 
 
-def add_shared_options(parser, lists):
-    """Add --out, --lists (default `lists`), --copy and --workers to an argparse `parser`."""
-    parser.add_argument("--out", required=True, help="data root to make, or to go on with")
+def argument_type(kind: Any) -> Callable[[str], Any]:
+    """Return an argparse type that reads a word of the command line as the pydantic type `kind`."""
+    adapter = TypeAdapter(kind)
+
+    def read(word: str) -> Any:
+        try:
+            return adapter.validate_python(word)
+        except ValidationError as error:
+            reasons = " or ".join(reason["msg"] for reason in error.errors())
+            raise argparse.ArgumentTypeError(f"{word}: {reasons}") from None
+
+    return read
+
+
+def add_shared_options(parser: argparse.ArgumentParser, lists: str) -> None:
+    """Add --out, --lists (default `lists`), --copy and --workers to a parser."""
+    parser.add_argument("--out", required=True, help="data root; an incomplete one is completed")
     parser.add_argument("--lists", default=lists, help="folder of the lists (%(default)s)")
     parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
-    parser.add_argument("--workers", type=_count, help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=argument_type(PositiveInt), help="processes (default: all cores)"
+    )
 
 
-def _count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number, 1 or more")
-    return int(text)
-
-
-def require_folder(path, what):
-    """Raise UserError unless `path` is a folder; `what` says what to give there."""
+def require_folder(path: FilePath, advice: str) -> None:
+    """Raise a UserError that ends with `advice` unless `path` is a folder."""
     if not os.path.isdir(path):
-        raise UserError(f"{path} is not a folder: {what}")
+        raise UserError(f"{path} is not a folder: {advice}")
 
 
-def require_files(paths, what):
-    """Raise UserError naming the first of `paths` that is no file; `what` says what to do."""
+def require_files(paths: Iterable[FilePath], advice: str) -> None:
+    """Raise a UserError that names the first missing file of `paths` and ends with `advice`."""
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}{more} does not exist: {what}")
+        raise UserError(f"{missing[0]}{more} does not exist: {advice}")
 
 
-def open_folder(path, option):
-    """Make the folder `path` if need be, see that it can be written, clear what a kill left there.
+def require_text(words: Iterable[str]) -> None:
+    """Raise a UserError for a word that is not UTF-8, as a file name may be."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{word!r} is no text in UTF-8: rename it") from None
 
-    option: the option that chose the folder, for the message. Raises UserError.
+
+def open_folder(path: FilePath, option: str) -> None:
+    """Make a folder if it is missing, test that it is writable, and remove what killed runs left.
+
+    Raises:
+        UserError: The folder cannot be written, or settings could not hold its name. The message
+            names `option`, which chose the folder.
     """
+    require_text([str(path)])
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -96,15 +127,14 @@ def open_folder(path, option):
         raise UserError(
             f"cannot write in {path}: {error.strerror}; give a writable folder as {option}"
         ) from error
-    for entry in os.scandir(path):
-        leftover = _LEFTOVER.fullmatch(entry.name)
-        if leftover and not _is_running(int(leftover[1])):
-            # another run may be clearing the same folder
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(entry.path)
+    for name in os.listdir(path):
+        temporary = _TEMPORARY.fullmatch(name)
+        if temporary and not _is_running(int(temporary[1])):
+            # Another run may remove it at the same time.
+            Path(path, name).unlink(missing_ok=True)
 
 
-def _is_running(process):
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -114,13 +144,18 @@ def _is_running(process):
     return True
 
 
-def link_or_copy(source, target, copy=False):
-    """Make the file `source` appear as `target`; returns how: "in place", "linked" or "copied".
+def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
+    """Make the file `source` appear as `target` too, as a link unless `copy` is set.
 
-    Hard links, since they outlive the source's folder and travel with the data root; where the
-    file system has none (another disk, a foreign owner) symbolic ones, relative; else, or with
-    `copy`, copies. What is there already stays. Raises UserError if `target` is another file:
-    nothing of the user's is overwritten.
+    The link is a hard one, which remains when the folder of the source is removed. Where the file
+    system refuses it (another disk, another owner), the link is symbolic and relative; where that
+    is refused too, the file is copied. A target with the content of the source stays as it is.
+
+    Returns:
+        "in place" if both names are the same, else "linked" or "copied".
+
+    Raises:
+        UserError: The target is another file; nothing of the user's is overwritten.
     """
     source, target = os.path.realpath(source), os.path.abspath(target)
     folder = os.path.realpath(os.path.dirname(target))
@@ -137,136 +172,167 @@ def link_or_copy(source, target, copy=False):
                 f"{target} exists and differs from {source}: delete it or give a new --out"
             )
     os.makedirs(folder, exist_ok=True)
-    ways = {
-        "hard": lambda path: os.link(source, path),
-        "symbolic": lambda path: os.symlink(os.path.relpath(source, folder), path),
-        "copy": lambda path: shutil.copy2(source, path),
-    }
     temporary = f"{target}.{os.getpid()}.tmp"
-    for way in ["copy"] if copy else ways:
-        try:
-            ways[way](temporary)
-            os.replace(temporary, target)
-            return "copied" if way == "copy" else "linked"
-        except OSError:
-            if way == "copy":
-                raise
-        finally:
-            if os.path.lexists(temporary):
-                os.remove(temporary)
+    try:
+        linked = not copy and _link(source, temporary)
+        if not linked:
+            shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return "linked" if linked else "copied"
 
 
-def check_names(pairs):
-    """Raise UserError for a name that no list can hold; arguments as of `write_list`."""
-    for name in (name for pair in pairs for name in pair):
+def _link(source: str, path: str) -> bool:
+    """Make `path` a link to `source`; returns False if no link is possible."""
+    relative = os.path.relpath(source, os.path.realpath(os.path.dirname(path)))
+    for make, origin in ((os.link, source), (os.symlink, relative)):
+        with contextlib.suppress(OSError):
+            make(origin, path)
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """The data root and the lists that a preparation makes."""
+
+    folder: FilePath
+    lists: FilePath  # the folder of train.txt and val.txt
+    copy: bool = False  # whether images are copied instead of linked
+    workers: int | None = None  # number of processes; None is all cores
+
+    def open(self, *folders: str) -> None:
+        """Open the folders, which are relative to the root, and that of the lists."""
+        for folder in folders:
+            open_folder(Path(self.folder, folder), "--out")
+        open_folder(self.lists, "--lists")
+
+    def list_file(self, part: str) -> str:
+        """Return the path of the list of a part ("train" or "val")."""
+        return os.path.join(self.lists, f"{part}.txt")
+
+    def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
+        """Write a list that `util.data.lists.read_entries` reads.
+
+        An existing list of other content is kept as PATH.bak.
+
+        Args:
+            part: "train" or "val".
+            entries: Image and mask, relative to the root.
+            expected: The number of entries of the published list.
+
+        Returns:
+            A line with the number of entries, which names the list that was kept.
+
+        Raises:
+            UserError: No list can hold one of the names.
+        """
+        entries = list(entries)
+        check_names(entries)
+        path = Path(self.list_file(part))
+        # A tab separates names that hold blanks.
+        lines = [("\t" if " " in "".join(entry) else " ").join(entry) + "\n" for entry in entries]
+        # surrogateescape, because a file name may be any bytes.
+        data = "".join(lines).encode("utf-8", errors="surrogateescape")
+        before = path.read_bytes() if path.exists() else data
+        if before != data:
+            write_atomically(f"{path}.bak", before)
+        write_atomically(path, data)
+        kept = f"; the former list is {path}.bak" if before != data else ""
+        return count_line(str(path), len(entries), expected) + kept
+
+    def next_commands(self, dataset: str) -> list[str]:
+        """Return the lines of the commands that follow: the check of the data, and stage 1.
+
+        They set the places for which the configuration of the dataset names others.
+        """
+        file = f"config/{dataset}/{dataset}_split0_resnet50.yaml"
+        chosen: list[str] = []
+        if not (ROOT / file).is_file():
+            # So do the scripts with a dataset that has only a description.
+            file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
+        cfg = load_config(str(ROOT / file), chosen)
+        places = {
+            "data_root": str(self.folder),
+            "train_list": self.list_file("train"),
+            "val_list": self.list_file("val"),
+        }
+        settings = [
+            word
+            for key, place in places.items()
+            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place)
+            for word in (key, place)
+        ]
+        options = ["--opts", *chosen, *settings] if chosen or settings else []
+        verify = ["python", "-m", "util.verify", "--config", file, *options]
+        train = ["sh", "train_base.sh", "split0", dataset, "1", *settings]
+        return [f"next: {shlex.join(verify)}", f"then: {shlex.join(train)}"]
+
+
+def check_names(entries: Iterable[Entry]) -> None:
+    """Raise a UserError for a name of an image or a mask that no list can hold."""
+    for name in (name for entry in entries for name in entry):
         if name != name.strip() or "\t" in name or "\n" in name:
             raise UserError(
                 f"{name!r}: a list cannot hold a name with a tab, a line break or blanks at an end"
             )
 
 
-def write_list(path, pairs):
-    """Write the list file `path` of (image, mask) pairs, as `util.data.lists.read_entries` reads it.
-
-    pairs: paths relative to the data root. A tab parts names that hold blanks. A list of other
-    content that was there is kept as PATH.bak; returns whether there was one. Raises UserError
-    for a name that no list can hold.
-    """
-    pairs = list(pairs)
-    check_names(pairs)
-    lines = [("\t" if " " in "".join(pair) else " ").join(pair) + "\n" for pair in pairs]
-    # surrogateescape: a file name may be any bytes
-    data = "".join(lines).encode("utf-8", errors="surrogateescape")
-    before = Path(path).read_bytes() if os.path.exists(path) else data
-    if before != data:
-        write_atomically(f"{path}.bak", before)
-    write_atomically(path, data)
-    return before != data
-
-
-def count_line(name, found, expected):
-    """ "NAME: FOUND", with a warning where FOUND is not the number `expected`."""
-    warning = "" if found == expected else f" (warning: {expected:,} expected; is all of it there?)"
+def count_line(name: str, found: int, expected: int | None) -> str:
+    """Return "NAME: FOUND", with a warning if another number was expected."""
+    complete = expected is None or found == expected
+    warning = "" if complete else f" (warning: {expected:,} expected; is the dataset complete?)"
     return f"{name}: {found:,}{warning}"
 
 
-def next_commands(dataset, data_root, lists):
-    """The lines that say how to go on: the check of the data, then stage 1.
+def run_parallel(
+    function: Callable[[Item], T],
+    items: Iterable[Item],
+    workers: int | None = None,
+    description: str = "",
+) -> list[T]:
+    """Return [function(item) for item in items], computed in processes, with a progress bar.
 
-    lists: folder of train.txt and val.txt. Settings are added where config/datasets/DATASET.yaml
-    names other places.
-    """
-    file, chosen = f"config/{dataset}/{dataset}_split0_resnet50.yaml", []
-    if not (ROOT / file).is_file():
-        # as the scripts do for a dataset that has a description alone
-        file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
-    cfg = load_config(ROOT / file, chosen)
-    places = {
-        "data_root": data_root,
-        "train_list": os.path.join(lists, "train.txt"),
-        "val_list": os.path.join(lists, "val.txt"),
-    }
-    settings = [
-        word
-        for key, place in places.items()
-        if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place)
-        for word in (key, place)
-    ]
-    options = ["--opts", *chosen, *settings] if chosen or settings else []
-    verify = ["python", "-m", "util.verify", "--config", file, *options]
-    train = ["sh", "train_base.sh", "split0", dataset, "1", *settings]
-    return [f"next: {shlex.join(map(str, verify))}", f"then: {shlex.join(map(str, train))}"]
+    The first exception, or Ctrl-C, ends the work after the items that are being computed.
 
+    Args:
+        function: A function at the top level of a module, or a partial of one.
+        items: The items; they and the results are pickled.
+        workers: Number of processes; None is all cores, and with 1 this process does the work.
+        description: Label of the progress bar.
 
-def run_parallel(function, items, workers=None, description=""):
-    """[function(item) for item in items], over `workers` processes, with a progress bar.
-
-    function: of a module's top level, or a partial of one; items and results travel between
-    processes, a few at a time. workers: default all cores; with 1 the work is done here. The
-    first exception, or Ctrl-C, ends the work after the items then in hand. Raises what
-    `function` raises, and UserError if a process is killed.
+    Raises:
+        UserError: A worker process was killed.
     """
     items = list(items)
     workers = min(workers or available_cores(), len(items))
-    bar = functools.partial(
+    progress = functools.partial(
         tqdm, total=len(items), desc=description, unit="file", smoothing=0, disable=None
     )
     if workers <= 1:
-        return list(bar(map(function, items)))
+        return list(progress(map(function, items)))
     size = max(1, min(16, len(items) // (8 * workers)))
-    chunks = (items[start : start + size] for start in range(0, len(items), size))
-    # A forked worker starts in milliseconds, but on macOS a fork after OpenCV has run may crash.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
-    results = []
+    pool = ProcessPoolExecutor(workers, _CONTEXT, _start_worker)
     try:
-        waiting = deque(pool.submit(_run, function, chunk) for chunk in islice(chunks, 4 * workers))
-        with bar() as progress:
-            while waiting:
-                done = waiting.popleft().result()
-                results += done
-                progress.update(len(done))
-                waiting.extend(pool.submit(_run, function, chunk) for chunk in islice(chunks, 1))
+        return list(progress(pool.map(function, items, chunksize=size)))
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed (out of memory?): the same command goes on; "
-            "give fewer --workers"
+            "a worker process was killed (out of memory?); run the same command again to continue, "
+            "with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-    return results
 
 
-def _run(function, chunk):
-    return [function(item) for item in chunk]
-
-
-def _start_worker():
-    # Ctrl-C reaches every process of the terminal; the main one ends the others in order.
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal; the main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
 
 
-def _end_with_parent():
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+def _end_with_main_process() -> None:
+    # Workers of a killed main process would otherwise wait for work for ever.
+    if main_process := multiprocessing.parent_process():
+        main_process.join()
     os._exit(1)

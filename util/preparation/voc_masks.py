@@ -1,7 +1,7 @@
-"""Reading the masks of PASCAL VOC (PNG) and of SBD (MATLAB), as class ids.
+"""Reading the masks of PASCAL VOC (PNG) and of SBD (MATLAB) as class ids.
 
-VOC colours its masks. Most are palette images, whose indices are the class ids; one that an
-editor saved in true colour is decoded by the colour map of the VOC development kit.
+VOC colours its masks. Most are palette images, whose indices are the class ids. One that an editor
+saved in true colour is decoded by the colour map of the VOC development kit.
 """
 
 from io import BytesIO
@@ -12,28 +12,40 @@ from scipy.io import loadmat
 from util.data.folds import IGNORE
 from util.data.images import check_labels
 from util.preparation.masks import read_png
+from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
 NUM_CLASSES = 20
 
 
-def voc_colour(class_id):
-    """(red, green, blue) of a class id 0..255 in the VOC colour map.
+def voc_colour(class_id: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a class id 0..255 in the VOC colour map.
 
     Bit 3k of the id is bit 7-k of red, bit 3k+1 of green and bit 3k+2 of blue (`VOClabelcolormap`
     of the development kit).
     """
-    return tuple(
+    red, green, blue = (
         sum((class_id >> (3 * k + channel) & 1) << (7 - k) for k in range(3))
         for channel in range(3)
     )
+    return red, green, blue
 
 
-def voc_mask(path, data):
-    """The VOC mask file `path` with content `data` (bytes): (H, W) uint8, 0..20 or 255.
+_CLASS_OF_COLOUR = {
+    voc_colour(class_id): class_id for class_id in (*range(NUM_CLASSES + 1), IGNORE)
+}
 
-    Raises UserError for a damaged file, another kind of image, a colour or a value that is none
-    of VOC's.
+
+def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
+    """Return the class ids 0..20 or 255, uint8 (H, W), of a VOC mask.
+
+    Args:
+        path: The file, for messages.
+        data: Its content.
+
+    Raises:
+        UserError: It is damaged or no mask of VOC: another kind of image, a colour or a value
+            that VOC does not have.
     """
     image = read_png(path, data)
     if image.mode == "RGB":
@@ -43,39 +55,41 @@ def voc_mask(path, data):
             f"mask {path} is a {image.mode} image; VOC masks are palette, RGB or 8-bit grey PNGs"
         )
     mask = np.asarray(image)
-    check_labels(mask, NUM_CLASSES, path)
+    check_labels(mask, NUM_CLASSES, str(path))
     return mask
 
 
-def _ids_of_colours(colours, path):
+def _ids_of_colours(colours: np.ndarray, path: FilePath) -> np.ndarray:
+    """Return the class ids, uint8 (H, W), of colours (H, W, 3)."""
     packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     found, places = np.unique(packed, return_inverse=True)
-    ids = {
-        red << 16 | green << 8 | blue: class_id
-        for class_id in (*range(NUM_CLASSES + 1), IGNORE)
-        for red, green, blue in [voc_colour(class_id)]
-    }
-    for colour in found.tolist():
-        if colour not in ids:
-            red, green, blue = colour >> 16, colour >> 8 & 255, colour & 255
+    table = np.empty(len(found), np.uint8)
+    for index, value in enumerate(found.tolist()):
+        colour = value >> 16, value >> 8 & 255, value & 255
+        if colour not in _CLASS_OF_COLOUR:
             raise UserError(
-                f"mask {path} holds the colour ({red}, {green}, {blue}), which is none of the VOC "
-                "colour map: give the mask as VOC has it"
+                f"mask {path} holds the colour {colour}, which the VOC colour map does not have: "
+                "give the mask as VOC has it"
             )
-    table = np.array([ids[colour] for colour in found.tolist()], np.uint8)
+        table[index] = _CLASS_OF_COLOUR[colour]
     return table[places].reshape(packed.shape)
 
 
-def sbd_mask(path, data):
-    """The SBD annotation `path` with content `data` (bytes): (H, W) uint8, 0..20 or 255.
+def sbd_mask(path: FilePath, data: bytes) -> np.ndarray:
+    """Return the class ids 0..20 or 255, uint8 (H, W), of an SBD annotation.
 
-    It is the field Segmentation of the structure GTcls. Raises UserError for a damaged file, one
-    without that field, and a value that is no class.
+    They are the field Segmentation of the structure GTcls.
+
+    Args:
+        path: The file, for messages.
+        data: Its content.
+
+    Raises:
+        UserError: The file is damaged, lacks that field, or holds a value that is no class.
     """
     try:
         content = loadmat(BytesIO(data), variable_names=["GTcls"])
-    # scipy answers damaged files with many kinds of exception
-    except Exception as error:
+    except Exception as error:  # scipy raises many kinds of exception for damaged files.
         raise UserError(
             f"{path} is damaged or no MATLAB file ({error}): unpack SBD's benchmark.tgz again"
         ) from error
@@ -88,5 +102,5 @@ def sbd_mask(path, data):
         ) from error
     if getattr(mask, "ndim", 0) != 2 or mask.dtype != np.uint8:
         raise UserError(f"{path}: GTcls.Segmentation is no array (H, W) of 8-bit class ids")
-    check_labels(mask, NUM_CLASSES, path)
+    check_labels(mask, NUM_CLASSES, str(path))
     return mask

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.preparation.masks import fingerprint, image_size, pair_summary, prepare_pair, read_png
+from util.preparation.masks import fingerprint, image_size, prepare_pair, read_png
+from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 
 LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -33,9 +34,8 @@ def prepare(image, tmp_path):
             run.made += 1
             return label
 
-        return prepare_pair(
-            str(tmp_path / "out"), image, "images/a.jpg", "masks/a.png", sources, make_mask
-        )
+        root = DataRoot(tmp_path / "out", tmp_path / "lists")
+        return prepare_pair(root, image, ("images/a.jpg", "masks/a.png"), sources, make_mask)
 
     run.made = 0
     return run
@@ -64,7 +64,7 @@ def test_a_pair_is_made_once(prepare, mask, tmp_path):
     assert prepare.made == 1
 
 
-def test_other_sources_or_another_image_make_it_anew(prepare, mask, image):
+def test_other_sources_or_another_image_make_it_again(prepare, mask, image):
     prepare()
     assert prepare(LABEL + 1, [b"other"]) == ("linked", True)
     np.testing.assert_array_equal(read(mask), LABEL + 1)
@@ -81,7 +81,7 @@ def test_a_missing_image_comes_back_without_the_mask(prepare, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [-1, 90])
-def test_a_truncated_mask_is_made_anew(prepare, mask, kept):
+def test_a_truncated_mask_is_made_again(prepare, mask, kept):
     prepare()
     whole = mask.read_bytes()
     assert len(whole) > 90
@@ -98,7 +98,9 @@ def test_a_mask_of_the_user_stays(prepare, mask):
     cv2.imwrite(str(mask), LABEL + 1)
     for present in (mask.read_bytes(), b"no picture"):
         mask.write_bytes(present)
-        with pytest.raises(UserError, match=r"masks/a\.png is there, not from this command"):
+        with pytest.raises(
+            UserError, match=r"masks/a\.png exists, but this command neither wrote it"
+        ):
             prepare()
         assert mask.read_bytes() == present != before
 
@@ -135,14 +137,6 @@ def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
     tags[0x0112] = orientation
     Image.fromarray(noise(20, 30)).save(path, exif=tags)
     assert image_size(path) == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
-
-
-def test_summary():
-    results = [("linked", True), ("copied", False), ("linked", True)]
-    assert pair_summary(results) == [
-        "images: 1 copied, 2 linked",
-        "masks: 3, 2 of them written now",
-    ]
 
 
 def test_a_damaged_image_leaves_nothing(prepare, image, tmp_path):

@@ -1,10 +1,10 @@
 import argparse
 import errno
+import math
 import multiprocessing
 import os
 import shlex
 import signal
-import sys
 import time
 from contextlib import redirect_stderr
 from functools import partial
@@ -15,16 +15,14 @@ import pytest
 from tests.paths import ROOT
 from util.data.lists import read_entries
 from util.preparation.shared import (
+    DataRoot,
     add_shared_options,
-    count_line,
     link_or_copy,
-    next_commands,
     open_folder,
     require_files,
     require_folder,
     resumable,
     run_parallel,
-    write_list,
 )
 from util.runtime.errors import UserError
 
@@ -43,29 +41,27 @@ def source(tmp_path):
     return path
 
 
-def test_a_link_outlives_the_source_and_takes_no_space(source, tmp_path):
-    target = tmp_path / "here" / "a.jpg"
-    assert link_or_copy(source, target) == "linked"
-    assert target.samefile(source) and not target.is_symlink()
-    assert link_or_copy(source, target) == "linked"
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "here" / "a.jpg"
+
+
+def test_a_link_outlives_the_source_and_takes_no_space(source, target, tmp_path):
+    (tmp_path / "alias.jpg").symlink_to(source)
+    for name in (source, tmp_path / "alias.jpg"):
+        assert link_or_copy(name, target) == "linked"
+        assert target.samefile(source) and not target.is_symlink()
     source.unlink()
     assert target.read_bytes() == b"picture"
-
-
-def test_the_file_behind_a_link_is_linked(source, tmp_path):
-    (tmp_path / "alias.jpg").symlink_to(source)
-    link_or_copy(tmp_path / "alias.jpg", tmp_path / "a.jpg")
-    assert not (tmp_path / "a.jpg").is_symlink()
-    assert (tmp_path / "a.jpg").samefile(source)
 
 
 def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "here").symlink_to("deep/er")
-    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
-    assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
-    assert (tmp_path / "here" / "a.jpg").is_symlink()
+    for _ in range(2):
+        assert link_or_copy(source, tmp_path / "here" / "a.jpg") == "linked"
+        assert (tmp_path / "here" / "a.jpg").is_symlink()
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("there", "deep"):
@@ -73,21 +69,18 @@ def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path
     assert (moved / "deep" / "er" / "a.jpg").read_bytes() == b"picture"
 
 
-def test_without_links_a_copy(source, tmp_path, monkeypatch):
+def test_without_links_a_copy(source, target, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "symlink", refuse)
-    target = tmp_path / "here" / "a.jpg"
     assert link_or_copy(source, target) == "copied"
     assert target.read_bytes() == b"picture" and not target.samefile(source)
 
 
-def test_copies_on_demand_replace_links(source, tmp_path):
-    target = tmp_path / "here" / "a.jpg"
-    link_or_copy(source, target)
-    for _ in range(2):
-        assert link_or_copy(source, target, copy=True) == "copied"
+def test_copies_on_demand_replace_links(source, target):
+    assert link_or_copy(source, target) == "linked"
+    for copy in (True, True, False):
+        assert link_or_copy(source, target, copy) == "copied"
         assert not target.samefile(source) and target.read_bytes() == b"picture"
-    assert link_or_copy(source, target) == "copied"
     assert os.listdir(target.parent) == ["a.jpg"]
 
 
@@ -105,48 +98,48 @@ def test_another_file_is_never_overwritten(source, tmp_path):
     assert (tmp_path / "a.jpg").read_bytes() == b"another"
 
 
-def test_a_failed_copy_leaves_nothing(source, tmp_path, monkeypatch):
+def test_a_failed_copy_leaves_nothing(source, target, monkeypatch):
     def full(source, target):
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("util.preparation.shared.shutil.copy2", full)
     with pytest.raises(OSError, match="No space"):
-        link_or_copy(source, tmp_path / "here" / "a.jpg", copy=True)
-    assert os.listdir(tmp_path / "here") == []
+        link_or_copy(source, target, copy=True)
+    assert os.listdir(target.parent) == []
 
 
-def test_lists_are_read_as_written(tmp_path):
+@pytest.fixture
+def root(tmp_path):
+    return DataRoot(tmp_path / "root", tmp_path / "lists")
+
+
+def test_lists_are_read_as_written(tmp_path, root):
     pairs = [("a.jpg", "m/a.png"), ("my a b.jpg", "m/my a b.png"), ("é.jpg", "m/\udcff.png")]
     path = tmp_path / "lists" / "train.txt"
-    assert write_list(path, iter(pairs)) is False
+    for _ in range(2):
+        assert root.write_list("train", iter(pairs)) == f"{path}: 3"
     assert read_entries(str(tmp_path), str(path)) == pairs
-    assert path.read_bytes().splitlines()[:2] == [
-        b"a.jpg m/a.png",
-        b"my a b.jpg\tm/my a b.png",
-    ]
-    assert write_list(path, pairs) is False
+    assert path.read_bytes().splitlines()[:2] == [b"a.jpg m/a.png", b"my a b.jpg\tm/my a b.png"]
     assert os.listdir(path.parent) == ["train.txt"]
 
 
-def test_a_list_of_other_content_is_kept(tmp_path):
-    path = tmp_path / "train.txt"
+def test_a_list_of_other_content_is_kept(tmp_path, root):
+    path = tmp_path / "lists" / "val.txt"
+    path.parent.mkdir()
     path.write_text("mine mine\n")
-    assert write_list(path, [("a", "b")]) is True
+    line = root.write_list("val", [("a", "b")], expected=1449)
+    assert line.startswith(f"{path}: 1 (warning: 1,449 expected")
+    assert line.endswith(f"; the former list is {path}.bak")
     assert path.read_text() == "a b\n"
-    assert (tmp_path / "train.txt.bak").read_text() == "mine mine\n"
+    assert path.with_suffix(".txt.bak").read_text() == "mine mine\n"
 
 
 @pytest.mark.parametrize("name", ["a\tb", "a\nb", " a", "a "])
-def test_names_that_no_list_can_hold(tmp_path, name):
+def test_names_that_no_list_can_hold(tmp_path, root, name):
     with pytest.raises(UserError, match="a list cannot hold"):
-        write_list(tmp_path / "list.txt", [("a.jpg", name)])
+        root.write_list("train", [("a.jpg", name)])
     assert os.listdir(tmp_path) == []
-
-
-def test_counts_are_compared():
-    assert count_line("val", 1449, 1449) == "val: 1,449"
-    assert count_line("val", 3, 1449).startswith("val: 3 (warning: 1,449 expected")
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
@@ -166,6 +159,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
             open_folder(path, "--out")
 
 
+def test_a_folder_whose_name_no_setting_could_hold_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"\\udcff' is no text in UTF-8: rename it"):
+        open_folder(tmp_path / os.fsdecode(b"\xff"), "--out")
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
     kept = {f"a.png.{os.getpid()}.tmp", "b.png", "notes.tmp", f"{NO_PROCESS}.tmp"}
     for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
@@ -174,35 +173,28 @@ def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
     assert set(os.listdir(tmp_path)) == kept
 
 
-def places(tmp_path, folder):
-    return {
-        "data_root": str(tmp_path / folder),
-        "train_list": str(tmp_path / "my lists" / "train.txt"),
-        "val_list": str(tmp_path / "my lists" / "val.txt"),
-    }
-
-
 def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
-    wanted = places(tmp_path, "my data")
-    verify, train = next_commands("pascal", wanted["data_root"], str(tmp_path / "my lists"))
+    root = DataRoot(str(tmp_path / "my data"), str(tmp_path / "my lists"))
+    verify, train = map(shlex.split, root.next_commands("pascal"))
+    places = ["data_root", root.folder]
+    for part in ("train", "val"):
+        places += [f"{part}_list", os.path.join(root.lists, f"{part}.txt")]
     config = ["--config", "config/pascal/pascal_split0_resnet50.yaml"]
-    command = ["next:", "python", "-m", "util.verify", *config, "--opts"]
-    assert shlex.split(verify) == [*command, *(word for pair in wanted.items() for word in pair)]
-    assert shlex.split(train)[:6] == ["then:", "sh", "train_base.sh", "split0", "pascal", "1"]
-    assert shlex.split(train)[6:] == shlex.split(verify)[len(command) :]
-    # the configuration's own places, as seen from the root of the repository
+    assert verify == ["next:", "python", "-m", "util.verify", *config, "--opts", *places]
+    assert train == ["then:", "sh", "train_base.sh", "split0", "pascal", "1", *places]
+    # These are the places of the configuration, seen from the root of the repository.
     monkeypatch.chdir(ROOT)
-    verify, train = next_commands("coco", "../data/MSCOCO2014", "lists/coco/")
+    verify, train = DataRoot("../data/MSCOCO2014", "lists/coco/").next_commands("coco")
     assert verify.endswith(" --config config/coco/coco_split0_resnet50.yaml")
     assert train == "then: sh train_base.sh split0 coco 1"
 
 
-def test_next_commands_of_a_dataset_that_has_a_description_alone(tmp_path, monkeypatch):
+def test_next_commands_of_a_dataset_that_has_only_a_description(tmp_path, monkeypatch):
     description = (ROOT / "config/datasets/demo.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(description)
     monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    verify, train = next_commands("mine", "data/demo", "here")
+    verify, train = DataRoot("data/demo", "here").next_commands("mine")
     lists = "train_list here/train.txt val_list here/val.txt"
     options = f"--config config/base/resnet50.yaml --opts data_set mine split 0 {lists}"
     assert verify == f"next: python -m util.verify {options}"
@@ -216,7 +208,7 @@ def test_workers_are_counted_from_one(workers, capsys):
     assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", "x", "--workers", workers])
-    assert f"{workers} is no whole number, 1 or more" in capsys.readouterr().err
+    assert f"argument --workers: {workers}: Input should be" in capsys.readouterr().err
 
 
 def square_and_process(number):
@@ -231,37 +223,30 @@ def test_results_come_in_order(count):
         assert os.getpid() not in {process for _, process in results}
 
 
-def kind_of_process(number):
-    return type(multiprocessing.current_process()).__name__
+def test_workers_that_are_spawned_give_the_same(monkeypatch):
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr("util.preparation.shared._CONTEXT", spawn)
+    assert run_parallel(math.factorial, range(8), 2) == [math.factorial(n) for n in range(8)]
 
 
-@pytest.mark.parametrize(
-    ("platform", "kind"), [("linux", "ForkProcess"), ("darwin", "SpawnProcess")]
-)
-def test_macos_never_forks(platform, kind, monkeypatch):
-    monkeypatch.setattr(sys, "platform", platform)
-    assert set(run_parallel(kind_of_process, range(4), workers=2)) == {kind}
-
-
-def test_one_worker_works_here():
-    assert run_parallel(square_and_process, [3], workers=5) == [(9, os.getpid())]
-    assert run_parallel(square_and_process, [3, 4], workers=1) == [
-        (9, os.getpid()),
-        (16, os.getpid()),
-    ]
+@pytest.mark.parametrize(("items", "workers"), [([3], 5), ([3, 4], 1)])
+def test_one_worker_works_here(items, workers):
+    expected = [(number**2, os.getpid()) for number in items]
+    assert run_parallel(square_and_process, items, workers) == expected
 
 
 def touch_or_fail(folder, number):
     if number == 40:
         raise UserError("forty is wrong")
     (folder / str(number)).touch()
+    time.sleep(0.005)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_ends_the_work(tmp_path, workers):
     with pytest.raises(UserError, match="forty is wrong"):
-        run_parallel(partial(touch_or_fail, tmp_path), range(100_000), workers)
-    assert 0 < len(os.listdir(tmp_path)) < 200  # what was in hand
+        run_parallel(partial(touch_or_fail, tmp_path), range(10_000), workers)
+    assert 0 < len(os.listdir(tmp_path)) < 200  # those that were being computed
 
 
 def die(number):
@@ -332,7 +317,7 @@ def test_interrupted_work_ends_in_order(at_work, tmp_path):
     assert process.exitcode == 130
     wait_for_end(workers)
     errors = (tmp_path / "errors.txt").read_text()
-    assert errors == "interrupted; the same command goes on from here\n"
+    assert errors == "interrupted; run the same command again to continue\n"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux for processes")
@@ -351,5 +336,5 @@ def test_a_full_disk_is_one_line(capsys):
         main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "No space left on device: '/data/a.png'; when that is mended" in error
+    assert "No space left on device: '/data/a.png'; correct this and run" in error
     assert error.count("\n") == 1

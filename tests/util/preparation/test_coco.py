@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.util.coco_files import HEIGHT, WIDTH, box, region, run_lengths
-from util.preparation.coco_masks import decompress, draw_mask
+from util.preparation.coco import decompress, draw_mask
 from util.runtime.errors import UserError
 
 
@@ -51,7 +51,7 @@ GOOD = run_lengths(region(3, 3, 9, 9), compressed=True)
         ([5], r"no list of x, y"),
         ([[1, 2, 3, 4, 5, 6, 7]], r"no list of x, y"),
         ([[[1, 2], [3, 4], [5, 6]]], r"no list of x, y"),
-        ([{"x": 1}], "no number"),
+        ([{"x": 1}], "something other than numbers"),
         ([["a", 1, 2, 3, 4, 5]], "could not convert"),
         ([[0, 0, 1e12, 0, 5, 5]], r"leaves the image of 64×48 pixels"),
         ([[0, 0, float("nan"), 0, 5, 5]], r"leaves the image"),
