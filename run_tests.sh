@@ -13,4 +13,7 @@ fi
 # A thread each: two processes of tests on the cores of a small machine.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
-exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# GPUs are hidden: what these tests expect does not depend on the machine.
+CUDA_VISIBLE_DEVICES='' "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || exit
+# Then the tests of CUDA, unless some tests were asked for; without a GPU they say that they skip.
+[ $# -gt 0 ] || exec "$python" -m pytest -q -rs tests/test_cuda.py
