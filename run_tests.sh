@@ -1,15 +1,22 @@
 #!/bin/sh
-# Install what the tests need and run them: sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
+# Install what the tests need, check style and types, and run the tests:
+#     sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
 # --quick runs what depends most on the versions of Python and the packages, in about 90 seconds: the
 # published model's numbers, settings, checkpoints, lists and episodes.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
 prepare_environment requirements.txt requirements-dev.txt
-if [ "${1:-}" = --quick ]; then
+case ${1:-} in
+--quick)
     shift
     set -- tests/model/test_golden.py tests/model/test_mm.py tests/util/config \
         tests/util/checkpoints tests/util/data "$@"
-fi
+    ;;
+'' | --faults)
+    "$python" -m ruff check --quiet && "$python" -m ruff format --check --quiet &&
+        "$python" -m mypy || exit
+    ;;
+esac
 # A thread each: two processes of tests on the cores of a small machine.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
