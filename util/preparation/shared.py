@@ -36,8 +36,6 @@ from util.runtime.files import ROOT, write_atomically
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 # The temporary names of `link_or_copy` and util.runtime.files, which hold the process id.
 _TEMPORARY = re.compile(r".+\.\w+\.(\d+)\.tmp")
-# A forked worker starts within milliseconds; outside Linux a fork may crash or does not exist.
-_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 FilePath = str | os.PathLike[str]
 P = ParamSpec("P")
@@ -313,7 +311,9 @@ def run_parallel(
     if workers <= 1:
         return list(progress(map(function, items)))
     size = max(1, min(16, len(items) // (8 * workers)))
-    pool = ProcessPoolExecutor(workers, _CONTEXT, _start_worker)
+    # A forked worker starts within milliseconds; outside Linux a fork may crash or does not exist.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
         return list(progress(pool.map(function, items, chunksize=size)))
     except BrokenProcessPool as error:

@@ -1,10 +1,10 @@
 import argparse
 import errno
-import math
 import multiprocessing
 import os
 import shlex
 import signal
+import sys
 import time
 from contextlib import redirect_stderr
 from functools import partial
@@ -223,10 +223,16 @@ def test_results_come_in_order(count):
         assert os.getpid() not in {process for _, process in results}
 
 
-def test_workers_that_are_spawned_give_the_same(monkeypatch):
-    spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr("util.preparation.shared._CONTEXT", spawn)
-    assert run_parallel(math.factorial, range(8), 2) == [math.factorial(n) for n in range(8)]
+def kind_of_process(number):
+    return type(multiprocessing.current_process()).__name__
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind"), [("linux", "ForkProcess"), ("darwin", "SpawnProcess")]
+)
+def test_macos_never_forks(platform, kind, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert set(run_parallel(kind_of_process, range(4), workers=2)) == {kind}
 
 
 @pytest.mark.parametrize(("items", "workers"), [([3], 5), ([3, 4], 1)])
