@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything once, on the CPU if need be: install, draw the demo dataset, train both stages, test.
-# What is done already is skipped, what was interrupted goes on.
+# Steps that are done are skipped, and an interrupted one continues.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
 prepare_environment requirements.txt

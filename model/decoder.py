@@ -67,9 +67,10 @@ class LinearBottleneck(nn.Sequential):
 
 
 class Decoder(nn.Module):
-    """The decoder: it parses the coarsest map, then adds each finer one to the enlarged result.
+    """The decoder, which parses the coarsest map and adds each finer one to the enlarged result.
 
-    Each parse has one ReLU, at its end, as in the published model.
+    This is (17) and (18) of docs/method.md. Each parse has one ReLU, at its end, as in the published
+    model.
 
     Args:
         channels: C, of the maps.

@@ -1,6 +1,7 @@
 """Encoding of single images: the part of HDMNet that no query shares with its supports.
 
-What depends on one image alone, with the mask where it is a support, serves in any episode.
+What depends on one image alone, with the mask where it is a support, serves in any episode. Numbers in
+brackets are those of the equations in docs/method.md.
 """
 
 from contextlib import nullcontext
@@ -101,7 +102,7 @@ class FeatureEncoder(nn.Module):
         All images pass the backbone together.
         """
         mask = (masks == 1).to(query.dtype)  # (B, K, H, W)
-        masked = (support * mask[:, :, None]).flatten(0, 1)
+        masked = (support * mask[:, :, None]).flatten(0, 1)  # (1)
         grids = None
         if len(masked):
             height, width = mask.shape[-2:]
@@ -165,8 +166,8 @@ class FeatureEncoder(nn.Module):
         """Return the features of all supports, whose masks are (B, K, H, W)."""
         reduced, gram, f5, f4 = (_joined(tensors) for tensors in zip(*parts, strict=True))
         own, of_prototype, _ = self._merge_weights(self.merge_support)
-        prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (N, 256, 1, 1)
-        merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))
+        prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (3): (N, 256, 1, 1)
+        merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))  # (5)
         maps = self._maybe_checkpointed(self.hierarchy, merged)
         stages = tuple(
             cast(Matching, layer).encode_support(*arguments)
@@ -212,7 +213,7 @@ def check_support(support: Tensor, mask: Tensor) -> None:
 
 
 def _reduced(reduce: nn.Sequential, features: BackboneFeatures) -> Tensor:
-    """Return the reduction of [f3, f2], each convolved with its part of the weight."""
+    """Return (2), the reduction of [f3, f2], each convolved with its part of the weight."""
     weights = _weight(reduce).split([features.f3.shape[1], features.f2.shape[1]], dim=1)
     mixed = torch.is_autocast_enabled(weights[0].device.type)
     f3, f2 = (

@@ -13,7 +13,7 @@ def channel_gram(feature: Tensor) -> Tensor:
 
 
 def style_distance(query: Tensor, support: Tensor) -> Tensor:
-    """Return the distance of the query's style to each support's.
+    """Return the distance of the query's style to each support's, (19) of docs/method.md.
 
     Args:
         query: cosines between the channels (B, C, C), see `channel_gram`.

@@ -22,7 +22,8 @@ from model.reference import HDMNetOutput, reference_forward
 class HDMNet(FeatureEncoder):
     """Few-shot segmentation of a query image from K supports with masks.
 
-    model/reference.py states the method step by step.
+    model/reference.py states the method step by step. Numbers in brackets in the code are those of the
+    equations in docs/method.md.
 
     Args:
         base: the base learner; it is frozen here.
@@ -138,15 +139,16 @@ class HDMNet(FeatureEncoder):
         self._check_shot(shot)
         height, width = query.base.shape[-2:]
         with torch.no_grad(), full_precision(query.base.device):
-            distances = style_distance(query.gram, support.gram)
+            distances = style_distance(query.gram, support.gram)  # (19)
             prior = torch.stack(
                 [
                     similarity_prior(query.f5, support.f5),
                     similarity_prior(query.f4, support.f4),
                 ],
                 dim=1,
-            ).unflatten(2, (height, width))  # (B, 2, h, w)
+            ).unflatten(2, (height, width))  # (4): (B, 2, h, w)
 
+        # (6), for which `query.merged` holds the image's own part, and (7) to (9).
         _, of_prototype, of_prior = self._merge_weights(self.merge_query)
         merged = query.merged + F.conv2d(support.prototype.mean(1)[..., None, None], of_prototype)
         query_maps = self._maybe_checkpointed(
@@ -154,8 +156,8 @@ class HDMNet(FeatureEncoder):
         )
         meta, correlations = self._match(query_maps, support, prior)
         with full_precision(query.base.device):
-            adjustment = self.ensemble.adjustment(distances)
-            final = self.ensemble(widened(meta), query.base, adjustment, class_index)
+            adjustment = self.ensemble.adjustment(distances)  # (20)
+            final = self.ensemble(widened(meta), query.base, adjustment, class_index)  # (21), (22)
         final, meta, base = (
             resize(logits, size=size, mode="bilinear", align_corners=True)
             for logits in (final, widened(meta), query.base)
@@ -165,7 +167,7 @@ class HDMNet(FeatureEncoder):
     def _match(
         self, query_maps: list[Tensor], support: SupportFeatures, prior: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the meta logits (B, 2, h, w) and the correlation maps, coarsest first."""
+        """Return the meta logits (B, 2, h, w) and the correlation maps, coarsest first: (10)–(18)."""
         matched, correlations = [], []
         for layer, query, tokens in zip(self.matching, query_maps, support.stages, strict=True):
             resized = resize(prior, size=query.shape[-2:], mode="bilinear", align_corners=True)

@@ -1,7 +1,7 @@
 """Hierarchical self-attention on the query and, separately, on each support (paper, section 3.2).
 
 The hierarchy is "decoupled": query and supports pass through the same weights, and only the matching
-brings them together.
+brings them together. Numbers in brackets are those of the equations in docs/method.md.
 """
 
 import torch
@@ -14,7 +14,7 @@ NORM_EPS = 1e-6
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a depthwise 3×3 convolution in its middle (SegFormer's Mix-FFN).
+    """Feed-forward layer with a depthwise 3×3 convolution in its middle (SegFormer's Mix-FFN): (9).
 
     Args:
         channels: C, of the tokens.
@@ -38,7 +38,7 @@ class MixFFN(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention whose keys and values come from a coarser grid.
+    """Multi-head attention whose keys and values come from a coarser grid: (8).
 
     Args:
         channels: C, of the tokens.
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm self-attention and Mix-FFN, each with a residual connection.
+    """Pre-norm self-attention and Mix-FFN, each with a residual connection: (7).
 
     Args:
         channels, heads, reduction: see `SelfAttention`.

@@ -31,6 +31,8 @@ class Losses(NamedTuple):
 def kl_distillation(teacher: Tensor, student: Tensor) -> Tensor:
     """Return KL(softmax(teacher) ‖ softmax(student)) over positions, mean over the batch.
 
+    This is one term of (15) of docs/method.md.
+
     Args:
         teacher: (B, h, w), before the softmax.
         student: (B, h, w), before the softmax.

@@ -1,7 +1,8 @@
 """Matching of the query with the masked supports, and its correlation map (paper, section 3.3).
 
 Only support positions inside the masks take part, see `model.masked`. A row of zeros among keys and
-values adds nothing, since its column of the attention is multiplied by a value of zero.
+values adds nothing, since its column of the attention is multiplied by a value of zero. Numbers in
+brackets are those of the equations in docs/method.md.
 """
 
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class SupportTokens(NamedTuple):
 
 
 class MatchingAttention(nn.Module):
-    """Cosine attention from the query to the supports, normalised over the *query* positions.
+    """Cosine attention from the query to the supports, normalised over the *query* positions: (10), (11).
 
     Args:
         channels: C.
@@ -104,16 +105,16 @@ class MatchingAttention(nn.Module):
             k = split_heads(support.keys.flatten(1, 2), self.heads)  # (B, heads, K·m, d)
             v = split_heads(support.values.flatten(1, 2), self.heads)
             largest = 1 / self.temperature
-            gathered = merge_heads(query_softmax_attention(q, k, v, largest))
+            gathered = merge_heads(query_softmax_attention(q, k, v, largest))  # (11)
 
-            # The mean is linear in the keys: see docs/fast_path.md, "The correlation map".
+            # (14) is linear in the keys: see docs/fast_path.md, "The correlation map".
             mean_key = support.key_sum.sum(1) / (support.count.sum(1)[:, None] + 1e-9)  # (B, C)
             correlation = (merge_heads(q) @ mean_key[:, :, None]).squeeze(-1) / self.heads
         return self.project(gathered), correlation
 
 
 class MatchingLayer(nn.Module):
-    """Matching attention and Mix-FFN, then fusion with the prior; one per stage of the hierarchy.
+    """Matching attention and Mix-FFN, then fusion with the prior: (10)–(14), one per stage.
 
     Args:
         channels: C, of the stage's maps.
@@ -144,15 +145,16 @@ class MatchingLayer(nn.Module):
             query: maps (B, C, h, w).
             support: tokens of K supports for each query.
             prior: (B, 2, h, w).
-            scale: factor of what is gathered from the supports.
+            scale: γ of (12), the factor of what is gathered from the supports.
 
         Returns:
-            The fused map (B, C, h, w) and the correlation map (B, h, w).
+            The matched map (B, C, h, w) and the correlation map (B, h, w).
         """
         height, width = query.shape[-2:]
         size = height, width
         query = to_tokens(query)
         gathered, correlation = self.attention(self.norm1(query), support)
-        query = query + self.dropout(gathered * scale)
+        query = query + self.dropout(gathered * scale)  # (12)
         query = to_map(query + self.ffn(self.norm2(query), size), size)
-        return self.fuse(torch.cat([query, prior], dim=1)), correlation.unflatten(1, size)
+        matched = self.fuse(torch.cat([query, prior], dim=1))  # (13)
+        return matched, correlation.unflatten(1, size)

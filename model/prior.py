@@ -13,7 +13,7 @@ GPU_TILE = 2**26
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of each feature map over its mask.
+    """Return the mean of each feature map over its mask, the prototype (3) of docs/method.md.
 
     Args:
         feature: (B, C, h, w).
@@ -36,7 +36,7 @@ def unit_rows(tokens: Tensor) -> Tensor:
 def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
     """Return how similar each query position is to its best match inside the supports' masks.
 
-    See docs/fast_path.md, "The similarity prior".
+    This is (4) of docs/method.md; see docs/fast_path.md, "The similarity prior".
 
     Args:
         query: features (B, n, C), of any length.

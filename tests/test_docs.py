@@ -15,6 +15,8 @@ from util.data.loaders import config_fold
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "initmodel" / "README.md",
     ROOT / "lists" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),

@@ -2,7 +2,7 @@
 
 The training is started by the ordinary command, on the CPU. The weights at its end are compared, bit
 for bit, with those of a run without faults. `python -m pytest tests/faults --faults -s` prints the
-table of the README.
+table of docs/reliability.md.
 """
 
 import os
