@@ -1,5 +1,6 @@
 """The model, training and testing on CUDA give what they give on the CPU; skipped without a GPU."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from util.runtime.errors import exits_on_user_error
 from util.runtime.log import Meter
 from util.runtime.precision import DTYPES, Precision
 from util.training.engine import distributed
-from util.training.iteration import Iteration
+from util.training.iteration import Iteration, Recipe
 from util.training.schedule import hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -132,9 +133,8 @@ def test_training_steps_in_reduced_precision(amp, backbone_dtype):
                 found = losses_of(net, [batch[n] for n in sorted(batch)])
             return {"loss": found.total, "main": found.main, "distillation": found.distillation}
 
-        iteration = Iteration(
-            net, net, losses, hdmnet_optimizer(net, 1e-4), precision, str, 1, ALONE
-        )
+        recipe = Recipe(net, hdmnet_optimizer(net, 1e-4), None, 1, 1, {})
+        iteration = Iteration(recipe, ALONE, precision, net, losses)
         batch = dict(zip("abcd", episode, strict=True))
         # The scaler of float16 starts too high, and skips steps until it has come down.
         for _ in range(12):
@@ -202,10 +202,11 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path):
     run = laboratory.start("cut")
     assert run.wait() == 0, run.text
     assert "one GPU each" in run.text and run.resumed_at() > 0
-    assert laboratory.ends_alike("cut")
+    laboratory.check_end("cut")
 
 
-def test_memory_that_does_not_suffice_names_the_settings_that_help(capsys):
+def test_memory_that_does_not_suffice_names_the_settings_that_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit):
         exits_on_user_error(lambda: torch.empty(2**45, device=DEVICE))()
     text = capsys.readouterr().err
