@@ -31,14 +31,14 @@ class SceneObject(NamedTuple):
 
     Attributes:
         class_id: Its value in the mask.
-        shape: The name of its silhouette.
         pattern: The name of its surface pattern.
+        shape: The name of its silhouette.
         hues: The usual hues of the pattern's two colours, in degrees.
     """
 
     class_id: int
-    shape: str
     pattern: str
+    shape: str
     hues: Hues
 
 
@@ -183,7 +183,7 @@ def _surface(
     rng: RandomState, placement: _Placement, tone: np.ndarray, light: float, unit: float
 ) -> np.ndarray:
     """Draw the object's colours at every pixel of the picture, float32 (height, width, 3)."""
-    (_, _, pattern, hues), matrix, centre, alpha = placement
+    (_, pattern, _, hues), matrix, centre, alpha = placement
     height, width = alpha.shape
     scale = math.sqrt(abs(np.linalg.det(matrix)))
     period = unit * float(np.clip(scale / unit / 5, 15, 21)) * rng.uniform(0.92, 1.08)
