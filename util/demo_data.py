@@ -55,10 +55,9 @@ def scene_classes(seed: int, part: int, index: int) -> list[int]:
     keep to one group of five, so that a fold, which drops every training picture with a held-out
     class, keeps well over half of them.
     """
-    order = np.random.RandomState((seed, part, index // len(CLASS_NAMES), 1)).permutation(
-        len(CLASS_NAMES)
-    )
-    first = int(order[index % len(CLASS_NAMES)])
+    number = len(CLASS_NAMES)
+    order = np.random.RandomState((seed, part, index // number, 1)).permutation(number)
+    first = int(order[index % number])
     rng = np.random.RandomState((seed, part, index, 2))
     count = 1 + int(np.searchsorted(_OBJECTS, rng.uniform(), side="right"))
     start = first - first % _GROUP
@@ -78,8 +77,10 @@ def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarra
     long = round(size * rng.uniform(0.92, 1.0))
     short = round(long * rng.uniform(0.84, 0.96))
     height, width = (short, long) if rng.uniform() < 0.6 else (long, short)
-    classes = scene_classes(seed, part, index)
-    objects = [SceneObject(c, *CLASS_NAMES[c - 1].split("_"), usual_hues(c)) for c in classes]
+    objects = []
+    for class_id in scene_classes(seed, part, index):
+        pattern, shape = CLASS_NAMES[class_id - 1].split("_")
+        objects.append(SceneObject(class_id, pattern, shape, usual_hues(class_id)))
     return draw_scene(rng, objects, height, width)
 
 
