@@ -139,11 +139,11 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
             return format(found[key] * factor, form)
         return "out of memory" if f"{key.split()[0]} failed" in found else ""
 
-    def ratio(suffix: str) -> str:
+    def ratio(suffix: str, form: str) -> str:
         keys = f"reference{suffix}", f"{way}{suffix}"
         # Small cases fit into what the process held before.
         known = all(found.get(key, 0) > 0 for key in keys)
-        return f"{found[keys[0]] / found[keys[1]]:.2f}×" if known else ""
+        return f"{found[keys[0]] / found[keys[1]]:{form}}×" if known else ""
 
     known = "flops" in found and way in found
     return [
@@ -151,11 +151,11 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
         found["precision"],
         cell("reference", ".3g"),
         cell(way, ".3g"),
-        ratio(""),
+        ratio("", ".2f"),
         cell("cached", ".3g"),
         cell("reference bytes", ".0f", 2**-20),
         cell(f"{way} bytes", ".0f", 2**-20),
-        ratio(" bytes"),
+        ratio(" bytes", ".1f"),
         cell("cached bytes", ".0f", 2**-20),
         f"{found['flops'] / found[way] / ceiling:.0%}" if known else "",
         cell(f"{way} difference", ".0e"),
@@ -217,7 +217,7 @@ def _parse() -> argparse.Namespace:
     description, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(description=description, epilog=details)
     parser.add_argument("piece", nargs="?", choices=("steps", "profile"), default="steps")
-    parser.add_argument("--out", type=Path, default="result", help="folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default="result/benchmark", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (%(default)s)")
     parser.add_argument("--small", action="store_true", help="small cases, to see that it runs")
     parser.add_argument("--size", type=int, help="one case instead of the published ones: pixels,")
