@@ -6,18 +6,25 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import HDMNet, HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.features import QueryFeatures, SupportFeatures
 from util.training.schedule import hdmnet_optimizer
 
+MASK_SHARE = 0.15  # part of each image that its mask covers
+
 
 class Case(NamedTuple):
-    """One line of the tables.
+    """One case of the tables.
 
-    training: a step of stage 2, else an episode of the test without gradients.
-    size: S of images S×S, in pixels.
-    share: part of each image that its mask covers.
+    Attributes:
+        training: Whether this is a step of stage 2, else it is an episode of the test.
+        size: S of images S×S, in pixels.
+        shot: The number of supports K.
+        batch: The number of episodes at once.
+        backbone: The name of the backbone.
+        base_classes: The number of base classes.
     """
 
     training: bool
@@ -25,89 +32,79 @@ class Case(NamedTuple):
     shot: int
     batch: int
     backbone: str = "resnet50"
-    share: float = 0.15
     base_classes: int = 15
 
     @property
     def name(self) -> str:
-        what = f"training step, batch {self.batch}" if self.training else "test episode"
-        if self.batch > 1 and not self.training:
-            what = f"{self.batch} test episodes"
+        what = "test episode" if self.batch == 1 else f"{self.batch} test episodes"
+        if self.training:
+            what = f"training step, batch {self.batch}"
         return f"{what}, {self.size} px, {self.shot}-shot"
 
 
-# The sizes of the paper: PASCAL at 473, COCO at 633 px.
-PUBLISHED = (
+# Sizes and, on a GPU, batch sizes of the paper; COCO is measured at 633 px and has 60 base classes.
+# The cases that matter most come first.
+GPU_CASES = (
+    Case(True, 473, 1, 4),
+    Case(True, 473, 5, 4),
     Case(False, 473, 1, 1),
+    Case(False, 633, 1, 1, base_classes=60),
+    Case(True, 633, 1, 6, base_classes=60),
+    Case(True, 633, 5, 6, base_classes=60),
+    Case(False, 473, 5, 1),
+    Case(False, 633, 5, 1, base_classes=60),
+)
+CPU_CASES = (
+    Case(False, 473, 1, 1),
+    Case(True, 473, 1, 4),
     Case(False, 473, 5, 1),
     Case(False, 633, 5, 1),
-    Case(True, 473, 1, 4),
     Case(True, 633, 5, 2),
 )
-# Seconds instead of minutes, to see that everything runs.
-QUICK = (
+SMALL_CASES = (
     Case(False, 97, 1, 1, "resnet18"),
     Case(True, 97, 2, 2, "resnet18"),
 )
 
 
-def random_masks(count: int, size: int, share: float) -> Tensor:
-    """int64 (count, size, size): an ellipse somewhere, 1 inside, 0 outside, 255 in the top rows."""
-    axis = torch.linspace(0, 1, size)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    masks = []
-    for _ in range(count):
-        ratio = 0.6 + 0.8 * torch.rand(())
-        radii = (share / torch.pi * torch.stack([ratio, 1 / ratio])).sqrt()
-        centre = radii + (1 - 2 * radii).clamp(min=0) * torch.rand(2)
-        mask = ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 <= 1
-        masks.append(mask.long())
-    masks = torch.stack(masks)
-    masks[:, : size // 60] = 255
-    return masks
-
-
 class Lab:
     """One batch of a case, and ways to run the model on it, all with the same random weights.
 
-    Args:
-        case: what to run.
-        device: where.
-        reduced: whether there is a way "bf16"; it needs a model of its own.
+    The ways are "reference", "fast", "bf16" (fast, the backbone in bfloat16) and, in a test, "cached"
+    (fast, the features of query and supports known from an earlier call).
 
     Attributes:
-        amp: type of automatic mixed precision in what runs next, None for none.
+        amp: The type of automatic mixed precision in what runs next, or None.
+        expected: The output of the reference in eval mode, in the precision of its first use.
+        flops: The operations of one fast step.
     """
 
-    def __init__(self, case: Case, device: torch.device, reduced: bool):
+    def __init__(self, case: Case, device: torch.device):
         torch.manual_seed(0)
         self.case, self.device = case, device
         self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
         with device:  # on a GPU, random weights are drawn in no time
-            self.net = _build(case, None)
-            self.reduced = _build(case, torch.bfloat16) if reduced else None
-        if self.reduced is not None:
-            self.reduced.load_state_dict(self.net.state_dict())
+            self.net, self.reduced = (_build(case, dtype) for dtype in (None, torch.bfloat16))
+        self.reduced.load_state_dict(self.net.state_dict())
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)
-        masks = random_masks(batch * (shot + 1), size, case.share).to(device)
+        masks = _random_masks(batch * (shot + 1), size).to(device)
         self.query_mask = masks[:batch]
         self.support_mask = masks[batch:].unflatten(0, (batch, shot))
         self.class_index = torch.arange(batch, device=device) % case.base_classes
 
-    def step(self, way: str) -> Callable[[], None]:
-        """A function that does the case once.
+    def model(self, way: str) -> HDMNet:
+        """Return the model that runs in one of the ways."""
+        return self.reduced if way == "bf16" else self.net
 
-        Args:
-            way: as of `test`.
-        """
+    def step(self, way: str) -> Callable[[], object]:
+        """Return a function that runs the case once in one of the ways."""
         if way == "cached":
-            _ = self._features
+            _ = self._features  # computed before anything is measured
         if not self.case.training:
             return lambda: self.test(way)
-        net = self._net(way)
-        net.train()
+        net = self.model(way).train()
         optimizer = hdmnet_optimizer(net, 1e-4)
 
         def train() -> None:
@@ -123,18 +120,28 @@ class Lab:
 
     @torch.no_grad()
     def test(self, way: str) -> HDMNetOutput:
-        """The output in eval mode.
-
-        Args:
-            way: "reference", "fast", "bf16" (fast, its backbone in bfloat16), or "cached" (fast, the
-                features of query and supports known from an earlier call).
-        """
-        net = self._net(way).eval()
+        """Return the output in eval mode, computed in one of the ways."""
+        net = self.model(way).eval()
         with self._autocast():
             if way == "cached":
                 return net.segment(*self._features, self.query.shape[-2:])
             inputs = (self.query, self.support, self.support_mask)
             return net.reference_forward(*inputs) if way == "reference" else net(*inputs)
+
+    def difference(self, way: str) -> float:
+        """Return the difference between the outputs of a way and of the reference in eval mode."""
+        return difference(self.test(way), self.expected)
+
+    @cached_property
+    def expected(self) -> HDMNetOutput:
+        return self.test("reference")
+
+    @cached_property
+    def flops(self) -> int:
+        step = self.step("fast")
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return counter.get_total_flops()
 
     @cached_property
     def _features(self) -> tuple[QueryFeatures, SupportFeatures]:
@@ -144,12 +151,9 @@ class Lab:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
 
-    def _net(self, way: str) -> HDMNet:
-        return self.reduced if way == "bf16" else self.net
-
 
 def difference(actual: HDMNetOutput, expected: HDMNetOutput) -> float:
-    """The largest one of `final` and of `meta`, each divided by its largest logit."""
+    """Return the largest difference of `final` and of `meta`, each divided by its largest logit."""
     return max(
         ((a - b).abs().max() / b.abs().max()).item()
         for a, b in zip(actual[:2], expected[:2], strict=True)
@@ -164,3 +168,17 @@ def _build(case: Case, backbone_dtype: torch.dtype | None) -> HDMNet:
         kshot_trans_dim=0,
         backbone_dtype=backbone_dtype,
     )
+
+
+def _random_masks(count: int, size: int) -> Tensor:
+    """Return int64 (count, size, size): 1 in an ellipse somewhere, else 0; 255 in the top rows."""
+    axis = torch.linspace(0, 1, size)
+    ratio = 0.6 + 0.8 * torch.rand(count, 1, 1)
+    inside = torch.zeros(count, size, size)
+    for position, stretch in ((axis[:, None], ratio), (axis, 1 / ratio)):
+        radius = (MASK_SHARE / torch.pi * stretch).sqrt()
+        centre = radius + (1 - 2 * radius) * torch.rand(count, 1, 1)
+        inside += ((position - centre) / radius) ** 2
+    masks = (inside <= 1).long()
+    masks[:, : size // 60] = 255
+    return masks

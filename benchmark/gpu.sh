@@ -17,11 +17,13 @@ fi
 mkdir -p "$out" && out=$(cd -- "$out" && pwd) || fail "$out cannot be made"
 find_python
 
-# Pictures and episodes of the whole test.
+# Repeats of steps and profile; pictures and episodes of the whole test.
 if [ -n "$small" ]; then
+    measured="--small --repeats 1"
     whole="--net resnet18 --size 65 --pictures 60 --runs 2 --episodes 8"
     tests=
 else
+    measured="--repeats 7"
     whole="--size 473 --pictures 60 --runs 5 --episodes 40"
     tests="-n 4"
 fi
@@ -31,7 +33,8 @@ for piece in "$@"; do
     case $piece in
     # shellcheck disable=SC2086
     tests) set -- -m pytest -q --tb=short -p no:cacheprovider $tests tests/test_cuda.py ;;
-    steps | profile) set -- -m benchmark.gpu "$piece" "$out" $small ;;
+    # shellcheck disable=SC2086
+    steps | profile) set -- -m benchmark.model "$piece" --out "$out" $measured ;;
     # shellcheck disable=SC2086
     protocol) set -- -m benchmark.protocol $whole ;;
     *) fail "PIECE = $piece: must be one of tests, steps, profile, protocol" ;;

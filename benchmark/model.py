@@ -1,143 +1,269 @@
-"""Time and memory of the model against the reference: `python -m benchmark.model` prints the tables.
+"""Measure the model against its reference on this machine: `python -m benchmark.model`.
 
-In each case both take turns in one process and the ratio is that of the medians; memory is the peak
-of one run in a process of its own, above the weights and the batch. Weights and images are random,
-each mask covers a part of its image. The reference is model/reference.py. On a machine with a GPU
-the same command measures there.
+The piece `steps` compares test episodes and training steps with model/reference.py in each precision:
+median times of runs that take turns, the most memory that a run adds to weights and batch, and the
+logits of tests. `profile` says which parts, operators and kernels the time goes to. Either writes
+PIECE.json and PIECE.md after each row. Weights and images are random; masks cover 15 % of an image.
 """
 
 import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-from benchmark.cases import PUBLISHED, QUICK, Case
-from benchmark.worker import measure
+from benchmark.cases import CPU_CASES, GPU_CASES, SMALL_CASES, Case, Lab
+from benchmark.measure import (
+    cpu_peak_bytes,
+    measure_peaks,
+    median_seconds,
+    peak_bytes,
+    release_memory,
+    seconds_of,
+    timed_parts,
+)
 from model.backbone import BACKBONES
-from util.runtime.machine import environment_line
+from util.runtime.files import write_atomically
+from util.runtime.machine import environment_line, run_environment
 from util.runtime.tables import markdown_table
 
+
+class Precision(NamedTuple):
+    """How products are computed.
+
+    Attributes:
+        tf32: Whether products of float32 are computed in TF32, which only GPUs do.
+        amp: The type of automatic mixed precision, or None.
+        ways: The ways of `Lab` that are measured.
+        ceiling: The type of the matrix product that bounds their speed.
+    """
+
+    tf32: bool
+    amp: torch.dtype | None
+    ways: tuple[str, ...]
+    ceiling: str
+
+
+EXACT = ("reference", "fast", "cached")
+PRECISIONS = {
+    "float32": Precision(False, None, EXACT, "float32"),
+    "TF32": Precision(True, None, EXACT, "TF32"),
+    "backbone_dtype bf16": Precision(False, None, ("bf16",), "bf16"),
+    "backbone_dtype bf16, TF32": Precision(True, None, ("bf16",), "bf16"),
+    "amp bf16": Precision(True, torch.bfloat16, ("fast",), "bf16"),
+    "amp fp16": Precision(True, torch.float16, ("fast",), "bf16"),
+}
+PROFILED = ("float32", "TF32", "amp bf16")
 HEADER = (
     "case",
+    "precision",
     "reference, s",
     "here, s",
     "faster",
-    "with backbone_dtype bf16, s",
-    "faster again",
+    "features known, s",
     "reference, MiB",
     "here, MiB",
     "smaller",
+    "features known, MiB",
+    "share of peak",
+    "difference",
 )
 
 
-def main() -> None:
-    args = _parse()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print(environment_line(), flush=True)
-    cases = _cases(args)
-    print(f"\n{_comparison(cases, args, device)}", end="", flush=True)
-    if not args.no_parts:
-        print(f"\nSeconds of each part:\n\n{_parts(cases, device)}", end="")
+def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
+    """Return seconds, bytes and, in a test, the difference of each way, or why it failed."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    failed: dict[str, str] = {}
+
+    def attempt(way: str, key: str, action: Callable[[], float]) -> None:
+        if f"{way} failed" not in failed:
+            try:
+                taken[key].append(action())
+            except (torch.OutOfMemoryError, BrokenProcessPool) as error:
+                failed[f"{way} failed"] = str(error).partition("\n")[0]
+
+    ways = [way for way in PRECISIONS[name].ways if way != "cached" or not lab.case.training]
+    if not lab.case.training:  # whose steps change the weights
+        for way in ways:
+            attempt(way, f"{way} difference", partial(lab.difference, way))
+    steps = {way: lab.step(way) for way in ways}
+    for _ in range(1 + repeats):
+        for way, step in steps.items():
+            attempt(way, way, partial(seconds_of, step, lab.device))
+    for way, step in steps.items():
+        lab.model(way).zero_grad(set_to_none=True)
+        release_memory(lab.device)
+        if lab.device.type == "cuda" or lab.case in SMALL_CASES:
+            attempt(way, f"{way} bytes", partial(peak_bytes, step, lab.device))
+        elif way != "bf16":  # each number takes a new process
+            attempt(way, f"{way} bytes", partial(cpu_peak_bytes, lab.case, way))
+    attempt(_main_way(name), "flops", lambda: lab.flops)
+    # The first of several runs was to warm up.
+    return failed | {key: median(values[1:] or values) for key, values in taken.items() if values}
+
+
+def steps_text(record: dict[str, Any]) -> str:
+    """Return the measured steps as markdown."""
+    rates = ", ".join(
+        f"{name} {rate / 1e12:.3g} {'TB/s' if name == 'copy' else 'TFLOP/s'}"
+        for name, rate in record["ceilings"].items()
+    )
+    rows = [_row(found, record["ceilings"]) for found in record["results"]]
+    return (
+        f"{markdown_table(HEADER, rows, left=(0, 1))}\n"
+        f"Measured peaks, of a large matrix product and of a copy: {rates}. Differences are the "
+        "largest to the logits of the reference in float32, divided by the largest of them.\n"
+    )
+
+
+def _main_way(name: str) -> str:
+    """Return the way that a precision is about."""
+    ways = PRECISIONS[name].ways
+    return "fast" if "fast" in ways else ways[0]
+
+
+def _row(found: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
+    way = _main_way(found["precision"])
+    ceiling = ceilings[PRECISIONS[found["precision"]].ceiling]
+
+    def cell(key: str, form: str, factor: float = 1) -> str:
+        if key in found:
+            return format(found[key] * factor, form)
+        return "out of memory" if f"{key.split()[0]} failed" in found else ""
+
+    def ratio(suffix: str, form: str) -> str:
+        keys = f"reference{suffix}", f"{way}{suffix}"
+        # Small cases fit into what the process held before.
+        known = all(found.get(key, 0) > 0 for key in keys)
+        return f"{found[keys[0]] / found[keys[1]]:{form}}×" if known else ""
+
+    known = "flops" in found and way in found
+    return [
+        found["name"],
+        found["precision"],
+        cell("reference", ".3g"),
+        cell(way, ".3g"),
+        ratio("", ".2f"),
+        cell("cached", ".3g"),
+        cell("reference bytes", ".0f", 2**-20),
+        cell(f"{way} bytes", ".0f", 2**-20),
+        ratio(" bytes", ".1f"),
+        cell("cached bytes", ".0f", 2**-20),
+        f"{found['flops'] / found[way] / ceiling:.0%}" if known else "",
+        cell(f"{way} difference", ".0e"),
+    ]
+
+
+def measure_profile(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
+    """Return seconds, shares of the parts, and the longest operators and kernels."""
+    cuda = lab.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    step = lab.step("fast")
+    seconds = median_seconds(step, lab.device, repeats)
+    with timed_parts(lab.device) as parts:
+        whole = seconds_of(step, lab.device)
+    with profile(activities=activities) as profiler:
+        seconds_of(step, lab.device)
+    return {
+        "seconds": seconds,
+        "parts": {part: value / whole for part, value in parts.items()},
+        "operators": _longest(profiler, DeviceType.CPU, cuda),
+        "kernels": _longest(profiler, DeviceType.CUDA, cuda),
+    }
+
+
+def profile_text(record: dict[str, Any]) -> str:
+    """Return the profiles as markdown."""
+    text = ""
+    for found in record["results"]:
+        text += f"## {found['name']}, {found['precision']}: {found['seconds'] * 1e3:.1f} ms\n\n"
+        text += ", ".join(f"{part} {share:.0%}" for part, share in found["parts"].items())
+        for kind in ("operators", "kernels"):
+            rows = [
+                [name[:90], f"{seconds * 1e3:.2f}", f"{share:.0%}", str(calls)]
+                for name, seconds, share, calls in map(dict.values, found[kind])
+            ]
+            text += f"\n\n{markdown_table([kind, 'ms', 'share', 'calls'], rows)}"
+        text += "\n"
+    return text
+
+
+def _longest(profiler: profile, kind: DeviceType, cuda: bool) -> list[dict[str, Any]]:
+    """Return the 25 events of a kind that take most of the device's time, with their shares."""
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
+    ]
+    seconds = sorted(((getattr(event, key) / 1e6, event) for event in events), key=lambda x: -x[0])
+    whole = sum(taken for taken, _ in seconds)
+    return [
+        {"name": event.key, "seconds": taken, "share": taken / whole, "calls": event.count}
+        for taken, event in seconds[:25]
+        if taken > 0
+    ]
 
 
 def _parse() -> argparse.Namespace:
     description, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(description=description, epilog=details)
-    parser.add_argument("--quick", action="store_true", help="small cases, to see that it runs")
-    parser.add_argument("--only", choices=("test", "train"), help="only these cases")
+    parser.add_argument("piece", nargs="?", choices=("steps", "profile"), default="steps")
+    parser.add_argument("--out", type=Path, default="result/benchmark", help="(%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="small cases, to see that it runs")
     parser.add_argument("--size", type=int, help="one case instead of the published ones: pixels,")
     parser.add_argument("--shot", type=int, default=1, help="supports of an episode,")
-    parser.add_argument("--batch", type=int, default=1, help="episodes at once;")
-    parser.add_argument("--train", action="store_true", help="a training step, else a test")
-    parser.add_argument("--backbone", choices=BACKBONES, help="default resnet50")
-    parser.add_argument("--share", type=float, help="part of an image that its mask covers, 0.15")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each way")
-    parser.add_argument("--no-bf16", action="store_true", help="only float32")
-    parser.add_argument("--no-memory", action="store_true", help="only times")
-    parser.add_argument("--no-parts", action="store_true", help="without the table of the parts")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one"
-    )
+    parser.add_argument("--batch", type=int, default=1, help="episodes at once,")
+    parser.add_argument("--train", action="store_true", help="a training step, else a test,")
+    parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
     return parser.parse_args()
 
 
-def _cases(args: argparse.Namespace) -> list[Case]:
-    cases = QUICK if args.quick else PUBLISHED
-    if args.size is not None:
-        cases = (Case(args.train, args.size, args.shot, args.batch),)
-    changes = {"backbone": args.backbone, "share": args.share}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    kept = [case for case in cases if args.only is None or case.training == (args.only == "train")]
-    return [case._replace(**changes) for case in kept]
-
-
-def _ways(case: Case, args: argparse.Namespace) -> list[str]:
-    ways = ["reference", "fast"]
-    if not args.no_bf16:
-        ways.append("bf16")
-    if not case.training:
-        ways.append("cached")
-    return ways
-
-
-def _comparison(cases: list[Case], args: argparse.Namespace, device: str) -> str:
-    rows = []
-    largest: dict[str, float] = {}
+def main() -> None:
+    args = _parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    names, measure, text = PRECISIONS, measure_steps, steps_text
+    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    if args.piece == "profile":
+        names, measure, text = PROFILED, measure_profile, profile_text
+        cases = cases[:3]
+    if args.small:
+        cases = SMALL_CASES
+    elif args.size is not None:
+        cases = (Case(args.train, args.size, args.shot, args.batch, args.backbone),)
+    record = {
+        "environment": run_environment(),
+        "cudnn": torch.backends.cudnn.version(),
+        "ceilings": measure_peaks(device),
+        "results": [],
+    }
     for case in cases:
-        ways = _ways(case, args)
-        times = measure("times", case=case, ways=ways, repeats=args.repeats, device=device)
-        memory = {}
-        if not args.no_memory:
-            memory = {
-                way: measure("memory", case=case, way=way, device=device)
-                for way in ways
-                if way != "bf16"
-            }
-        rows += _rows(case.name, times["seconds"], memory)
-        for way, difference in times["differences"].items():
-            largest[way] = max(difference, largest.get(way, 0))
-    differences = ", ".join(f"{way} {value:.1e}" for way, value in largest.items())
-    return (
-        f"{markdown_table(HEADER, rows)}\n"
-        "Largest difference to the logits of the reference, divided by the largest of them: "
-        f"{differences}\n"
-    )
-
-
-def _rows(name: str, seconds: dict[str, float], memory: dict[str, float]) -> list[list[str]]:
-    """A row of the case and, where it was measured, one of the features known."""
-    rows = []
-    for way, label in {"fast": name, "cached": "its features known"}.items():
-        if way not in seconds:
-            continue
-        cells = dict.fromkeys(HEADER, "")
-        cells["case"] = label
-        cells["here, s"] = f"{seconds[way]:.3g}"
-        cells["faster"] = f"{seconds['reference'] / seconds[way]:.2f}×"
-        if memory:
-            cells["here, MiB"] = f"{memory[way] / 2**20:.0f}"
-            if memory[way] > 0:  # small cases fit into what the process held before
-                cells["smaller"] = f"{memory['reference'] / memory[way]:.1f}×"
-        if way == "fast":
-            cells["reference, s"] = f"{seconds['reference']:.3g}"
-            if memory:
-                cells["reference, MiB"] = f"{memory['reference'] / 2**20:.0f}"
-            if "bf16" in seconds:
-                cells["with backbone_dtype bf16, s"] = f"{seconds['bf16']:.3g}"
-                cells["faster again"] = f"{seconds['fast'] / seconds['bf16']:.2f}×"
-        rows.append(list(cells.values()))
-    return rows
-
-
-def _parts(cases: list[Case], device: str) -> str:
-    rows = []
-    for case in cases:
-        for way in ("reference", "fast"):
-            seconds = measure("parts", case=case, way=way, device=device)
-            whole = seconds.pop("whole")
-            seconds["rest"] = whole - sum(seconds.values())
-            cells = [f"{value:.3f} ({value / whole:.0%})" for value in seconds.values()]
-            rows.append([case.name, way, *cells, f"{whole:.3f}"])
-    return markdown_table(["case", "way", *seconds, "whole"], rows, left=(0, 1))
+        lab = Lab(case, device)
+        for name in names:
+            precision = PRECISIONS[name]
+            if precision.tf32 and device.type == "cpu":
+                continue
+            lab.amp = precision.amp
+            torch.backends.cuda.matmul.allow_tf32 = precision.tf32
+            torch.backends.cudnn.allow_tf32 = precision.tf32
+            found = {"case": case._asdict(), "name": case.name, "precision": name}
+            record["results"].append(found | measure(lab, name, args.repeats))
+            table = f"{environment_line(record['environment'])}\n\n{text(record)}"
+            write_atomically(args.out / f"{args.piece}.json", json.dumps(record, indent=1) + "\n")
+            write_atomically(args.out / f"{args.piece}.md", table)
+        del lab
+        release_memory(device)
+    print(table, end="")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ An interrupted command continues where it stopped when it is given again.
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -20,31 +20,14 @@ from util.demo.scene import Hues, SceneObject, draw_scene
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
 
-# (pattern, silhouette) of the classes 1..20. No two share both, and the five classes that a fold
-# holds out share neither.
-CLASSES = (
-    ("striped", "star"),
-    ("dotted", "ring"),
-    ("checked", "leaf"),
-    ("netted", "gear"),
-    ("zigzag", "bottle"),
-    ("ringed", "fish"),
-    ("striped", "cross"),
-    ("dotted", "crescent"),
-    ("checked", "key"),
-    ("rimmed", "house"),
-    ("dotted", "mushroom"),
-    ("rayed", "heart"),
-    ("zigzag", "arrow"),
-    ("netted", "hourglass"),
-    ("striped", "butterfly"),
-    ("checked", "crown"),
-    ("rimmed", "cloud"),
-    ("ringed", "bell"),
-    ("netted", "boat"),
-    ("rayed", "flower"),
+# PATTERN_SILHOUETTE of the classes 1..20. No two share both, and the five classes of a line, which a
+# fold holds out, share neither.
+CLASS_NAMES = (
+    *("striped_star", "dotted_ring", "checked_leaf", "netted_gear", "zigzag_bottle"),
+    *("ringed_fish", "striped_cross", "dotted_crescent", "checked_key", "rimmed_house"),
+    *("dotted_mushroom", "rayed_heart", "zigzag_arrow", "netted_hourglass", "striped_butterfly"),
+    *("checked_crown", "rimmed_cloud", "ringed_bell", "netted_boat", "rayed_flower"),
 )
-CLASS_NAMES = tuple(f"{pattern}_{shape}" for pattern, shape in CLASSES)
 
 PARTS = ("train", "val")
 STAMP = "demo.json"
@@ -72,12 +55,13 @@ def scene_classes(seed: int, part: int, index: int) -> list[int]:
     keep to one group of five, so that a fold, which drops every training picture with a held-out
     class, keeps well over half of them.
     """
-    order = np.random.RandomState((seed, part, index // len(CLASSES), 1)).permutation(len(CLASSES))
-    first = int(order[index % len(CLASSES)])
+    number = len(CLASS_NAMES)
+    order = np.random.RandomState((seed, part, index // number, 1)).permutation(number)
+    first = int(order[index % number])
     rng = np.random.RandomState((seed, part, index, 2))
     count = 1 + int(np.searchsorted(_OBJECTS, rng.uniform(), side="right"))
     start = first - first % _GROUP
-    pool = range(start, start + _GROUP) if rng.uniform() < _SAME_GROUP else range(len(CLASSES))
+    pool = range(start, start + _GROUP) if rng.uniform() < _SAME_GROUP else range(number)
     others = [c for c in pool if c != first]
     chosen = [first, *(others[k] for k in rng.permutation(len(others))[: count - 1])]
     return [c + 1 for c in chosen]
@@ -93,8 +77,10 @@ def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarra
     long = round(size * rng.uniform(0.92, 1.0))
     short = round(long * rng.uniform(0.84, 0.96))
     height, width = (short, long) if rng.uniform() < 0.6 else (long, short)
-    classes = scene_classes(seed, part, index)
-    objects = [SceneObject(c, CLASSES[c - 1][1], CLASSES[c - 1][0], usual_hues(c)) for c in classes]
+    objects = []
+    for class_id in scene_classes(seed, part, index):
+        pattern, shape = CLASS_NAMES[class_id - 1].split("_")
+        objects.append(SceneObject(class_id, pattern, shape, usual_hues(class_id)))
     return draw_scene(rng, objects, height, width)
 
 
@@ -141,8 +127,9 @@ def write_demo(
         missing, desc="demo data", unit="image", disable=None
     ):
         image, label = draw_picture(seed, part, index, size)
-        _write_image(out, mask_name, label)
-        _write_image(out, image_name, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
+        jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
+        write_atomically(os.path.join(out, mask_name), cv2.imencode(".png", label)[1].tobytes())
+        write_atomically(os.path.join(out, image_name), jpeg.tobytes())
     for name, text in texts.items():
         write_atomically(os.path.join(out, name), text)
     return True
@@ -177,13 +164,6 @@ def _pairs(part: str, count: int) -> list[tuple[str, str]]:
 
 def _lines(texts: Iterable[str]) -> str:
     return "".join(f"{text}\n" for text in texts)
-
-
-def _write_image(
-    out: str | os.PathLike[str], name: str, array: np.ndarray, options: Sequence[int] = ()
-) -> None:
-    data = cv2.imencode(os.path.splitext(name)[1], array, list(options))[1]
-    write_atomically(os.path.join(out, name), data.tobytes())
 
 
 @exits_on_user_error

@@ -1,9 +1,14 @@
-"""Activations that are computed again change memory and time, nothing else."""
+"""What the model holds in memory: activations that are computed again, and matching and prior."""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import build_hdmnet, hdmnet_loss
+from model.masked import MaskGrids
+from model.matching import MatchingLayer, SupportTokens
+from model.prior import similarity_prior, unit_rows
 
 
 def step(checkpoint_activations, fix_bn=True):
@@ -47,3 +52,35 @@ def test_computing_activations_again_keeps_less_and_gives_the_same_gradients(fix
         torch.testing.assert_close(buffers[name], buffer, rtol=1e-5, atol=1e-7)
     norms = [module for module in again_net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all(norm.momentum > 0 for norm in norms)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_matching_and_prior_hold_no_matrix_of_query_by_support_positions(monkeypatch):
+    for module in ("prior", "query_softmax"):
+        monkeypatch.setattr(f"model.{module}.CPU_TILE", 2**14)
+    torch.manual_seed(0)
+    side, shot, channels = 24, 4, 16
+    count = side**2
+    (positions,) = MaskGrids(torch.ones(shot, side, side), [(side, side)]).positions
+    layer = MatchingLayer(channels)
+    query = torch.randn(1, channels, side, side)
+    gathered = torch.randn(shot, count, channels, requires_grad=True)
+    with LargestTensor() as largest:
+        similarity_prior(query.flatten(2).transpose(1, 2), unit_rows(gathered.detach()[None]))
+        tokens = layer.attention.encode_support(layer.norm1(gathered), positions)
+        tokens = SupportTokens(*(tensor[None] for tensor in tokens))
+        layer(query, tokens, torch.rand(1, 2, side, side))[0].sum().backward()
+    assert gathered.grad.any()
+    assert largest.elements < count * shot * count / 4

@@ -67,17 +67,15 @@ def _slope(rng: RandomState, height: int, width: int, unit: float) -> np.ndarray
 
 
 def _planks(rng: RandomState, height: int, width: int, unit: float) -> np.ndarray:
-    if rng.uniform() < 0.5:
-        return _planks_across(rng, width, height, unit).T
-    return _planks_across(rng, height, width, unit)
-
-
-def _planks_across(rng: RandomState, height: int, width: int, unit: float) -> np.ndarray:
+    upright = rng.uniform() < 0.5
+    if upright:
+        height, width = width, height
     thickness = unit * rng.uniform(34, 60)
     board = (np.arange(height) / thickness + rng.uniform()).astype(np.int64)
     tones = rng.uniform(0.2, 0.8, board.max() + 1)[board].astype(np.float32)
     tones[1:][np.diff(board) > 0] = 0.0
-    return 0.6 * tones[:, None] + 0.4 * _noise(rng, height, width, 3 * unit, 40 * unit)
+    field = 0.6 * tones[:, None] + 0.4 * _noise(rng, height, width, 3 * unit, 40 * unit)
+    return field.T if upright else field
 
 
 def _cells(rng: RandomState, height: int, width: int, unit: float) -> np.ndarray:

@@ -5,6 +5,7 @@ generator, whose stream is frozen). Pictures may differ in the last bit between 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -30,14 +31,14 @@ class SceneObject(NamedTuple):
 
     Attributes:
         class_id: Its value in the mask.
-        shape: The name of its silhouette.
         pattern: The name of its surface pattern.
+        shape: The name of its silhouette.
         hues: The usual hues of the pattern's two colours, in degrees.
     """
 
     class_id: int
-    shape: str
     pattern: str
+    shape: str
     hues: Hues
 
 
@@ -117,17 +118,10 @@ def _sprite(shape: str, matrix: np.ndarray) -> np.ndarray:
 
 def _paste(sprite: np.ndarray, centre: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return an empty (height, width) canvas with the sprite's middle at the corner `centre`."""
-    half = sprite.shape[0] // 2
-    canvas = np.zeros((height, width), np.uint8)
-    x, y = centre - half
-    top, left, bottom, right = (
-        max(y, 0),
-        max(x, 0),
-        min(y + 2 * half, height),
-        min(x + 2 * half, width),
-    )
-    canvas[top:bottom, left:right] = sprite[top - y : bottom - y, left - x : right - x]
-    return canvas
+    half, (x, y) = len(sprite) // 2, centre
+    canvas = np.zeros((height + 2 * half, width + 2 * half), np.uint8)
+    canvas[y : y + 2 * half, x : x + 2 * half] = sprite
+    return canvas[half:-half, half:-half]
 
 
 def _pose(rng: RandomState) -> np.ndarray:
@@ -157,21 +151,8 @@ def _all_visible(trial: np.ndarray, class_id: int, label: np.ndarray) -> bool:
     return kept and bool(after[class_id] >= _MIN_PIXELS)
 
 
-# ------------------------------------------------------------------------------------ patterns
-# Each takes object coordinates u, v in periods, the depth below the outline in periods, and
-# returns the signed distance in periods to the border between the two colours (positive: second).
-
-
 def _stripe(phase: np.ndarray, width: float = 0.5) -> np.ndarray:
     return width / 2 - np.abs(phase - np.floor(phase) - 0.5)
-
-
-def _striped(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return _stripe(u)
-
-
-def _dotted(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return 0.33 - np.hypot(u - np.rint(u), v - np.rint(v))
 
 
 def _checked(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
@@ -179,35 +160,21 @@ def _checked(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return 1.3 * np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
 
 
-def _netted(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return np.maximum(_stripe(u / 1.15, 0.36), _stripe(v / 1.15, 0.36)) * 1.15
-
-
-def _zigzag(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return 0.75 * _stripe(v + 1.4 * np.abs(u / 1.6 - np.rint(u / 1.6)))
-
-
-def _ringed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return _stripe(np.hypot(u, v))
-
-
-def _rayed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) * (2 * math.pi / 9) * _stripe(np.arctan2(u, v) * 9 / (2 * math.pi))
-
-
-def _rimmed(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    return 0.55 - depth
-
-
-PATTERNS = {
-    "striped": _striped,
-    "dotted": _dotted,
+# Each takes object coordinates u, v in periods and the depth below the outline in periods, and
+# returns the signed distance in periods to the border between the two colours (positive: second).
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "striped": lambda u, v, depth: _stripe(u),
+    "dotted": lambda u, v, depth: 0.33 - np.hypot(u - np.rint(u), v - np.rint(v)),
     "checked": _checked,
-    "netted": _netted,
-    "zigzag": _zigzag,
-    "ringed": _ringed,
-    "rayed": _rayed,
-    "rimmed": _rimmed,
+    "netted": lambda u, v, depth: (
+        1.15 * np.maximum(_stripe(u / 1.15, 0.36), _stripe(v / 1.15, 0.36))
+    ),
+    "zigzag": lambda u, v, depth: 0.75 * _stripe(v + 1.4 * np.abs(u / 1.6 - np.rint(u / 1.6))),
+    "ringed": lambda u, v, depth: _stripe(np.hypot(u, v)),
+    "rayed": lambda u, v, depth: (
+        np.hypot(u, v) * (2 * math.pi / 9) * _stripe(np.arctan2(u, v) * 9 / (2 * math.pi))
+    ),
+    "rimmed": lambda u, v, depth: 0.55 - depth,
 }
 _CENTRED = ("ringed", "rayed")  # patterns about the object's centre, which no shift may move
 
@@ -216,7 +183,7 @@ def _surface(
     rng: RandomState, placement: _Placement, tone: np.ndarray, light: float, unit: float
 ) -> np.ndarray:
     """Draw the object's colours at every pixel of the picture, float32 (height, width, 3)."""
-    (_, _, pattern, hues), matrix, centre, alpha = placement
+    (_, pattern, _, hues), matrix, centre, alpha = placement
     height, width = alpha.shape
     scale = math.sqrt(abs(np.linalg.det(matrix)))
     period = unit * float(np.clip(scale / unit / 5, 15, 21)) * rng.uniform(0.92, 1.08)

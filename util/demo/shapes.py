@@ -44,7 +44,9 @@ def coverage(
 @functools.cache
 def silhouette(name: str) -> Parts:
     """Return the parts of a silhouette, scaled to an area of 1 around its centre of mass."""
-    parts = SILHOUETTES[name]()
+    parts = [(True, polygon) for polygon in SILHOUETTES[name]]
+    if name in _HOLES:
+        parts.append((False, _HOLES[name]))
     side, scale = 260, 100
     grid = coverage(parts, np.eye(2) * scale, (side // 2, side // 2), side, side)
     weights = grid.astype(np.int64)
@@ -79,149 +81,95 @@ def _mirrored(*half: tuple[float, float]) -> np.ndarray:
     return np.array([*half, *[(-x, y) for x, y in reversed(half)]], float)
 
 
-def _star() -> Parts:
+def _round(x: float, y: float, radius: float, points: int = 48) -> np.ndarray:
+    return _ellipse(x, y, radius, radius, points)
+
+
+def _star() -> np.ndarray:
     corners = _polar(lambda angle: 1.0, 10)
     corners[1::2] *= 0.48
-    return [(True, corners)]
+    return corners
 
 
-def _ring() -> Parts:
-    return [(True, _ellipse(0, 0, 1, 1)), (False, _ellipse(0, 0, 0.5, 0.5))]
-
-
-def _leaf() -> Parts:
-    half = [(0.62 * math.sin(math.pi * t / 20) ** 0.8, t / 12 - 1) for t in range(21)]
-    return [(True, _mirrored(*half)), (True, _box(-0.08, 0.5, 0.08, 1.05))]
-
-
-def _gear() -> Parts:
+def _gear() -> np.ndarray:
     teeth, rim = 9, []
     for tooth in range(teeth):
         for offset, radius in ((-0.33, 0.74), (-0.2, 1.0), (0.2, 1.0), (0.33, 0.74)):
             angle = 2 * math.pi * (tooth + offset) / teeth
             rim.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    return [(True, np.array(rim)), (False, _ellipse(0, 0, 0.27, 0.27))]
+    return np.array(rim)
 
 
-def _bottle() -> Parts:
-    neck = [(0.22, -1.05), (0.22, -0.85), (0.17, -0.85), (0.17, -0.45)]
-    return [(True, _mirrored(*neck, (0.3, -0.25), (0.46, -0.05), (0.46, 0.95), (0.4, 1.02)))]
+def _heart() -> np.ndarray:
+    curve = []
+    for a in (2 * math.pi * step / 64 for step in range(64)):
+        y = -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a)
+        curve.append((16 * math.sin(a) ** 3, y))
+    return np.array(curve) / 16
 
 
-def _fish() -> Parts:
-    tail = np.array([(0.45, 0), (1.05, -0.55), (0.92, 0), (1.05, 0.55)])
-    fin = np.array([(-0.3, -0.35), (0.1, -0.8), (0.35, -0.25)])
-    return [(True, _ellipse(-0.2, 0, 0.8, 0.5)), (True, tail), (True, fin)]
+_LEAF = [(0.62 * math.sin(math.pi * t / 20) ** 0.8, t / 12 - 1) for t in range(21)]
+_CAP = [(math.sin(a), 0.1 - 0.95 * math.cos(a)) for a in (math.pi * t / 32 for t in range(17))]
+_UPPER_WING = np.array([(0.05, 0.12), (0.4, -0.75), (0.75, -0.9), (1.05, -0.75), (0.95, -0.15)])
+_LOWER_WING = np.array([(0.05, -0.1), (0.75, 0.1), (0.85, 0.5), (0.55, 0.85), (0.25, 0.6)])
+_WALLS = [
+    *((0, -0.95), (0.95, -0.1), (0.75, -0.1), (0.75, 0.9), (0.25, 0.9), (0.25, 0.35)),
+    *((-0.15, 0.35), (-0.15, 0.9), (-0.75, 0.9), (-0.75, -0.1), (-0.95, -0.1)),
+]
+_NECK = [(0.22, -1.05), (0.22, -0.85), (0.17, -0.85), (0.17, -0.45)]
+_DOME = [(0.0, -0.9), (0.2, -0.87), (0.38, -0.72), (0.48, -0.45), (0.54, 0.05), (0.68, 0.38)]
 
-
-def _cross() -> Parts:
-    arm = 0.34
-    return [(True, _box(-arm, -1, arm, 1)), (True, _box(-1, -arm, 1, arm))]
-
-
-def _crescent() -> Parts:
-    return [(True, _ellipse(0, 0, 1, 1, 64)), (False, _ellipse(0.5, 0, 0.74, 0.74, 64))]
-
-
-def _key() -> Parts:
-    head = [(True, _ellipse(-0.55, 0, 0.52, 0.52)), (False, _ellipse(-0.6, 0, 0.2, 0.2))]
-    teeth = [(True, _box(0.42, 0, 0.64, 0.5)), (True, _box(0.83, 0, 1.05, 0.5))]
-    return [*head, (True, _box(-0.2, -0.18, 1.05, 0.18)), *teeth]
-
-
-def _house() -> Parts:
-    walls = np.array(
-        [(0, -0.95), (0.95, -0.1), (0.75, -0.1), (0.75, 0.9), (0.25, 0.9), (0.25, 0.35)]
-    )
-    left = np.array([(-0.15, 0.35), (-0.15, 0.9), (-0.75, 0.9), (-0.75, -0.1), (-0.95, -0.1)])
-    return [(True, np.concatenate([walls, left])), (True, _box(0.4, -0.9, 0.68, -0.3))]
-
-
-def _mushroom() -> Parts:
-    cap = [(math.sin(a), 0.1 - 0.95 * math.cos(a)) for a in (math.pi * t / 32 for t in range(17))]
-    return [(True, _mirrored(*cap)), (True, _mirrored((0.26, 0.05), (0.26, 0.6), (0.42, 0.95)))]
-
-
-def _arrow() -> Parts:
-    return [(True, _mirrored((0, -1.05), (0.8, -0.15), (0.33, -0.15), (0.33, 1.0)))]
-
-
-def _heart() -> Parts:
-    angles = [2 * math.pi * step / 64 for step in range(64)]
-    curve = [
-        (
-            16 * math.sin(a) ** 3,
-            -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a),
-        )
-        for a in angles
-    ]
-    return [(True, np.array(curve) / 16)]
-
-
-def _hourglass() -> Parts:
-    return [(True, _mirrored((0.72, -1), (0.72, -0.78), (0.14, 0), (0.72, 0.78), (0.72, 1)))]
-
-
-def _butterfly() -> Parts:
-    wings = []
-    for side in (-1, 1):
-        upper = np.array([(0.05, 0.12), (0.4, -0.75), (0.75, -0.9), (1.05, -0.75), (0.95, -0.15)])
-        lower = np.array([(0.05, -0.1), (0.75, 0.1), (0.85, 0.5), (0.55, 0.85), (0.25, 0.6)])
-        wings += [(True, upper * (side, 1)), (True, lower * (side, 1))]
-    return [*wings, (True, _ellipse(0, 0, 0.13, 0.7))]
-
-
-def _crown() -> Parts:
-    right = [(0, -0.75), (0.3, -0.05), (0.95, -0.7), (0.75, 0.75)]
-    return [(True, _mirrored(*right))]
-
-
-def _cloud() -> Parts:
-    puffs = [(-0.55, 0.15, 0.42), (-0.1, -0.15, 0.5), (0.4, -0.05, 0.4), (0.7, 0.25, 0.32)]
-    base = _box(-0.55, 0.1, 0.7, 0.57)
-    return [*[(True, _ellipse(x, y, r, r)) for x, y, r in puffs], (True, base)]
-
-
-def _bell() -> Parts:
-    dome = [(0.0, -0.9), (0.2, -0.87), (0.38, -0.72), (0.48, -0.45), (0.54, 0.05), (0.68, 0.38)]
-    body = _mirrored(*dome, (0.9, 0.58), (0.9, 0.72))
-    return [
-        (True, body),
-        (True, _ellipse(0, 0.75, 0.26, 0.26)),
-        (True, _ellipse(0, -0.92, 0.15, 0.15)),
-    ]
-
-
-def _boat() -> Parts:
-    hull = np.array([(-1, 0.4), (1, 0.4), (0.62, 0.9), (-0.62, 0.9)])
-    sail = np.array([(0.06, -1.0), (0.95, 0.25), (0.06, 0.25)])
-    jib = np.array([(-0.08, -0.75), (-0.08, 0.25), (-0.75, 0.25)])
-    return [(True, hull), (True, sail), (True, jib), (True, _box(-0.1, -1, 0.08, 0.5))]
-
-
-def _flower() -> Parts:
-    return [(True, _polar(lambda angle: 0.72 + 0.28 * math.cos(5 * angle), 90))]
-
-
-SILHOUETTES: dict[str, Callable[[], Parts]] = {
-    "star": _star,
-    "ring": _ring,
-    "leaf": _leaf,
-    "gear": _gear,
-    "bottle": _bottle,
-    "fish": _fish,
-    "cross": _cross,
-    "crescent": _crescent,
-    "key": _key,
-    "house": _house,
-    "mushroom": _mushroom,
-    "heart": _heart,
-    "arrow": _arrow,
-    "hourglass": _hourglass,
-    "butterfly": _butterfly,
-    "crown": _crown,
-    "cloud": _cloud,
-    "bell": _bell,
-    "boat": _boat,
-    "flower": _flower,
+# The polygons of each silhouette, and below those that are cut out.
+SILHOUETTES: dict[str, list[np.ndarray]] = {
+    "star": [_star()],
+    "ring": [_round(0, 0, 1)],
+    "leaf": [_mirrored(*_LEAF), _box(-0.08, 0.5, 0.08, 1.05)],
+    "gear": [_gear()],
+    "bottle": [_mirrored(*_NECK, (0.3, -0.25), (0.46, -0.05), (0.46, 0.95), (0.4, 1.02))],
+    "fish": [
+        _ellipse(-0.2, 0, 0.8, 0.5),
+        np.array([(0.45, 0), (1.05, -0.55), (0.92, 0), (1.05, 0.55)]),
+        np.array([(-0.3, -0.35), (0.1, -0.8), (0.35, -0.25)]),
+    ],
+    "cross": [_box(-0.34, -1, 0.34, 1), _box(-1, -0.34, 1, 0.34)],
+    "crescent": [_round(0, 0, 1, 64)],
+    "key": [
+        _round(-0.55, 0, 0.52),
+        _box(-0.2, -0.18, 1.05, 0.18),
+        _box(0.42, 0, 0.64, 0.5),
+        _box(0.83, 0, 1.05, 0.5),
+    ],
+    "house": [np.array(_WALLS), _box(0.4, -0.9, 0.68, -0.3)],
+    "mushroom": [_mirrored(*_CAP), _mirrored((0.26, 0.05), (0.26, 0.6), (0.42, 0.95))],
+    "heart": [_heart()],
+    "arrow": [_mirrored((0, -1.05), (0.8, -0.15), (0.33, -0.15), (0.33, 1.0))],
+    "hourglass": [_mirrored((0.72, -1), (0.72, -0.78), (0.14, 0), (0.72, 0.78), (0.72, 1))],
+    "butterfly": [
+        *(wing * (side, 1) for side in (-1, 1) for wing in (_UPPER_WING, _LOWER_WING)),
+        _ellipse(0, 0, 0.13, 0.7),
+    ],
+    "crown": [_mirrored((0, -0.75), (0.3, -0.05), (0.95, -0.7), (0.75, 0.75))],
+    "cloud": [
+        *(_round(-0.55, 0.15, 0.42), _round(-0.1, -0.15, 0.5)),
+        *(_round(0.4, -0.05, 0.4), _round(0.7, 0.25, 0.32)),
+        _box(-0.55, 0.1, 0.7, 0.57),
+    ],
+    "bell": [
+        _mirrored(*_DOME, (0.9, 0.58), (0.9, 0.72)),
+        _round(0, 0.75, 0.26),
+        _round(0, -0.92, 0.15),
+    ],
+    "boat": [
+        np.array([(-1, 0.4), (1, 0.4), (0.62, 0.9), (-0.62, 0.9)]),
+        np.array([(0.06, -1.0), (0.95, 0.25), (0.06, 0.25)]),
+        np.array([(-0.08, -0.75), (-0.08, 0.25), (-0.75, 0.25)]),
+        _box(-0.1, -1, 0.08, 0.5),
+    ],
+    "flower": [_polar(lambda angle: 0.72 + 0.28 * math.cos(5 * angle), 90)],
+}
+_HOLES = {
+    "ring": _round(0, 0, 0.5),
+    "gear": _round(0, 0, 0.27),
+    "crescent": _round(0.5, 0, 0.74, 64),
+    "key": _round(-0.6, 0, 0.2),
 }
