@@ -1,7 +1,7 @@
 """Measure what the test gains by sharing features between episodes: `python -m benchmark.protocol`.
 
 The same drawn episodes, on pictures of the demo set, are tested in two ways, each in a process of its
-own: every episode by itself (`net(query, support, mask)`), and as test.py does it.
+own: every episode separately (`net(query, support, mask)`), and as test.py does it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from util.runtime.precision import Precision
 from util.runtime.tables import markdown_table
 from util.training.memory import peak_memory
 
-WAYS = {"plain": "each episode by itself", "shared": "shared features computed once"}
+WAYS = {"plain": "each episode separately", "shared": "shared features computed once"}
 
 
 class DrawnEpisodes(torch.utils.data.Dataset):

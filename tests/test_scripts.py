@@ -212,7 +212,7 @@ def test_a_test_that_is_told_to_stop_says_one_line_and_goes_on(scripts, trained)
     for gpus, number, code in ways:
         happened = partial(some_more, lines())
         stopped = scripts.stop_when(happened, number, "test.sh", gpus, *settings)
-        assert stopped == (code, "interrupted; the same command goes on from here\n")
+        assert stopped == (code, "interrupted; run the same command again to continue\n")
     printed = scripts("test.sh", "1", *settings).stdout
     kept = re.search(r"testing: (\d+) of 400 episodes were counted before", printed)
     assert 9 <= int(kept[1]) < 400

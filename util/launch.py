@@ -4,7 +4,7 @@
 
 Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR in the
 environment. MASTER_PORT chooses the port; on one machine a free one is taken if it is not set.
-MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then goes on.
+MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then continues.
 After SIGTERM or Ctrl-C the processes have STOP_TIMEOUT seconds (300) to finish what they save; where
 torch is older than 2.12 they have 30. torchrun answers a failing process with a page of its own
 traceback; this command prints only the message of the process, and exits with its code.

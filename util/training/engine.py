@@ -217,7 +217,7 @@ class Trainer:
         self._iteration = Iteration(self.recipe, self.processes, self.precision, wrapped, losses_of)
         with StopRequest() as request:
             if not self._resumed:
-                # Shows at once whether the disk has room, and is what a restart goes on from.
+                # Shows at once whether the disk has room, and is where a restart begins.
                 self._save()
             while state.epoch < self.epochs:
                 self._train_epoch(wrapped, rate_of, validate, halves, request)
@@ -276,7 +276,7 @@ class Trainer:
             if stops or (cfg.save_iters and iteration % cfg.save_iters == 0):
                 self._save()
             if stops:
-                self.logger.info("stopped by a signal: saved, the same command goes on from here")
+                self.logger.info("stopped by a signal: saved, run the same command again to continue")
                 self.processes.leave()
                 sys.exit(STOPPED)
 

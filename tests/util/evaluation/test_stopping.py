@@ -9,7 +9,7 @@ import pytest
 from tests.paths import ROOT
 from util.evaluation.stopping import ends_on_signals
 
-LINE = "interrupted; the same command goes on from here\n"
+LINE = "interrupted; run the same command again to continue\n"
 WORK = """
 import os, signal, sys, time
 from util.evaluation import stopping
