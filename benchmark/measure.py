@@ -103,12 +103,9 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
 
     def timed(function: Callable, part: str) -> Callable:
         def call(*args, **kwargs):
-            _wait_for(device)
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            _wait_for(device)
-            seconds[part] += time.perf_counter() - start
-            return result
+            results: list = []
+            seconds[part] += seconds_of(lambda: results.append(function(*args, **kwargs)), device)
+            return results[0]
 
         return call
 

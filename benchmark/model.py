@@ -17,8 +17,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from benchmark.cases import CPU_CASES, GPU_CASES, SMALL_CASES, Case, Lab
 from benchmark.measure import (
@@ -73,7 +72,7 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
         if f"{way} failed" not in failed:
             try:
                 taken[key].append(action())
-            except (torch.OutOfMemoryError, BrokenProcessPool) as error:
+            except (torch.cuda.OutOfMemoryError, BrokenProcessPool) as error:
                 failed[f"{way} failed"] = str(error).partition("\n")[0]
 
     precision = PRECISIONS[name]
@@ -146,21 +145,19 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> dict[str, str]:
 
 
 def measure_profile(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
-    """Return seconds, shares of the parts, and the longest operators and kernels."""
-    cuda = lab.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    """Return seconds, shares of the parts, and torch's table of operators and kernels."""
+    device = lab.device.type
     step = lab.step("fast")
     seconds = median_seconds(step, lab.device, repeats)
     with timed_parts(lab.device) as parts:
         whole = seconds_of(step, lab.device)
-    with profile(activities=activities) as profiler:
+    with profile() as profiler:  # of all devices
         seconds_of(step, lab.device)
-    return {
-        "seconds": seconds,
-        "parts": {part: value / whole for part, value in parts.items()},
-        "operators": _longest(profiler, DeviceType.CPU, cuda),
-        "kernels": _longest(profiler, DeviceType.CUDA, cuda),
-    }
+    operators = profiler.key_averages().table(
+        f"self_{device}_time_total", row_limit=50, max_name_column_width=90
+    )
+    shares = {part: value / whole for part, value in parts.items()}
+    return {"seconds": seconds, "parts": shares, "operators": operators}
 
 
 def profile_text(record: dict[str, Any]) -> str:
@@ -169,30 +166,8 @@ def profile_text(record: dict[str, Any]) -> str:
     for found in record["results"]:
         text += f"## {found['name']}, {found['precision']}: {found['seconds'] * 1e3:.1f} ms\n\n"
         text += ", ".join(f"{part} {share:.0%}" for part, share in found["parts"].items())
-        for kind in ("operators", "kernels"):
-            rows = [
-                [name[:90], f"{seconds * 1e3:.2f}", f"{share:.0%}", str(calls)]
-                for name, seconds, share, calls in map(dict.values, found[kind])
-            ]
-            text += f"\n\n{markdown_table([kind, 'ms', 'share', 'calls'], rows)}"
-        text += "\n"
+        text += f"\n\n```\n{found['operators'].strip()}\n```\n\n"
     return text
-
-
-def _longest(profiler: profile, kind: DeviceType, cuda: bool) -> list[dict[str, Any]]:
-    """Return the 25 events of a kind that take most of the device's time, with their shares."""
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    seconds = {
-        event: getattr(event, key) / 1e6
-        for event in profiler.key_averages()
-        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
-    }
-    whole = sum(seconds.values())
-    return [
-        {"name": event.key, "seconds": taken, "share": taken / whole, "calls": event.count}
-        for event, taken in sorted(seconds.items(), key=lambda item: -item[1])[:25]
-        if taken > 0
-    ]
 
 
 def _parse() -> argparse.Namespace:

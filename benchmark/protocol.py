@@ -104,15 +104,10 @@ def measure(cfg: Config, way: str) -> dict:
 def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -> str:
     """Return the measurements as markdown."""
     number = cfg.test_runs * cfg.test_num
-    rows = [
-        [
-            name,
-            f"{results[way]['seconds']:.0f}",
-            f"{number / results[way]['seconds']:.2f}",
-            f"{results[way]['bytes'] / 2**30:.2f}",
-        ]
-        for way, name in WAYS.items()
-    ]
+    rows = []
+    for way, name in WAYS.items():
+        seconds, memory = results[way]["seconds"], results[way]["bytes"] / 2**30
+        rows.append([name, f"{seconds:.0f}", f"{number / seconds:.2f}", f"{memory:.2f}"])
     plain, shared = (results[way] for way in WAYS)
     finals = 4 * plain["classes"]
     counts = [result["counts"][:, :finals] for result in (plain, shared)]

@@ -80,12 +80,6 @@ def _mirrored(*half: tuple[float, float]) -> np.ndarray:
     return np.array([*half, *[(-x, y) for x, y in reversed(half)]], float)
 
 
-def _star() -> np.ndarray:
-    corners = _polar(lambda angle: 1.0, 10)
-    corners[1::2] *= 0.48
-    return corners
-
-
 def _gear() -> np.ndarray:
     tooth = ((-0.33, 0.74), (-0.2, 1.0), (0.2, 1.0), (0.33, 0.74))
     rim = [(2 * math.pi * (k + turn) / 9, radius) for k in range(9) for turn, radius in tooth]
@@ -113,7 +107,7 @@ _DOME = [(0.0, -0.9), (0.2, -0.87), (0.38, -0.72), (0.48, -0.45), (0.54, 0.05), 
 
 # The polygons of each silhouette, and below those that are cut out.
 SILHOUETTES: dict[str, list[np.ndarray]] = {
-    "star": [_star()],
+    "star": [_polar(lambda angle: (1.0, 0.48)[round(5 * angle / math.pi) % 2], 10)],
     "ring": [_ellipse(0, 0, 1)],
     "leaf": [_mirrored(*_LEAF), _box(-0.08, 0.5, 0.08, 1.05)],
     "gear": [_gear()],
