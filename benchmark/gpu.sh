@@ -32,7 +32,7 @@ failed=0
 for piece in "$@"; do
     case $piece in
     # shellcheck disable=SC2086
-    tests) set -- -m pytest -q --tb=short -p no:cacheprovider $tests tests/test_cuda.py ;;
+    tests) set -- -m pytest --tb=short -p no:cacheprovider $tests tests/test_cuda.py ;;
     # shellcheck disable=SC2086
     steps | profile) set -- -m benchmark.model "$piece" --out "$out" $measured ;;
     # shellcheck disable=SC2086

@@ -21,13 +21,10 @@ Step = Callable[[], object]
 # The functions of each part.
 PARTS: dict[str, list[tuple[object, str]]] = {
     "backbone": [(frozen.FrozenBase, "_features")],
-    "base head": [(frozen.FrozenBase, "head"), (frozen.FrozenBase, "head_at")],
+    "base head": [(frozen.FrozenBase, name) for name in ("head", "head_at")],
     "prior": [(hdmnet, "similarity_prior")],
     "hierarchy": [(hierarchy.Hierarchy, "forward")],
-    "matching": [
-        (matching.MatchingLayer, "encode_support"),
-        (matching.MatchingLayer, "forward"),
-    ],
+    "matching": [(matching.MatchingLayer, name) for name in ("encode_support", "forward")],
     "style": [(encoder.FeatureEncoder, "_gram")],
     "decoder": [(decoder.Decoder, "forward")],
     "backward": [(torch.Tensor, "backward")],
@@ -106,12 +103,9 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
 
     def timed(function: Callable, part: str) -> Callable:
         def call(*args, **kwargs):
-            _wait_for(device)
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            _wait_for(device)
-            seconds[part] += time.perf_counter() - start
-            return result
+            results: list = []
+            seconds[part] += seconds_of(lambda: results.append(function(*args, **kwargs)), device)
+            return results[0]
 
         return call
 

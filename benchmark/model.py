@@ -17,8 +17,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from benchmark.cases import CPU_CASES, GPU_CASES, SMALL_CASES, Case, Lab
 from benchmark.measure import (
@@ -42,40 +41,26 @@ class Precision(NamedTuple):
     Attributes:
         tf32: Whether products of float32 are computed in TF32, which only GPUs do.
         amp: The type of automatic mixed precision, or None.
-        ways: The ways of `Lab` that are measured.
+        way: The way of `Lab` that is measured; without reduced precision all of `EXACT` are.
         ceiling: The type of the matrix product that bounds their speed.
     """
 
     tf32: bool
     amp: torch.dtype | None
-    ways: tuple[str, ...]
+    way: str
     ceiling: str
 
 
 EXACT = ("reference", "fast", "cached")
 PRECISIONS = {
-    "float32": Precision(False, None, EXACT, "float32"),
-    "TF32": Precision(True, None, EXACT, "TF32"),
-    "backbone_dtype bf16": Precision(False, None, ("bf16",), "bf16"),
-    "backbone_dtype bf16, TF32": Precision(True, None, ("bf16",), "bf16"),
-    "amp bf16": Precision(True, torch.bfloat16, ("fast",), "bf16"),
-    "amp fp16": Precision(True, torch.float16, ("fast",), "bf16"),
+    "float32": Precision(False, None, "fast", "float32"),
+    "TF32": Precision(True, None, "fast", "TF32"),
+    "backbone_dtype bf16": Precision(False, None, "bf16", "bf16"),
+    "backbone_dtype bf16, TF32": Precision(True, None, "bf16", "bf16"),
+    "amp bf16": Precision(True, torch.bfloat16, "fast", "bf16"),
+    "amp fp16": Precision(True, torch.float16, "fast", "bf16"),
 }
 PROFILED = ("float32", "TF32", "amp bf16")
-HEADER = (
-    "case",
-    "precision",
-    "reference, s",
-    "here, s",
-    "faster",
-    "features known, s",
-    "reference, MiB",
-    "here, MiB",
-    "smaller",
-    "features known, MiB",
-    "share of peak",
-    "difference",
-)
 
 
 def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
@@ -87,11 +72,14 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
         if f"{way} failed" not in failed:
             try:
                 taken[key].append(action())
-            except (torch.OutOfMemoryError, BrokenProcessPool) as error:
+            except (torch.cuda.OutOfMemoryError, BrokenProcessPool) as error:
                 failed[f"{way} failed"] = str(error).partition("\n")[0]
 
-    ways = [way for way in PRECISIONS[name].ways if way != "cached" or not lab.case.training]
-    if not lab.case.training:  # whose steps change the weights
+    precision = PRECISIONS[name]
+    ways = (precision.way,) if precision.ceiling == "bf16" else EXACT
+    if lab.case.training:  # whose steps change the weights
+        ways = tuple(way for way in ways if way != "cached")
+    else:
         for way in ways:
             attempt(way, f"{way} difference", partial(lab.difference, way))
     steps = {way: lab.step(way) for way in ways}
@@ -105,7 +93,7 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
             attempt(way, f"{way} bytes", partial(peak_bytes, step, lab.device))
         elif way != "bf16":  # each number takes a new process
             attempt(way, f"{way} bytes", partial(cpu_peak_bytes, lab.case, way))
-    attempt(_main_way(name), "flops", lambda: lab.flops)
+    attempt(precision.way, "flops", lambda: lab.flops)
     # The first of several runs was to warm up.
     return failed | {key: median(values[1:] or values) for key, values in taken.items() if values}
 
@@ -117,22 +105,16 @@ def steps_text(record: dict[str, Any]) -> str:
         for name, rate in record["ceilings"].items()
     )
     rows = [_row(found, record["ceilings"]) for found in record["results"]]
+    table = markdown_table([*rows[0]], [[*row.values()] for row in rows], left=(0, 1))
     return (
-        f"{markdown_table(HEADER, rows, left=(0, 1))}\n"
+        f"{table}\n"
         f"Measured peaks, of a large matrix product and of a copy: {rates}. Differences are the "
         "largest to the logits of the reference in float32, divided by the largest of them.\n"
     )
 
 
-def _main_way(name: str) -> str:
-    """Return the way that a precision is about."""
-    ways = PRECISIONS[name].ways
-    return "fast" if "fast" in ways else ways[0]
-
-
-def _row(found: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
-    way = _main_way(found["precision"])
-    ceiling = ceilings[PRECISIONS[found["precision"]].ceiling]
+def _row(found: dict[str, Any], ceilings: dict[str, float]) -> dict[str, str]:
+    _, _, way, ceiling = PRECISIONS[found["precision"]]
 
     def cell(key: str, form: str, factor: float = 1) -> str:
         if key in found:
@@ -146,38 +128,36 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
         return f"{found[keys[0]] / found[keys[1]]:{form}}×" if known else ""
 
     known = "flops" in found and way in found
-    return [
-        found["name"],
-        found["precision"],
-        cell("reference", ".3g"),
-        cell(way, ".3g"),
-        ratio("", ".2f"),
-        cell("cached", ".3g"),
-        cell("reference bytes", ".0f", 2**-20),
-        cell(f"{way} bytes", ".0f", 2**-20),
-        ratio(" bytes", ".1f"),
-        cell("cached bytes", ".0f", 2**-20),
-        f"{found['flops'] / found[way] / ceiling:.0%}" if known else "",
-        cell(f"{way} difference", ".0e"),
-    ]
+    return {
+        "case": found["name"],
+        "precision": found["precision"],
+        "reference, s": cell("reference", ".3g"),
+        "here, s": cell(way, ".3g"),
+        "faster": ratio("", ".2f"),
+        "features known, s": cell("cached", ".3g"),
+        "reference, MiB": cell("reference bytes", ".0f", 2**-20),
+        "here, MiB": cell(f"{way} bytes", ".0f", 2**-20),
+        "smaller": ratio(" bytes", ".1f"),
+        "features known, MiB": cell("cached bytes", ".0f", 2**-20),
+        "share of peak": f"{found['flops'] / found[way] / ceilings[ceiling]:.0%}" if known else "",
+        "difference": cell(f"{way} difference", ".0e"),
+    }
 
 
 def measure_profile(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
-    """Return seconds, shares of the parts, and the longest operators and kernels."""
-    cuda = lab.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    """Return seconds, shares of the parts, and torch's table of operators and kernels."""
+    device = lab.device.type
     step = lab.step("fast")
     seconds = median_seconds(step, lab.device, repeats)
     with timed_parts(lab.device) as parts:
         whole = seconds_of(step, lab.device)
-    with profile(activities=activities) as profiler:
+    with profile() as profiler:  # of all devices
         seconds_of(step, lab.device)
-    return {
-        "seconds": seconds,
-        "parts": {part: value / whole for part, value in parts.items()},
-        "operators": _longest(profiler, DeviceType.CPU, cuda),
-        "kernels": _longest(profiler, DeviceType.CUDA, cuda),
-    }
+    operators = profiler.key_averages().table(
+        f"self_{device}_time_total", row_limit=50, max_name_column_width=90
+    )
+    shares = {part: value / whole for part, value in parts.items()}
+    return {"seconds": seconds, "parts": shares, "operators": operators}
 
 
 def profile_text(record: dict[str, Any]) -> str:
@@ -186,31 +166,8 @@ def profile_text(record: dict[str, Any]) -> str:
     for found in record["results"]:
         text += f"## {found['name']}, {found['precision']}: {found['seconds'] * 1e3:.1f} ms\n\n"
         text += ", ".join(f"{part} {share:.0%}" for part, share in found["parts"].items())
-        for kind in ("operators", "kernels"):
-            rows = [
-                [name[:90], f"{seconds * 1e3:.2f}", f"{share:.0%}", str(calls)]
-                for name, seconds, share, calls in map(dict.values, found[kind])
-            ]
-            text += f"\n\n{markdown_table([kind, 'ms', 'share', 'calls'], rows)}"
-        text += "\n"
+        text += f"\n\n```\n{found['operators'].strip()}\n```\n\n"
     return text
-
-
-def _longest(profiler: profile, kind: DeviceType, cuda: bool) -> list[dict[str, Any]]:
-    """Return the 25 events of a kind that take most of the device's time, with their shares."""
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    events = [
-        event
-        for event in profiler.key_averages()
-        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
-    ]
-    seconds = sorted(((getattr(event, key) / 1e6, event) for event in events), key=lambda x: -x[0])
-    whole = sum(taken for taken, _ in seconds)
-    return [
-        {"name": event.key, "seconds": taken, "share": taken / whole, "calls": event.count}
-        for taken, event in seconds[:25]
-        if taken > 0
-    ]
 
 
 def _parse() -> argparse.Namespace:

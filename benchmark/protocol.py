@@ -57,11 +57,10 @@ def plain_counts(
     for draw, batch in zip(draws, loader, strict=True):
         out = net(*(batch[key].to(device) for key in ("query", "support", "support_mask")))
         label = batch["label"][0]
-        maps = (
+        final, meta, base = (
             resize_logits(logits, label.shape)[0].argmax(0)
             for logits in (out.final, out.meta, out.base)
         )
-        final, meta, base = maps
         metrics.add(
             draw.class_id,
             confusion(final, label, 2),
@@ -105,15 +104,10 @@ def measure(cfg: Config, way: str) -> dict:
 def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -> str:
     """Return the measurements as markdown."""
     number = cfg.test_runs * cfg.test_num
-    rows = [
-        [
-            name,
-            f"{results[way]['seconds']:.0f}",
-            f"{number / results[way]['seconds']:.2f}",
-            f"{results[way]['bytes'] / 2**30:.2f}",
-        ]
-        for way, name in WAYS.items()
-    ]
+    rows = []
+    for way, name in WAYS.items():
+        seconds, memory = results[way]["seconds"], results[way]["bytes"] / 2**30
+        rows.append([name, f"{seconds:.0f}", f"{number / seconds:.2f}", f"{memory:.2f}"])
     plain, shared = (results[way] for way in WAYS)
     finals = 4 * plain["classes"]
     counts = [result["counts"][:, :finals] for result in (plain, shared)]
@@ -139,8 +133,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10, help="(%(default)s)")
     parser.add_argument("--episodes", type=int, default=70, help="of a run (%(default)s)")
     parser.add_argument("--net", default="resnet50", help="resnet18, resnet50, vgg (%(default)s)")
-    parser.add_argument("--weight", help="checkpoint; else random weights")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="other settings")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="such as weight FILE"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hdmnet-protocol-") as folder:
         if options.data is None:
@@ -154,7 +149,6 @@ def main() -> None:
             f"val_size={options.size}",
             f"test_runs={options.runs}",
             f"test_num={options.episodes}",
-            *([f"weight={options.weight}"] if options.weight else []),
             *options.opts,
         ]
         cfg = load_config(f"config/demo/demo_split0_{options.net}.yaml", settings)

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -139,22 +140,19 @@ def _claim_folder(out: str | os.PathLike[str], arguments: dict[str, int]) -> Non
     """Make the folder with its stamp, or check that its stamp names the same arguments."""
     if os.path.exists(out) and not os.path.isdir(out):
         raise UserError(f"{out} is a file: give a new folder as --out")
-    stamp = os.path.join(out, STAMP)
-    if os.path.exists(stamp):
-        try:
-            with open(stamp, encoding="utf-8") as handle:
-                found = json.load(handle)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{stamp} cannot be read ({error}): give a new --out") from error
-        if found != arguments:
-            raise UserError(f"{out} holds a demo dataset of other arguments ({stamp}): new --out")
-    elif os.path.isdir(out) and any(not name.startswith(STAMP) for name in os.listdir(out)):
-        raise UserError(f"{out} is not empty and not a demo dataset: give a new folder as --out")
-    else:
-        try:
-            write_atomically(stamp, json.dumps(arguments, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror}): new --out") from error
+    stamp, text = Path(out, STAMP), json.dumps(arguments, indent=1) + "\n"
+    try:
+        if stamp.exists():
+            if stamp.read_bytes() != text.encode():
+                raise UserError(
+                    f"{out} holds a demo dataset of other arguments, see {stamp}: give a new --out"
+                )
+        elif os.path.isdir(out) and any(not name.startswith(STAMP) for name in os.listdir(out)):
+            raise UserError(f"{out} is not empty and not a demo dataset: give a new --out")
+        else:
+            write_atomically(stamp, text)
+    except OSError as error:
+        raise UserError(f"{out} cannot be used ({error.strerror}): give a new --out") from error
 
 
 def _pairs(part: str, count: int) -> list[tuple[str, str]]:

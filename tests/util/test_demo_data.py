@@ -177,7 +177,7 @@ def test_foreign_folder_is_refused_and_untouched(tmp_path):
     assert write_demo(tmp_path / "empty", 1, 1) is True
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "demo.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="other arguments"):
         write_demo(tmp_path / "torn", 1, 1)
 
 

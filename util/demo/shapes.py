@@ -51,12 +51,8 @@ def silhouette(name: str) -> Parts:
     grid = coverage(parts, np.eye(2) * scale, (side // 2, side // 2), side, side)
     weights = grid.astype(np.int64)
     total = int(weights.sum())
-    middle = np.array(
-        [
-            (weights.sum(axis=axis) * (2 * np.arange(side) + 1)).sum() / (2 * total)
-            for axis in (0, 1)
-        ]
-    )
+    odd = 2 * np.arange(side) + 1
+    middle = np.array([weights.sum(axis=axis) @ odd / (2 * total) for axis in (0, 1)])
     origin = (middle - side / 2) / scale
     length = math.sqrt(total / SAMPLES**2) / scale
     return [(adds, (polygon - origin) / length) for adds, polygon in parts]
@@ -68,8 +64,11 @@ def _polar(radius: Callable[[float], float], points: int = 72) -> np.ndarray:
     return np.array([(radius(a) * math.sin(a), -radius(a) * math.cos(a)) for a in angles])
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float, points: int = 48) -> np.ndarray:
-    return _polar(lambda angle: 1.0, points) * (rx, ry) + (x, y)
+def _ellipse(
+    x: float, y: float, rx: float, ry: float | None = None, points: int = 48
+) -> np.ndarray:
+    """Return an ellipse, or a circle of radius rx."""
+    return _polar(lambda angle: 1.0, points) * (rx, ry or rx) + (x, y)
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -81,23 +80,10 @@ def _mirrored(*half: tuple[float, float]) -> np.ndarray:
     return np.array([*half, *[(-x, y) for x, y in reversed(half)]], float)
 
 
-def _round(x: float, y: float, radius: float, points: int = 48) -> np.ndarray:
-    return _ellipse(x, y, radius, radius, points)
-
-
-def _star() -> np.ndarray:
-    corners = _polar(lambda angle: 1.0, 10)
-    corners[1::2] *= 0.48
-    return corners
-
-
 def _gear() -> np.ndarray:
-    teeth, rim = 9, []
-    for tooth in range(teeth):
-        for offset, radius in ((-0.33, 0.74), (-0.2, 1.0), (0.2, 1.0), (0.33, 0.74)):
-            angle = 2 * math.pi * (tooth + offset) / teeth
-            rim.append((radius * math.sin(angle), -radius * math.cos(angle)))
-    return np.array(rim)
+    tooth = ((-0.33, 0.74), (-0.2, 1.0), (0.2, 1.0), (0.33, 0.74))
+    rim = [(2 * math.pi * (k + turn) / 9, radius) for k in range(9) for turn, radius in tooth]
+    return np.array([(radius * math.sin(a), -radius * math.cos(a)) for a, radius in rim])
 
 
 def _heart() -> np.ndarray:
@@ -121,8 +107,8 @@ _DOME = [(0.0, -0.9), (0.2, -0.87), (0.38, -0.72), (0.48, -0.45), (0.54, 0.05), 
 
 # The polygons of each silhouette, and below those that are cut out.
 SILHOUETTES: dict[str, list[np.ndarray]] = {
-    "star": [_star()],
-    "ring": [_round(0, 0, 1)],
+    "star": [_polar(lambda angle: (1.0, 0.48)[round(5 * angle / math.pi) % 2], 10)],
+    "ring": [_ellipse(0, 0, 1)],
     "leaf": [_mirrored(*_LEAF), _box(-0.08, 0.5, 0.08, 1.05)],
     "gear": [_gear()],
     "bottle": [_mirrored(*_NECK, (0.3, -0.25), (0.46, -0.05), (0.46, 0.95), (0.4, 1.02))],
@@ -132,9 +118,9 @@ SILHOUETTES: dict[str, list[np.ndarray]] = {
         np.array([(-0.3, -0.35), (0.1, -0.8), (0.35, -0.25)]),
     ],
     "cross": [_box(-0.34, -1, 0.34, 1), _box(-1, -0.34, 1, 0.34)],
-    "crescent": [_round(0, 0, 1, 64)],
+    "crescent": [_ellipse(0, 0, 1, points=64)],
     "key": [
-        _round(-0.55, 0, 0.52),
+        _ellipse(-0.55, 0, 0.52),
         _box(-0.2, -0.18, 1.05, 0.18),
         _box(0.42, 0, 0.64, 0.5),
         _box(0.83, 0, 1.05, 0.5),
@@ -150,14 +136,14 @@ SILHOUETTES: dict[str, list[np.ndarray]] = {
     ],
     "crown": [_mirrored((0, -0.75), (0.3, -0.05), (0.95, -0.7), (0.75, 0.75))],
     "cloud": [
-        *(_round(-0.55, 0.15, 0.42), _round(-0.1, -0.15, 0.5)),
-        *(_round(0.4, -0.05, 0.4), _round(0.7, 0.25, 0.32)),
+        *(_ellipse(-0.55, 0.15, 0.42), _ellipse(-0.1, -0.15, 0.5)),
+        *(_ellipse(0.4, -0.05, 0.4), _ellipse(0.7, 0.25, 0.32)),
         _box(-0.55, 0.1, 0.7, 0.57),
     ],
     "bell": [
         _mirrored(*_DOME, (0.9, 0.58), (0.9, 0.72)),
-        _round(0, 0.75, 0.26),
-        _round(0, -0.92, 0.15),
+        _ellipse(0, 0.75, 0.26),
+        _ellipse(0, -0.92, 0.15),
     ],
     "boat": [
         np.array([(-1, 0.4), (1, 0.4), (0.62, 0.9), (-0.62, 0.9)]),
@@ -168,8 +154,8 @@ SILHOUETTES: dict[str, list[np.ndarray]] = {
     "flower": [_polar(lambda angle: 0.72 + 0.28 * math.cos(5 * angle), 90)],
 }
 _HOLES = {
-    "ring": _round(0, 0, 0.5),
-    "gear": _round(0, 0, 0.27),
-    "crescent": _round(0.5, 0, 0.74, 64),
-    "key": _round(-0.6, 0, 0.2),
+    "ring": _ellipse(0, 0, 0.5),
+    "gear": _ellipse(0, 0, 0.27),
+    "crescent": _ellipse(0.5, 0, 0.74, points=64),
+    "key": _ellipse(-0.6, 0, 0.2),
 }
