@@ -62,8 +62,8 @@ CPU_CASES = (
     Case(True, 633, 5, 2),
 )
 SMALL_CASES = (
-    Case(False, 97, 1, 1, "resnet18"),
-    Case(True, 97, 2, 2, "resnet18"),
+    Case(False, 65, 1, 1, "resnet18"),
+    Case(True, 65, 2, 2, "resnet18"),
 )
 
 

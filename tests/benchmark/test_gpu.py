@@ -1,4 +1,4 @@
-"""The benchmark of a GPU runs through, small, on the CPU too."""
+"""The benchmark of a GPU also runs on the CPU, with small cases."""
 
 import json
 import os
@@ -8,15 +8,14 @@ import sys
 from tests.paths import ROOT
 
 
-def test_everything_is_measured_and_kept(tmp_path):
+def test_steps_and_profiles_are_measured_and_kept(tmp_path):
     result = subprocess.run(
-        ["sh", ROOT / "benchmark" / "gpu.sh", tmp_path / "out", "--small"],
+        ["sh", ROOT / "benchmark" / "gpu.sh", tmp_path / "out", "--small", "steps", "profile"],
         env=os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "episodes a second" in result.stdout and "skipped" in result.stdout
     steps, profile = (
         json.loads((tmp_path / "out" / f"{piece}.json").read_text())
         for piece in ("steps", "profile")
