@@ -186,14 +186,14 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
             _percent(r.iou_meta),
             r.class_name,
             _percent(r.share),
-            r.query,
-            " ".join(r.supports),
+            _printable(r.query),
+            _printable(" ".join(r.supports)),
             str(r.seed),
         ]
         for r in worst_episodes(records)
     ]
     some = len(_different(records)) > WORST
-    tables = "\n".join(
+    return "\n".join(
         [
             "IoU in %, mean over the episodes (`IoU_m`: of the meta learner).\n",
             _slices("object size", sizes),
@@ -202,8 +202,11 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
             markdown_table(header, rows, left=(2, 4, 5)),
         ]
     )
+
+
+def _printable(name: str) -> str:
     # A console and a log take no file name that is not UTF-8.
-    return tables.encode(errors="backslashreplace").decode()
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _slices(corner: str, slices: dict[str, list[EpisodeRecord]]) -> str:

@@ -1,6 +1,6 @@
+import os
 from typing import get_args
 
-import os
 import cv2
 import numpy as np
 import pytest

@@ -53,7 +53,7 @@ def test_files_hold_the_records_exactly(tmp_path):
     path = tmp_path / "new folder" / "episodes.csv"
     write_csv(path, records)
     assert read_csv(path) == records
-    header = path.read_text(encoding="utf-8").splitlines()[0]
+    header = path.read_bytes().splitlines()[0].decode()
     assert header == ",".join([*COLUMNS, "support_1", "support_2"])
     write_csv(path, [])
     assert read_csv(path) == []
