@@ -43,7 +43,9 @@ def ends_on_signals() -> Iterator[None]:
     except _Stopped as stopped:
         # Printed here, after the progress bar has ended its line.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("interrupted; run the same command again to continue", file=sys.stderr, flush=True)
+            print(
+                "interrupted; run the same command again to continue", file=sys.stderr, flush=True
+            )
         sys.exit(_exit_code(*stopped.args))
     finally:
         # After a signal the process is about to end and ignores further ones.

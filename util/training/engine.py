@@ -276,7 +276,9 @@ class Trainer:
             if stops or (cfg.save_iters and iteration % cfg.save_iters == 0):
                 self._save()
             if stops:
-                self.logger.info("stopped by a signal: saved, run the same command again to continue")
+                self.logger.info(
+                    "stopped by a signal: saved, run the same command again to continue"
+                )
                 self.processes.leave()
                 sys.exit(STOPPED)
 
