@@ -124,7 +124,7 @@ def _state_in(content: Any) -> StateDict | None:
 def _unreadable(path: str | Path, error: Exception) -> UserError:
     # What torch says is several lines of advice to programmers, with the reason somewhere in it.
     text = re.sub(r"\x1b\[\d*m", "", str(error)).rpartition("WeightsUnpickler error:")[2].strip()
-    reason = text.splitlines()[0] if text else type(error).__name__
+    reason = text.splitlines()[0].partition(". ")[0] if text else type(error).__name__
     foreign = re.search(r"GLOBAL (\S+)", text)
     # Where the archive is whole it is its content that was refused.
     if foreign or (isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)):
@@ -134,7 +134,9 @@ def _unreadable(path: str | Path, error: Exception) -> UserError:
             "to read that runs code of the file; if you trust where it comes from, "
             f"`{command}` makes a file of its tensors alone"
         )
-    return UserError(f"checkpoint {path}: not readable as weights ({reason})")
+    return UserError(
+        f"checkpoint {path}: not readable as weights ({reason}); copy or download it again"
+    )
 
 
 def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) -> StateDict:
@@ -230,5 +232,5 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
             f"checkpoint {path} cannot be written ({reason}); what was saved before is untouched: "
-            "free some space and give the same command again"
+            "free some space or name another place, and give the same command again"
         ) from error

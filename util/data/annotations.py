@@ -37,7 +37,9 @@ def annotation_stream(image: str, class_id: int, seed: int) -> np.random.Generat
         class_id: Class of the support.
         seed: Seed of all annotations.
     """
-    return np.random.default_rng((seed, class_id, zlib.crc32(image.encode())))
+    # surrogateescape, because a file name may be any bytes.
+    name = image.encode(errors="surrogateescape")
+    return np.random.default_rng((seed, class_id, zlib.crc32(name)))
 
 
 def annotate(mask: np.ndarray, ann_type: str, rng: np.random.Generator) -> np.ndarray:

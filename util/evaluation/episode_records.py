@@ -116,7 +116,8 @@ def write_csv(path: Path, records: Sequence[EpisodeRecord]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"support_{number}" for number in range(1, shot + 1))])
     writer.writerows([*record[:-1], *record.supports] for record in records)
-    write_atomically(path, text.getvalue())
+    # surrogateescape, because a file name may be any bytes.
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def read_csv(path: str | Path) -> list[EpisodeRecord]:
@@ -126,7 +127,7 @@ def read_csv(path: str | Path) -> list[EpisodeRecord]:
         UserError: The file is another one or damaged.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as handle:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as handle:
             header, *rows = list(csv.reader(handle)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -185,8 +186,8 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
             _percent(r.iou_meta),
             r.class_name,
             _percent(r.share),
-            r.query,
-            " ".join(r.supports),
+            _printable(r.query),
+            _printable(" ".join(r.supports)),
             str(r.seed),
         ]
         for r in worst_episodes(records)
@@ -201,6 +202,11 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
             markdown_table(header, rows, left=(2, 4, 5)),
         ]
     )
+
+
+def _printable(name: str) -> str:
+    # A console and a log take no file name that is not UTF-8.
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _slices(corner: str, slices: dict[str, list[EpisodeRecord]]) -> str:

@@ -51,6 +51,7 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
     return {
         "weight": weight,
         "dataset": cfg.data_set,
+        "data_root": cfg.data_root,
         "split": cfg.split,
         "folds": cfg.effective_folds,
         "fold_count": cfg.fold_count,

@@ -142,9 +142,10 @@ def _join(processes: Processes, timeout: datetime.timedelta) -> None:
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=START_TIMEOUT))
     except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"RANK = {rank}, WORLD_SIZE = {world_size}: the other processes did not come to {where} "
-            f"within {START_TIMEOUT.total_seconds():.0f} s; {_UNSET}"
+            f"RANK = {rank}, WORLD_SIZE = {world_size}: cannot meet the other processes at {where} "
+            f"({reason}); {_UNSET}"
         ) from error
     # torchrun keeps its store when it starts all processes again, with the addresses of those before.
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

@@ -94,26 +94,27 @@ def test_weights_that_do_not_fit_are_refused_whole(change, message):
     ("other", "message"),
     [
         (
-            ("resnet34", 3),
+            {"backbone": "resnet34"},
             r"backbone\.stages\.\S+ is unexpected.*another backbone: check layers and vgg",
         ),
         (
-            ("resnet18", 5),
+            {"base_classes": 5},
             r"classifier\.2\.weight has shape \(6, .*number of base classes: check data_set",
         ),
         (
-            ("resnet18", 3, 2),
+            {"shot": 2},
             r"shot_weights\.0\.weight has shape .*another shot or kshot_trans_dim",
         ),
         (
-            ("resnet18", 3, 3, 0),
+            {"kshot_trans_dim": 0},
             r"shot_weights\.0\.weight is missing.*another shot or kshot_trans_dim",
         ),
     ],
 )
 def test_the_cause_is_named_where_weights_do_not_fit(other, message):
+    own = {"backbone": "resnet18", "base_classes": 3, "shot": 3}
     with torch.device("meta"):
-        net, state = build_hdmnet("resnet18", 3, 3), build_hdmnet(*other).state_dict()
+        net, state = build_hdmnet(**own), build_hdmnet(**own | other).state_dict()
     with pytest.raises(UserError, match=message):
         check_fit(net, state, "some.pth")
 
@@ -235,6 +236,15 @@ def test_unusable_files_are_named(content, message, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"checkpoint {path}: {message}")) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_torn_file_is_to_be_copied_again(tmp_path):
+    path = tmp_path / "some.pth"
+    torch.save({"state_dict": small().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:600])
+    # Without the advice that torch appends to the reason.
+    with pytest.raises(UserError, match=r"weights \([^.]*\); copy or download it again$"):
+        read_checkpoint(path)
 
 
 def test_imagenet_vgg_weights_of_torchvision_fit(tmp_path):

@@ -1,3 +1,4 @@
+import os
 from typing import get_args
 
 import cv2
@@ -10,6 +11,13 @@ from util.data.annotations import ANNOTATIONS, DISK, SHORTEST, STROKE, annotate,
 
 def stream(seed=0):
     return annotation_stream("JPEGImages/a.jpg", 3, seed)
+
+
+def test_a_name_that_is_not_utf_8_has_a_stream():
+    draws = [
+        annotation_stream(os.fsdecode(name), 3, 0).random() for name in (b"caf\xe9", b"caf\xea")
+    ]
+    assert draws[0] != draws[1]
 
 
 def components(mask):

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -46,11 +48,12 @@ def test_files_hold_the_records_exactly(tmp_path):
     records = [
         record(1 / 3, 0.1 + 0.2, 2, 'a, "b"; ü.jpg', ("x y.jpg", "z;.jpg")),
         record(0.0, 1.0, supports=("one.jpg", "two.jpg"), class_name="potted plant"),
+        record(query=os.fsdecode(b"caf\xe9.jpg")),
     ]
     path = tmp_path / "new folder" / "episodes.csv"
     write_csv(path, records)
     assert read_csv(path) == records
-    header = path.read_text(encoding="utf-8").splitlines()[0]
+    header = path.read_bytes().splitlines()[0].decode()
     assert header == ",".join([*COLUMNS, "support_1", "support_2"])
     write_csv(path, [])
     assert read_csv(path) == []
@@ -62,7 +65,7 @@ def test_files_hold_the_records_exactly(tmp_path):
         (None, "cannot be read: No such file"),
         (b"", "is no file of episodes"),
         (b"a,b\n1,2\n", "is no file of episodes"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "is no file of episodes"),
         (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
         (
             ",".join(COLUMNS).encode() + b",support_1\nq,cat,high,0,1,0,1,5,s\n",
@@ -78,6 +81,11 @@ def test_other_files_are_one_line(tmp_path, content, message):
         read_csv(path)
     assert str(path) in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tables_show_a_name_that_is_not_utf_8():
+    tables = slice_tables([record(query=os.fsdecode(b"caf\xe9.jpg"))])
+    assert r"caf\udce9.jpg" in tables and tables.encode().decode() == tables
 
 
 def test_slices_by_size():

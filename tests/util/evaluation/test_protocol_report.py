@@ -163,7 +163,7 @@ def test_published_numbers_of_coco_are_of_interleaved_folds():
 
 def test_settings_tell_tests_apart():
     plain = settings_of(config(), "best.pth", RUNS)
-    words = ("ann_type=point", "ensemble=False", "ori_resize=False")
+    words = ("ann_type=point", "ensemble=False", "ori_resize=False", "data_root=other")
     for word in (*words, "fold_list=fold0.txt", "num_folds=5"):
         assert settings_of(config(word), "best.pth", RUNS) != plain
     assert (plain["fold_list"], plain["fold_count"]) == (None, 4)

@@ -135,13 +135,20 @@ def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monk
         port = str(probe.getsockname()[1])
     place(**COMPLETE | {"RANK": rank, "MASTER_PORT": port})
     monkeypatch.setattr(distributed_module, "START_TIMEOUT", datetime.timedelta(seconds=2))
-    message = r"did not come to 127\.0\.0\.1:\d+ within 2 s; to run one"
+    message = r"cannot meet the other processes at 127\.0\.0\.1:\d+ \(.*imed out.*\); to run one"
     with (
         pytest.raises(UserError, match=message),
         start_processes(datetime.timedelta(days=7)),
     ):
         pass
     assert "waiting for the other processes at 127.0.0.1" in capsys.readouterr().err
+
+
+def test_a_port_that_is_none_is_not_waited_for(place):
+    place(**COMPLETE | {"MASTER_PORT": "99999"})
+    message = r"1:99999 \(port must .* but was 99999\)"
+    with pytest.raises(UserError, match=message), start_processes():
+        pass
 
 
 def ends_by_a_signal(processes, folder):
