@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import HDMNet
 from util.checkpoints.run_files import RunFiles
 from util.config import Config, config_parser, load_config

@@ -186,7 +186,7 @@ exec(sys.argv[1])' "$2" ;;
     echo "venv by ${{0##*/}}" >>"$CALLS"
     mkdir -p .venv/bin
     cp "$0" .venv/bin/python ;;
-"-m pip" | "-m pytest")
+"-m pip" | "-m pytest" | "-m ruff" | "-m mypy")
     echo "$*" >>"$CALLS"
     [ "$2" != "$FAILING" ] || {{ echo "ERROR: No matching distribution" >&2; exit 1; }} ;;
 esac
@@ -225,7 +225,8 @@ def test_tested_pythons_make_the_environment_before_newer_ones(repository, pytho
     assert done.returncode == 0, done.stderr
     assert calls[0] == f"venv by {chosen}"
     assert [line.split()[-1] for line in calls[1:3]] == ["requirements.txt", "requirements-dev.txt"]
-    assert calls[3].startswith("-m pytest") and len(calls) == 4
+    checks = ["ruff", "ruff", "mypy", "pytest", "pytest"]
+    assert [line.split()[1] for line in calls[3:]] == checks
 
 
 @pytest.mark.parametrize(
