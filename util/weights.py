@@ -16,7 +16,7 @@ from urllib.error import URLError
 import torch
 
 from util.checkpoints.io import read_checkpoint, save_checkpoint, to_published
-from util.checkpoints.run_files import PUBLISHED_IMAGENET, find_checkpoint
+from util.checkpoints.run_files import find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable
 from util.pretrained.importing import import_file
@@ -47,7 +47,7 @@ def fetch(args: argparse.Namespace) -> None:
     Raises:
         UserError: The download fails, or another file is in its place.
     """
-    path, source = Path("initmodel", PUBLISHED_IMAGENET["vgg16"]), vgg_source()
+    path, source = Path("initmodel", "vgg16_bn.pth"), vgg_source()
     if path.exists():
         if problem := foreign_sha256("vgg", path):
             raise UserError(f"{path} exists and is {problem}; move it away to download that")

@@ -30,7 +30,6 @@ from util.prepare_custom import main
 from util.runtime.errors import UserError
 
 SIZE = (48, 60)
-NETS = ("resnet101", "resnet18", "resnet50", "vgg")
 
 
 @pytest.fixture
@@ -76,8 +75,8 @@ def run(*options, name="mine", out="root"):
     main([*words, "--workers", "1", "--min_pixels", "100", *options])
 
 
-def config(split=0, net="resnet50", name="mine"):
-    return load_config(f"config/{name}/{name}_split{split}_{net}.yaml")
+def config(split=0, name="mine"):
+    return load_config(f"config/{name}/{name}_split{split}_resnet50.yaml")
 
 
 def entries(part):
@@ -99,12 +98,11 @@ def test_index_masks_become_a_dataset_that_loads(folder, capsys):
         assert os.path.samefile(f"root/{image}", f"pics/{stem}.jpg")
         assert np.array_equal(read_mask(f"root/{mask}"), read_mask(f"masks/{stem}.png"))
     for split_ in range(2):
-        for net in NETS:
-            cfg = config(split_, net)
-            assert (cfg.data_set, cfg.split, cfg.net_name) == ("mine", split_, net)
-            assert (cfg.num_classes, cfg.folds, cfg.min_pixels) == (3, [[1, 2], [3]], 100)
-            assert (cfg.data_root, cfg.train_list) == ("root", "lists/mine/train.txt")
-            assert (cfg.epochs, cfg.train_h) == (200, 473)
+        cfg = config(split_)
+        assert (cfg.data_set, cfg.split, cfg.net_name) == ("mine", split_, "resnet50")
+        assert (cfg.num_classes, cfg.folds, cfg.min_pixels) == (3, [[1, 2], [3]], 100)
+        assert (cfg.data_root, cfg.train_list) == ("root", "lists/mine/train.txt")
+        assert (cfg.epochs, cfg.train_h) == (200, 473)
     printed = capsys.readouterr().out
     assert "images: 12 linked" in printed and "masks: 12, 12 of them written now" in printed
     assert "|   3 | class 3 |" in printed
@@ -458,7 +456,7 @@ def test_images_may_lie_in_the_data_root_already(folder, capsys):
     assert "images: 12 in place" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("renames", [0, 7, 23, 25, 28, 29, 33])
+@pytest.mark.parametrize("renames", [0, 7, 23, 25, 26, 27])
 def test_a_killed_run_goes_on_to_the_same_end(folder, renames):
     def made():
         names = ("root", "lists/mine", "config/mine", "config/datasets")

@@ -118,7 +118,8 @@ def test_list_names_all_that_can_be_had(capsys):
     assert problems == []
     bases = [f"initmodel/PSPNet/{data}/split{i}/{net}/best.pth"
              for data in ("pascal", "coco") for i in range(4) for net in ("resnet50", "vgg")]  # fmt: skip
-    images = ["initmodel/resnet50_v2.pth", "initmodel/resnet101_v2.pth", str(VGG)]
+    images = [f"initmodel/resnet{layers}_v2.pth" for layers in (50, 101, 152)]
+    images.append(str(VGG))
     assert set(rows) == {*bases, *images}
     assert {row[2] for row in rows.values()} == {"missing"}
     assert rows[str(VGG)][3] == "torchvision: python -m util.weights fetch"
@@ -285,7 +286,7 @@ def test_files_that_fit_no_network_are_refused(capsys):
     save("f.pth", state)
     assert "HDMNet without its base.classifier.2.bias" in run(capsys, "import", "f.pth", code=2)
     save("d.pth", imagenet("resnet34"))
-    assert "no settings for the backbone resnet34" in run(capsys, "import", "d.pth", code=2)
+    assert "name it by backbone_weight d.pth" in run(capsys, "import", "d.pth", code=2)
     save("e.pth", imagenet("resnet18"))
     assert "name it by backbone_weight e.pth" in run(capsys, "import", "e.pth", code=2)
     assert not Path("initmodel").exists()

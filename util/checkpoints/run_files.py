@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.config import Config
 from util.runtime.errors import UserError
@@ -16,10 +17,6 @@ PREVIOUS = "previous.pth"
 PUBLISHED = "published.pth"  # imported by util.weights
 PUBLISHED_BASE = "best.pth"
 BEST = "best"
-PUBLISHED_IMAGENET = {
-    "vgg16": "vgg16_bn.pth",
-    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
-}
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 
 
@@ -161,8 +158,9 @@ class RunFiles:
     @property
     def imagenet_weight(self) -> str | None:
         """`backbone_weight` or, where it is unset, the file that the published code starts from."""
-        if self.cfg.backbone_weight is None and self.cfg.backbone in PUBLISHED_IMAGENET:
-            return str(Path("initmodel", PUBLISHED_IMAGENET[self.cfg.backbone]))
+        file = find_backbone(self.cfg.backbone).file
+        if self.cfg.backbone_weight is None and file:
+            return str(Path("initmodel", file))
         return self.cfg.backbone_weight
 
     def find_base_learner(self) -> BaseLearner | None:

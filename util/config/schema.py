@@ -1,14 +1,16 @@
 """The one object that holds every setting, and the rules on which settings fit together.
 
-Settings are flat attributes (`cfg.train_h`, `cfg.layers`). `util.config.fields` holds the single
+Settings are flat attributes (`cfg.train_h`, `cfg.backbone`). `util.config.fields` holds the single
 settings with their types and defaults, `util.config.loading` the reading and the error messages.
 """
 
+import re
 from typing import Any
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from model.backbone import find_backbone
 from util.config.fields import (
     SIZES,
     BaseFields,
@@ -22,7 +24,11 @@ from util.runtime.precision import DTYPES
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight")
-SMALLEST_VGG = 57  # vgg's grid is half as fine
+
+
+def net_name(backbone: str) -> str:
+    """Return the name of a backbone in paths: "vgg" for "vgg16", "timm_x" for "timm:x"."""
+    return "vgg" if backbone == "vgg16" else re.sub(r"[:/=]", "_", backbone)
 
 
 def _impossible(keys: tuple[str, ...], text: str) -> PydanticCustomError:
@@ -49,6 +55,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
 
     @model_validator(mode="after")
     def _possible_together(self) -> "Config":
+        self._set_backbone()
         for low, high in (
             ("scale_min", "scale_max"),
             ("rotate_min", "rotate_max"),
@@ -67,10 +74,32 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             raise _impossible(
                 ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
             )
-        if self.vgg and (small := [key for key in SIZES if getattr(self, key) < SMALLEST_VGG]):
-            raise _impossible((small[0], "vgg"), f"vgg needs at least {SMALLEST_VGG} pixels")
         self._check_classes()
         return self
+
+    def _set_backbone(self) -> None:
+        """Set the name of the backbone, and bring the sizes to ones that it takes."""
+        published = "vgg16" if self.vgg else f"resnet{self.layers}"
+        name = self.backbone or published
+        # The model is frozen, but not yet complete.
+        object.__setattr__(self, "backbone", "vgg16" if name == "vgg" else name)
+        try:
+            sizes = find_backbone(self.backbone).sizes
+        except ValueError as error:
+            raise _impossible(("backbone",), str(error)) from None
+        for key in SIZES:
+            size = getattr(self, key)
+            if sizes.fit(size):
+                continue
+            if sizes.rest == 0 and size % 8 == 1:
+                # 473 of a dataset's YAML file is meant for the published nets.
+                object.__setattr__(self, key, sizes.nearest(size))
+                continue
+            raise _impossible(
+                (key, "backbone", "vgg"),
+                f"must be {sizes.describe()}; the nearest is {sizes.nearest(size)} "
+                f"(backbone {self.backbone})",
+            )
 
     def _check_classes(self) -> None:
         names = self.class_names
@@ -140,11 +169,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return self.folds
 
     @property
-    def backbone(self) -> str:
-        """Name of the network: "vgg16", "resnet50", ..."""
-        return "vgg16" if self.vgg else f"resnet{self.layers}"
-
-    @property
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `model.build_hdmnet`, without the number of base classes."""
         keys = (
@@ -163,4 +187,4 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
-        return "vgg" if self.vgg else f"resnet{self.layers}"
+        return net_name(self.backbone)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model import HDMNet, PSPNet, build_hdmnet, build_pspnet
-from model.backbone import BACKBONES, build_backbone
+from model.backbone import OWN_BACKBONES, build_backbone
 from util.checkpoints.io import check_classes, check_fit, imagenet_state
 from util.checkpoints.published_names import from_imagenet
 from util.config import Config
@@ -81,7 +81,7 @@ def _net_name(state: dict[str, Any], prefix: str) -> str:
         for key in state
         if key.startswith(prefix) and not key.endswith(_COUNTER)
     }
-    nearest = min(BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
+    nearest = min(OWN_BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
     return "vgg" if nearest == "vgg16" else nearest
 
 
