@@ -13,8 +13,9 @@ from util.config import VIZ, Config, load_config, parse_args
 from util.data.dataset import BaseDataset
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
+from util.pretrained.places import require_imagenet
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.errors import exits_on_user_error
 from util.training.engine import Run, Trainer, distributed, open_run
 from util.training.iteration import Recipe
 from util.training.model import needs_stage_1
@@ -39,18 +40,14 @@ def main() -> None:
 
 def train(cfg: Config, processes: Processes, viz: bool) -> None:
     """Train until `base_epochs`, from the last checkpoint if there is one."""
-    files = RunFiles(cfg)
-    if files.imagenet_weight is None:
-        raise UserError(
-            "backbone_weight is not set; give ImageNet weights, or none for random ones"
-        )
-    with open_run(cfg, files.base_folder, processes, viz) as run:
-        _train(cfg, run, files.imagenet_weight)
+    with open_run(cfg, RunFiles(cfg).base_folder, processes, viz) as run:
+        _train(cfg, run)
 
 
-def _train(cfg: Config, run: Run, imagenet_weight: str) -> None:
+def _train(cfg: Config, run: Run) -> None:
     processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
+    imagenet_weight = "none" if saved else require_imagenet(cfg)
     train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
     base_classes = cast(BaseDataset, train_loader.dataset).base_classes
 

@@ -6,7 +6,7 @@ stages; stage 0 is the stem (VGG: the first block). `forward` returns the output
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 

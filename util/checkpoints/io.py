@@ -17,6 +17,7 @@ from util.checkpoints.published_names import (
     StateDict,
     from_imagenet,
     from_published,
+    from_timm,
     is_published,
     to_published,
     without_wrappers,
@@ -40,7 +41,10 @@ __all__ = [
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 # Entries that tell why a checkpoint does not fit, with the reason; the first that differs applies.
 _CAUSES = [
-    (re.compile(r"(base\.)?(backbone\.)?stages\."), "another backbone: check layers and vgg"),
+    (
+        re.compile(r"(base\.)?(backbone\.)?stages\."),
+        "another backbone: check backbone, layers and vgg",
+    ),
     (
         re.compile(r"(base\.)?classifier\."),
         "another number of base classes: check data_set and folds",
@@ -63,7 +67,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]
 
     Returns:
         What our `save_checkpoint` was given; of a foreign file at least "state_dict". Its entries
-        always have our names.
+        always have our names, or those of the published code for ImageNet weights.
 
     Raises:
         UserError: The file is missing or unreadable, or it holds no weights or (unless `unsafe`)
@@ -76,7 +80,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]
     if state is None:
         raise UserError(f"checkpoint {path}: holds no state_dict of tensors")
     details = {} if state is content else content
-    state = without_wrappers(state)
+    state = from_timm(without_wrappers(state))
     try:
         return details | {"state_dict": from_published(state) if is_published(state) else state}
     except UserError as error:
@@ -154,7 +158,7 @@ def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) ->
     if stem is not None and stem.shape[-1] == 7:
         raise UserError(
             f"checkpoint {source} has the stem of torchvision's ResNets, one 7×7 convolution; HDMNet's "
-            "has three 3×3 ones: see initmodel/README.md"
+            "has three 3×3 ones; `python -m util.weights fetch resnet50` downloads such weights"
         )
     # Files older than PyTorch 0.4.1 lack these counters, which nothing here reads.
     state = {k: v for k, v in backbone.state_dict().items() if k.endswith("num_batches_tracked")}

@@ -1,6 +1,5 @@
 """The checks of `util.verify` on weights: those that training starts from, and the one to test."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from util.checkpoints.run_files import RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit, require_start
-from util.pretrained.places import foreign_sha256, how_to_get, torchvision_source
+from util.pretrained.places import how_to_get
 from util.runtime.errors import UserError
 from util.training.model import needs_base_learner, needs_stage_1
 
@@ -59,20 +58,13 @@ def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
 
 def _imagenet_row(cfg: Config) -> Row:
     path = RunFiles(cfg).imagenet_weight
-    remedy = "set backbone_weight; none starts from random ones"
-    if path:
-        remedy = how_to_get(IMAGENET, cfg)
-        if torchvision_source(cfg.net_name) is None:
-            remedy += " (from where: initmodel/README.md)"
-    if path is None:
-        return Row(ERROR, IMAGENET, "backbone_weight is not set", remedy=remedy)
     if path == "none":
         return Row(OK, IMAGENET, "none: stage 1 starts from random weights")
-    row = _row(IMAGENET, IMAGENET, cfg, lambda: Path(path), remedy)
-    if row.status == OK and (foreign := foreign_sha256(cfg.net_name, path)):
-        remedy = f"if it should be that: mv {shlex.quote(path)} elsewhere, then {remedy}"
-        return Row(WARNING, IMAGENET, f"{path}: fits, but is {foreign}", remedy=remedy)
-    return row
+    remedy = how_to_get(IMAGENET, cfg) if path else "set backbone_weight"
+    remedy += ", or backbone_weight none for random ones"
+    if path is None:
+        return Row(ERROR, IMAGENET, "backbone_weight is not set", remedy=remedy)
+    return _row(IMAGENET, IMAGENET, cfg, lambda: Path(path), remedy)
 
 
 def _only_for_training(row: Row) -> Row:

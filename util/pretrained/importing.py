@@ -1,5 +1,6 @@
-"""Putting a published file of weights where the commands look for it."""
+"""Putting a published file of weights where the commands look for it, downloaded or given."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import Config
@@ -40,6 +42,7 @@ def import_file(
         UserError: It is not recognised, does not fit, or its place holds other weights.
     """
     content, plain = _read(file, unsafe)
+    plain &= not file.endswith(".safetensors")
     contents = recognise(content, file)
     cfg = _experiment_of(contents, content, file, dataset, split, opts)
     require_fit(contents.kind, content, cfg, file)
@@ -49,8 +52,10 @@ def import_file(
             f"{file} holds {contents.kind} of {contents.net}, whose settings start from random ones; "
             f"name it by backbone_weight {file}"
         )
-    done = _put(file, content, plain, path)
-    of = "" if contents.kind == IMAGENET else f", fold {cfg.split} of {cfg.data_set}"
+    done = _put(file, content, plain, path, contents.kind)
+    if contents.kind == IMAGENET:
+        return f"{path}: {contents.kind}, {contents.net}: {done} (sha256 {_digest(file, cfg)})"
+    of = f", fold {cfg.split} of {cfg.data_set}"
     if contents.kind == HDMNET:
         hidden = contents.kshot_trans_dim
         setting = [] if hidden is None else ["kshot_trans_dim", str(hidden)]
@@ -58,6 +63,63 @@ def import_file(
         command = shlex.join([*RunFiles(cfg).command("test.sh").split(), *setting, *opts])
         done += f"; test it by `{command} weight {path.name}`"
     return f"{path}: {contents.kind}, {contents.net}{of}: {done}"
+
+
+def fetch(name: str) -> str:
+    """Download the ImageNet weights of a backbone from a public hub, and put them in their place.
+
+    Args:
+        name: The backbone, as in paths: "resnet50", "vgg", …
+
+    Returns:
+        A line that says what was done.
+
+    Raises:
+        UserError: There are none for it, or they could not be downloaded.
+    """
+    cfg = experiment(name, datasets()[0], 0)
+    entry = find_backbone(cfg.backbone)
+    if entry.hub is None or entry.file is None:
+        raise UserError(
+            f"{name}: no public file has ImageNet weights of this architecture; it starts from random "
+            "ones (backbone_weight none)"
+        )
+    path = Path("initmodel", entry.file)
+    if path.exists():
+        require_fit(IMAGENET, read_checkpoint(path), cfg, str(path))
+        return f"{path}: exists already"
+    done = import_file(download(entry.hub, name), None, None, [], unsafe=False)
+    return f"{done}; from {entry.hub} on huggingface.co, licence {entry.licence}"
+
+
+def download(hub: str, name: str) -> str:
+    """Return the path of a repository's model.safetensors in the cache, downloaded where needed.
+
+    Args:
+        hub: The repository on huggingface.co.
+        name: The backbone, for the message.
+
+    Raises:
+        UserError: It is not in the cache and could not be downloaded.
+    """
+    # Imported here: it takes a while, and few commands need it.
+    from huggingface_hub import constants, hf_hub_download
+
+    try:
+        return hf_hub_download(hub, "model.safetensors")
+    except OSError as error:
+        raise UserError(
+            f"the weights of {name} are not in the cache {constants.HF_HUB_CACHE} and could not be "
+            f"downloaded ({str(error).partition(chr(10))[0]}); try again with a network, or download "
+            f"model.safetensors from {constants.ENDPOINT}/{hub} and give the file to "
+            "`python -m util.weights import FILE`"
+        ) from error
+
+
+def _digest(file: str, cfg: Config) -> str:
+    """Return the first digits of a file's SHA-256, and whether its authors serve this file."""
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
+    return f"{digest}, as published" if digest == find_backbone(cfg.backbone).sha256 else digest
 
 
 def _read(file: str, unsafe: bool) -> tuple[dict[str, Any], bool]:
@@ -70,7 +132,7 @@ def _read(file: str, unsafe: bool) -> tuple[dict[str, Any], bool]:
         return read_checkpoint(file, unsafe=True), False
 
 
-def _put(file: str, content: dict[str, Any], plain: bool, path: Path) -> str:
+def _put(file: str, content: dict[str, Any], plain: bool, path: Path, kind: str) -> str:
     in_place = path.exists() and os.path.samefile(file, path)
     if in_place and plain:
         return "in its place already"
@@ -83,7 +145,8 @@ def _put(file: str, content: dict[str, Any], plain: bool, path: Path) -> str:
             write_atomically(path, lambda target: shutil.copyfileobj(source, target))
         return "copied"
     tensors = {key: value.detach() for key, value in content["state_dict"].items()}
-    save_checkpoint(path, {"state_dict": tensors})
+    # The published code reads ImageNet weights that are the whole content of a file.
+    save_checkpoint(path, tensors if kind == IMAGENET else {"state_dict": tensors})
     return "its tensors written"
 
 

@@ -12,6 +12,7 @@ from model.backbone import OWN_BACKBONES, build_backbone
 from util.checkpoints.io import check_classes, check_fit, imagenet_state
 from util.checkpoints.published_names import from_imagenet
 from util.config import Config
+from util.config.schema import net_name
 from util.data.loaders import config_fold
 from util.runtime.errors import UserError
 
@@ -82,7 +83,7 @@ def _net_name(state: dict[str, Any], prefix: str) -> str:
         if key.startswith(prefix) and not key.endswith(_COUNTER)
     }
     nearest = min(OWN_BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
-    return "vgg" if nearest == "vgg16" else nearest
+    return net_name(nearest)
 
 
 @cache

@@ -1,15 +1,15 @@
 """Places of weights: where the commands look for which, and where they come from."""
 
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from model.backbone import BACKBONES, find_backbone
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import PUBLISHED, RunFiles, find_best
 from util.config import DATASETS, Config, load_config
+from util.config.schema import net_name
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
 from util.runtime.errors import UserError
 
@@ -18,20 +18,10 @@ _SETTINGS = Path(DATASETS).parent / "base"
 _PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resnet50", "vgg")]
 
 
-class Source(NamedTuple):
-    """A file to download, and the first digits of its SHA-256."""
-
-    url: str
-    sha256: str
-
-
 def nets() -> list[str]:
     """Return the names of the backbones with settings: "resnet101", "resnet18", …, "vgg"."""
-    return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if _is_net(path.stem))
-
-
-def _is_net(name: str) -> bool:
-    return name == "vgg" or re.fullmatch(r"resnet\d+", name) is not None
+    named = {net_name(backbone) for backbone in BACKBONES}
+    return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if path.stem in named)
 
 
 def datasets() -> list[str]:
@@ -70,44 +60,29 @@ def place_of(kind: str, cfg: Config) -> Path | None:
 
 def how_to_get(kind: str, cfg: Config) -> str:
     """Return the command that brings weights of that kind to their place."""
-    if kind == IMAGENET and torchvision_source(cfg.net_name):
-        return "python -m util.weights fetch"
+    if kind == IMAGENET and find_backbone(cfg.backbone).hub:
+        return f"python -m util.weights fetch {cfg.net_name}"
     fold = "" if kind == IMAGENET else f" --dataset {cfg.data_set} --split {cfg.split}"
     return f"python -m util.weights import FILE{fold}"
 
 
-def torchvision_source(net: str) -> Source | None:
-    """Return torchvision's ImageNet file for a backbone; None where none of its files fits."""
-    return vgg_source() if net == "vgg" else None
+def require_imagenet(cfg: Config) -> str:
+    """Return `RunFiles.imagenet_weight`, which stage 1 starts from.
 
-
-def vgg_source() -> Source:
-    """Return torchvision's ImageNet file for VGG16-BN."""
-    # Imported here: it takes a second, and few commands need it.
-    from torchvision.models import VGG16_BN_Weights
-
-    url = VGG16_BN_Weights.IMAGENET1K_V1.url
-    return Source(url, url.rpartition("-")[2].removesuffix(".pth"))
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def foreign_sha256(net: str, path: str | Path) -> str | None:
-    """Say how ImageNet weights differ from the file of torchvision; None: they do not, or may."""
-    source = torchvision_source(net)
-    if source is None:
-        return None
-    found = file_sha256(path)
-    if found.startswith(source.sha256):
-        return None
-    return f"not torchvision's file: its sha256 begins {found[:8]}, not {source.sha256}"
+    Raises:
+        UserError: It is not set, or there is no such file.
+    """
+    weight = RunFiles(cfg).imagenet_weight
+    if weight is None:
+        raise UserError(
+            "backbone_weight is not set; give ImageNet weights, or none for random ones"
+        )
+    if weight != "none" and not Path(weight).is_file():
+        raise UserError(
+            f"there are no ImageNet weights at {weight}; `{how_to_get(IMAGENET, cfg)}` brings them, "
+            "backbone_weight names another file, or none for random ones"
+        )
+    return weight
 
 
 class Place(NamedTuple):
@@ -165,14 +140,12 @@ def _places_of(cfg: Config) -> Iterator[Place]:
 
 
 def _origin(kind: str, cfg: Config) -> str:
-    authors = "README of PFENet" if kind == IMAGENET else "README of BAM"
-    if kind == IMAGENET and torchvision_source(cfg.net_name):
-        authors = "torchvision"
-    return f"{authors}: {how_to_get(kind, cfg)}"
+    source = find_backbone(cfg.backbone).hub if kind == IMAGENET else "README of BAM"
+    return f"{source}: {how_to_get(kind, cfg)}"
 
 
 def check_place(place: Place) -> str:
-    """Return "missing", "ok", or "ok?" with what is odd about a file that fits.
+    """Return "missing" or "ok".
 
     Raises:
         UserError: The file exists and cannot be used.
@@ -180,5 +153,4 @@ def check_place(place: Place) -> str:
     if not place.path.exists():
         return "missing"
     require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
-    odd = place.kind == IMAGENET and foreign_sha256(place.cfg.net_name, place.path)
-    return f"ok? {odd}" if odd else "ok"
+    return "ok"

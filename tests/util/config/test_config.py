@@ -185,7 +185,7 @@ def test_the_name_of_the_backbone_and_the_published_keys_end_each_other(tmp_path
     assert load(tmp_path, published, "backbone", "vgg").backbone == "vgg16"
     dump_config(load(tmp_path, published), tmp_path / "dumped.yaml")
     assert load_config(tmp_path / "dumped.yaml").backbone == "resnet101"
-    with pytest.raises(UserError, match="--opts: backbone = resnet51: .* is none of resnet18, "):
+    with pytest.raises(UserError, match=r"--opts: backbone = resnet51: .* is none of resnet18, "):
         load(tmp_path, SMALL, "backbone", "resnet51")
 
 
@@ -428,7 +428,7 @@ def test_published_keys_without_effect_are_read(tmp_path):
 def test_small_vgg_inputs_are_refused(tmp_path):
     assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
     with pytest.raises(
-        UserError, match="base_h = 49: must be 8·n . 1 and at least 57; the nearest is 57"
+        UserError, match=r"base_h = 49: must be 8·n . 1 and at least 57; the nearest is 57"
     ):
         load(tmp_path, SMALL, "base_h", "49", "vgg", "True")
 
