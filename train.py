@@ -12,7 +12,7 @@ from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, load_config, parse_args
 from util.data.draws import draw_test_episodes
 from util.data.episodes import EpisodeDataset
-from util.data.loaders import build_train_loader, build_validation_episodes
+from util.data.loaders import build_train_loader, build_validation_episodes, learner_classes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
 from util.runtime.distributed import Processes, start_processes
@@ -32,16 +32,14 @@ def main() -> None:
         train(cfg, processes, args.viz)
 
 
-def build_model(
-    cfg: Config, base_classes: tuple[int, ...], saved: Saved | None, logger: logging.Logger
-) -> HDMNet:
+def build_model(cfg: Config, saved: Saved | None, logger: logging.Logger) -> HDMNet:
     """Return the model that training starts from; `saved` gives it its weights later.
 
     Raises:
         UserError: There is no base learner, or a checkpoint does not fit.
     """
     if saved:
-        return build_hdmnet(base_classes=len(base_classes), **cfg.model_arguments)
+        return build_hdmnet(base_classes=learner_classes(cfg), **cfg.model_arguments)
     return initial_model(cfg, logger)
 
 
@@ -66,7 +64,7 @@ def _train(cfg: Config, run: Run, loss: Loss) -> None:
     val_episodes = build_validation_episodes(cfg) if cfg.evaluate else None
     base_classes = cast(EpisodeDataset, train_loader.dataset).classes
 
-    net = build_model(cfg, base_classes, saved, logger).to(processes.device)
+    net = build_model(cfg, saved, logger).to(processes.device)
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     details = {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": list(base_classes)}
     trainer = Trainer(

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import build_pspnet
-from util.checkpoints.io import load_backbone
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, load_config, parse_args
 from util.data.dataset import BaseDataset
@@ -15,10 +14,10 @@ from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
 from util.pretrained.places import require_imagenet
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import exits_on_user_error
+from util.runtime.errors import UserError, exits_on_user_error
 from util.training.engine import Run, Trainer, distributed, open_run
 from util.training.iteration import Recipe
-from util.training.model import needs_stage_1
+from util.training.model import needs_stage_1, start_backbone
 from util.training.resume import find_saved
 from util.training.schedule import base_optimizer, poly_rate
 
@@ -40,6 +39,8 @@ def main() -> None:
 
 def train(cfg: Config, processes: Processes, viz: bool) -> None:
     """Train until `base_epochs`, from the last checkpoint if there is one."""
+    if cfg.base_learner == "none":
+        raise UserError("base_learner is none: there is no stage 1; train stage 2 by train.sh")
     with open_run(cfg, RunFiles(cfg).base_folder, processes, viz) as run:
         _train(cfg, run)
 
@@ -47,7 +48,8 @@ def train(cfg: Config, processes: Processes, viz: bool) -> None:
 def _train(cfg: Config, run: Run) -> None:
     processes, logger, snapshot = run.processes, run.logger, run.snapshot
     saved = find_saved(cfg.resume, snapshot, processes, logger)
-    imagenet_weight = "none" if saved else require_imagenet(cfg)
+    if saved is None:
+        require_imagenet(cfg)
     train_loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
     base_classes = cast(BaseDataset, train_loader.dataset).base_classes
 
@@ -67,8 +69,8 @@ def _train(cfg: Config, run: Run) -> None:
     )
     if saved:
         trainer.restore(saved)
-    elif imagenet_weight != "none":
-        load_backbone(net.backbone, imagenet_weight)
+    else:
+        start_backbone(net.backbone, cfg, logger)
     if trainer.state.epoch >= cfg.base_epochs:
         logger.info(f"base learner: all {cfg.base_epochs} epochs are done, see {snapshot}")
         return

@@ -5,10 +5,11 @@ stages; stage 0 is the stem (VGG: the first block). `forward` returns the output
 4, the feature maps that the rest of the method reads.
 """
 
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -235,6 +236,18 @@ class Entry(NamedTuple):
     sha256: str | None = None
 
 
+def _timm(model: str, sizes: Sizes, licence: str, foldable: bool = False) -> Entry:
+    build = partial(_build_timm, model, foldable=foldable)
+    return Entry(build, sizes, f"timm/{model}", licence)
+
+
+def _build_timm(model: str, **options: Any) -> Backbone:
+    # Imported here: it takes seconds, and the published backbones do without.
+    from model.timm_backbone import TimmBackbone
+
+    return TimmBackbone(model, **options)
+
+
 def _resnet_entry(name: str, sha256: str | None = None) -> Entry:
     build = partial(_published, partial(_resnet, name))
     if sha256 is None:
@@ -244,7 +257,7 @@ def _resnet_entry(name: str, sha256: str | None = None) -> Entry:
     )
 
 
-BACKBONES = {
+_OWN = {
     "resnet18": _resnet_entry("resnet18"),
     "resnet34": _resnet_entry("resnet34"),
     "resnet50": _resnet_entry("resnet50", "1762acc0"),
@@ -259,24 +272,54 @@ BACKBONES = {
         "6c64b313",
     ),
 }
-
-
 # Backbones whose layers are in this file; the entries of a checkpoint tell which of them it is of.
-OWN_BACKBONES = tuple(BACKBONES)
+OWN_BACKBONES = tuple(_OWN)
+BACKBONES = _OWN | {
+    "tv_resnet50": _timm("resnet50.tv_in1k", _CORNERS, "bsd-3-clause", foldable=True),
+    "convnext_tiny": _timm("convnext_tiny.fb_in1k", Sizes(8, 0, 40), "apache-2.0"),
+    "swin_tiny": _timm("swin_tiny_patch4_window7_224.ms_in1k", Sizes(32, 0, 96), "mit"),
+    "dinov2_vits": _timm("vit_small_patch14_dinov2.lvd142m", Sizes(14, 0, 70), "apache-2.0"),
+    "dinov2_vitb": _timm("vit_base_patch14_dinov2.lvd142m", Sizes(14, 0, 70), "apache-2.0"),
+    "dinov3_vits": _timm("vit_small_patch16_dinov3.lvd1689m", Sizes(16, 0, 80), "dinov3-license"),
+    "dinov3_convnext_tiny": _timm(
+        "convnext_tiny.dinov3_lvd1689m", Sizes(8, 0, 40), "dinov3-license"
+    ),
+}
 
 
 def find_backbone(name: str) -> Entry:
     """Return the entry of a backbone.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `BACKBONES`, or "timm:MODEL" for any model of timm. "timm:MODEL/stride=16" and
+            "timm:MODEL/taps=5-8-11" set the arguments of `model.timm_backbone.TimmBackbone`.
 
     Raises:
         ValueError: there is none of this name.
     """
+    if name.startswith("timm:"):
+        return _timm_entry(name)
     if name not in BACKBONES:
-        raise ValueError(f"backbone {name!r} is none of {', '.join(BACKBONES)}")
+        raise ValueError(f"backbone {name!r} is none of {', '.join(BACKBONES)}, timm:MODEL")
     return BACKBONES[name]
+
+
+@cache
+def _timm_entry(name: str) -> Entry:
+    model, *settings = name.removeprefix("timm:").split("/")
+    options: dict[str, Any] = {}
+    for setting in settings:
+        match = re.fullmatch(r"stride=(8|16|32)|taps=(\d+-\d+-\d+)", setting)
+        if match is None:
+            raise ValueError(f"{setting!r} is neither stride=8, 16 or 32 nor taps=A-B-C")
+        if match[1]:
+            options["stride"] = int(match[1])
+        else:
+            options["taps"] = tuple(map(int, match[2].split("-")))
+    build = partial(_build_timm, model, **options)
+    with torch.device("meta"):
+        backbone: Any = build()
+    return Entry(build, backbone.sizes, backbone.hub, backbone.licence)
 
 
 def build_backbone(name: str) -> Backbone:

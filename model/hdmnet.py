@@ -14,7 +14,7 @@ from model.matching import MatchingLayer
 from model.mm import resize
 from model.parts import DecoderFactory, MatchingFactory
 from model.precision import full_precision, widened
-from model.prior import similarity_prior
+from model.prior import similarity_prior, stretched
 from model.pspnet import PSPNet, build_pspnet
 from model.reference import HDMNetOutput, reference_forward
 
@@ -26,7 +26,8 @@ class HDMNet(FeatureEncoder):
     equations in docs/method.md.
 
     Args:
-        base: the base learner; it is frozen here.
+        base: the base learner; it is frozen here. With 0 base classes there is none but its backbone:
+            the prior is that of f3 instead of f5, and the meta learner's logits are final.
         shot: number K of supports that the net is built for.
         kshot_trans_dim: see `Ensemble`.
         low_fea: the features whose style is compared: "layer2", "layer3" or "layer4".
@@ -37,6 +38,8 @@ class HDMNet(FeatureEncoder):
             The sum over supports in the matching is then multiplied by trained_shot/shot, and all
             supports have equal weights in the ensemble, since learned ones belong to another shot.
         backbone_dtype: type that the frozen backbone is computed in; None for that of the rest.
+        prior: "max", the similarity to the best match, or "minmax", the same stretched to 0..1 in each
+            image, for features whose cosines lie close together.
         checkpoint_activations: in training, compute hierarchy and matching again in the backward pass
             instead of keeping their activations.
         matching: makes the matching module of each stage, see `model.parts.Matching`.
@@ -53,12 +56,15 @@ class HDMNet(FeatureEncoder):
         fix_bn: bool = True,
         trained_shot: int | None = None,
         backbone_dtype: torch.dtype | None = None,
+        prior: str = "max",
         checkpoint_activations: bool = False,
         matching: MatchingFactory = MatchingLayer,
         decoder: DecoderFactory = Decoder,
     ):
         super().__init__(base, low_fea, backbone_dtype, checkpoint_activations, matching)
-        self.fix_bn = fix_bn
+        if prior not in ("max", "minmax"):
+            raise ValueError(f"prior {prior!r} is neither 'max' nor 'minmax'")
+        self.fix_bn, self.prior = fix_bn, prior
         self.match_scale = (trained_shot or shot) / shot
         self.decoder = decoder(self.channels, len(self.matching))
         other_shot = trained_shot not in (None, shot)
@@ -147,6 +153,8 @@ class HDMNet(FeatureEncoder):
                 ],
                 dim=1,
             ).unflatten(2, (height, width))  # (4): (B, 2, h, w)
+            if self.prior == "minmax":
+                prior = stretched(prior)
 
         # (6), for which `query.merged` holds the image's own part, and (7) to (9).
         _, of_prototype, of_prior = self._merge_weights(self.merge_query)
@@ -157,7 +165,9 @@ class HDMNet(FeatureEncoder):
         meta, correlations = self._match(query_maps, support, prior)
         with full_precision(query.base.device):
             adjustment = self.ensemble.adjustment(distances)  # (20)
-            final = self.ensemble(widened(meta), query.base, adjustment, class_index)  # (21), (22)
+            final = widened(meta)
+            if self.base.base_classes:
+                final = self.ensemble(final, query.base, adjustment, class_index)  # (21), (22)
         final, meta, base = (
             resize(logits, size=size, mode="bilinear", align_corners=True)
             for logits in (final, widened(meta), query.base)
@@ -196,8 +206,8 @@ def build_hdmnet(backbone: str, base_classes: int, **options: Any) -> HDMNet:
     """Return HDMNet with random weights.
 
     Args:
-        backbone: one of `model.backbone.BACKBONES`.
-        base_classes: number N of base classes.
+        backbone: see `model.backbone.find_backbone`.
+        base_classes: number N of base classes; 0: without a base learner.
         **options: the other arguments of `HDMNet`.
     """
     return HDMNet(build_pspnet(backbone, base_classes), **options)

@@ -58,7 +58,7 @@ find_python() {
     check_python
     "$python" -c 'import sys
 from importlib.util import find_spec
-sys.exit(not all(map(find_spec, ("torch", "cv2", "mmcv", "pydantic", "yaml"))))' ||
+sys.exit(not all(map(find_spec, ("torch", "timm", "cv2", "mmcv", "pydantic", "yaml"))))' ||
         fail "$python lacks packages of requirements.txt; README.md says how to install them, or run: sh demo.sh"
 }
 

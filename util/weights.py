@@ -1,7 +1,7 @@
 """Weights an experiment can use: python -m util.weights [list | fetch NET | import FILE | export FILE]
 
 list    (or nothing) every file, where it goes, whether it exists and fits, where it comes from
-fetch   download ImageNet weights from a public hub: of resnet50, resnet101, resnet152 or vgg
+fetch   download ImageNet weights from a public hub: of resnet50, resnet101, resnet152, vgg, …
 import  put published files where the commands look for them
 export  write a checkpoint of ours with the names of the published code
 """
@@ -14,8 +14,8 @@ from util.checkpoints.run_files import find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable
 from util.pretrained.importing import fetch, import_file
-from util.pretrained.kinds import IMAGENET, recognise
-from util.pretrained.places import check_place, known_places
+from util.pretrained.kinds import IMAGENET, recognise, require_fit
+from util.pretrained.places import known_places
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
@@ -24,8 +24,10 @@ def print_list(args: argparse.Namespace) -> None:
     """Print the table of all weights, and what is wrong with those that are not ok."""
     rows, problems = [], []
     for place in known_places(args.opts):
+        state = "ok" if place.path.exists() else "missing"
         try:
-            state = check_place(place)
+            if place.path.exists():
+                require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
         except UserError as error:
             state = "wrong"
             problems.append(str(error))

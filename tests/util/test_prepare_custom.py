@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -11,13 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import yaml
 from PIL import Image
+from safetensors.torch import save
 
 import util.preparation.custom_config
 import util.preparation.shared
 import util.prepare_custom
 from tests.paths import ROOT
+from tests.util.hub import Hub
 from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
 from util.data.images import read_mask
@@ -530,6 +534,43 @@ def repository(tmp_path):
     for name in ("train_base.py", "train.py", "test.py", "train.sh", "test.sh"):
         shutil.copy(ROOT / name, root / name)
     return root
+
+
+def test_from_a_clone_to_a_training_from_public_weights(repository, tmp_path):
+    """What README.md tells a new user, with a stand-in for the hub."""
+    write_data(tmp_path, count=16, classes=1, binary=True)
+    folders = ["--images", tmp_path / "pics", "--masks", tmp_path / "masks", "--out", "data/mine"]
+    python = [sys.executable, "-m"]
+    weights = timm.create_model("resnet50s").state_dict()
+    with Hub() as hub:
+        hub.files["timm/resnet50s.gluon_in1k"] = save(weights)
+        environment = os.environ | {"PYTHON": sys.executable, "HF_ENDPOINT": hub.address}
+        environment |= {"HF_HOME": str(tmp_path / "hub")}
+        for command in (
+            [*python, "util.prepare_custom", "--name", "mine", *folders, "--min_pixels", "100"],
+            [*python, "util.weights", "fetch", "resnet50"],
+        ):
+            done = subprocess.run(
+                command, cwd=repository, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+    assert "initmodel/resnet50_v2.pth" in done.stdout and "licence apache-2.0" in done.stdout
+    sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
+    with subprocess.Popen(
+        ["sh", "train.sh", "split0", "mine", "1", *sizes, "workers=0", "print_freq=1"],
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as training:
+        said = ""
+        while "items/s" not in said and (line := training.stdout.readline()):
+            said += line
+        row = training.stdout.readline()  # the first iteration, below its header
+        os.killpg(training.pid, signal.SIGKILL)
+    assert "backbone: resnet50 from initmodel/resnet50_v2.pth" in said
+    assert row.split()[2:4] == ["1/100", "1/100"], said + row
 
 
 def test_one_class_from_folders_to_the_test(repository, tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision.models import vgg16_bn
 
 from model import build_hdmnet, build_pspnet
-from model.backbone import build_backbone, find_backbone
+from model.backbone import find_backbone
 from tests.golden import SHAPES
 from tests.util.hub import Hub
 from tests.util.weight_data import imagenet, light, light_state, published
@@ -95,8 +95,7 @@ def test_fetch_writes_the_published_names_once(net, model, file, hub, capsys):
         }
         names |= {"conv3.weight": "conv1.6.weight", "layer4.2.bn3.bias": "layer4.2.bn3.bias"}
         assert all(torch.equal(written[ours], state[theirs]) for ours, theirs in names.items())
-    backbone = build_backbone(entry.file and ("vgg16" if net == "vgg" else net))
-    load_backbone(backbone, place)
+    load_backbone(entry.build(), place)
     assert run(capsys, "fetch", net) == f"{place}: exists already\n"
     save_file(state, "by hand.safetensors")
     assert "exists already" in run(capsys, "import", "by hand.safetensors")
@@ -115,7 +114,9 @@ def test_what_is_not_the_architecture_is_not_kept(hub, capsys):
     hub.files["timm/resnet50s.gluon_in1k"] = serialise(timm_state("resnet50c"))
     assert "stages.0.0.weight has shape (32, 3, 3, 3)" in run(capsys, "fetch", "resnet50", code=2)
     assert left() == []
-    assert "no public file has ImageNet weights" in run(capsys, "fetch", "resnet18", code=2)
+    assert "no public weights of this architecture exist" in run(
+        capsys, "fetch", "resnet18", code=2
+    )
 
 
 def test_fetch_keeps_a_file_that_exists(capsys):

@@ -26,6 +26,7 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
 __all__ = [
+    "check_backbone",
     "check_classes",
     "check_fit",
     "from_published",
@@ -166,11 +167,21 @@ def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) ->
 
 
 def load_backbone(backbone: Backbone, path: str | Path) -> None:
-    """Load ImageNet weights: torchvision's VGG16-BN, or a deep-stem ResNet.
+    """Load ImageNet weights: torchvision's VGG16-BN, a deep-stem ResNet, or a model of timm.
 
     Raises:
         UserError: The file is missing or of another network.
     """
+    timm_net: Any = backbone
+    if hasattr(backbone, "load_file"):
+        try:
+            timm_net.load_file(path)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{path} does not hold weights of timm's {timm_net.model}: {reason}"
+            ) from error
+        return
     load_weights(backbone, imagenet_state(backbone, read_checkpoint(path), str(path)), str(path))
 
 
@@ -220,6 +231,20 @@ def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source
         raise UserError(
             f"checkpoint {source} was trained on base classes {list(trained)}, this fold has "
             f"{list(base_classes)}; check split, folds and data_set"
+        )
+
+
+def check_backbone(content: dict[str, Any], backbone: str, source: str) -> None:
+    """Refuse a checkpoint of ours that names another backbone.
+
+    Raises:
+        UserError: It does; the message names `source` and both.
+    """
+    there = content.get("backbone", backbone)
+    if there != backbone:
+        raise UserError(
+            f"checkpoint {source} is of the backbone {there}, the settings have {backbone}; set "
+            f"backbone {there}"
         )
 
 

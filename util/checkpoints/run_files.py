@@ -16,6 +16,7 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 PUBLISHED = "published.pth"  # imported by util.weights
 PUBLISHED_BASE = "best.pth"
+PUBLIC = "public"  # weights that come from a hub when they are needed
 BEST = "best"
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 
@@ -116,11 +117,14 @@ class RunFiles:
         """The folder of stage 2, exp/DATASET/HDMNet/EXP/NET.
 
         EXP is `exp_name` or the name of the fold; a run of several shots appends their number
-        (split0_5shot), so that it never overwrites the 1-shot one.
+        (split0_5shot), so that it never overwrites the 1-shot one, and one without a base learner
+        appends _nobase.
         """
         experiment = self.cfg.exp_name or self.fold
         if self.cfg.shot != 1:
             experiment += f"_{self.cfg.shot}shot"
+        if self.cfg.base_learner == "none":
+            experiment += "_nobase"
         return self._stage("HDMNet") / experiment / self.cfg.net_name
 
     @property
@@ -157,10 +161,13 @@ class RunFiles:
 
     @property
     def imagenet_weight(self) -> str | None:
-        """`backbone_weight` or, where it is unset, the file that the published code starts from."""
-        file = find_backbone(self.cfg.backbone).file
-        if self.cfg.backbone_weight is None and file:
-            return str(Path("initmodel", file))
+        """`backbone_weight` or, where it is unset, the file that the published code starts from.
+
+        For a backbone of timm this is PUBLIC: its weights are in the cache of huggingface_hub.
+        """
+        entry = find_backbone(self.cfg.backbone)
+        if self.cfg.backbone_weight is None and entry.hub:
+            return str(Path("initmodel", entry.file)) if entry.file else PUBLIC
         return self.cfg.backbone_weight
 
     def find_base_learner(self) -> BaseLearner | None:
@@ -219,7 +226,8 @@ class RunFiles:
         """Return the command line of a shell script for this experiment, for messages."""
         cfg = self.cfg
         shot = f" shot {cfg.shot}" if cfg.shot > 1 else ""
-        return f"NET={cfg.net_name} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
+        shot += " base_learner none" if cfg.base_learner == "none" else ""
+        return f"NET={cfg.net} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
 
     def _stage(self, model: str) -> Path:
         return Path(self.cfg.exp_dir, self.cfg.data_set, model)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint
-from util.checkpoints.run_files import RunFiles
+from util.checkpoints.run_files import PUBLIC, RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit, require_start
-from util.pretrained.places import how_to_get
+from util.pretrained.places import how_to_get, is_cached
 from util.runtime.errors import UserError
 from util.training.model import needs_base_learner, needs_stage_1
 
@@ -28,6 +29,9 @@ def weight_rows(cfg: Config, settings: str) -> Iterator[Row]:
         yield _row("pre_weight", HDMNET, cfg, RunFiles(cfg).find_pre_weight, remedy)
     tested = _test_row(cfg)
     testable = tested is not None and tested.status == OK
+    if cfg.base_learner == "none" and not cfg.pre_weight:
+        row = _imagenet_row(cfg)
+        yield _only_for_training(row) if testable else row
     if needs_base_learner(cfg):
         for row in _base_rows(cfg, settings):
             yield _only_for_training(row) if testable else row
@@ -60,6 +64,12 @@ def _imagenet_row(cfg: Config) -> Row:
     path = RunFiles(cfg).imagenet_weight
     if path == "none":
         return Row(OK, IMAGENET, "none: stage 1 starts from random weights")
+    if path == PUBLIC:
+        entry = find_backbone(cfg.backbone)
+        found = f"{entry.hub}, licence {entry.licence}"
+        if is_cached(cfg.backbone):
+            return Row(OK, IMAGENET, found)
+        return Row(WARNING, IMAGENET, f"{found}: not downloaded", remedy=how_to_get(IMAGENET, cfg))
     remedy = how_to_get(IMAGENET, cfg) if path else "set backbone_weight"
     remedy += ", or backbone_weight none for random ones"
     if path is None:

@@ -152,6 +152,8 @@ class MethodFields(BaseModel):
     kshot_trans_dim: CountOrZero = 2  # width of the net that weighs the supports; 0: one linear map
     kshot_order: Literal["sorted", "restored"] = "sorted"  # of these weights; sorted: as published
     train_kshot_rw: bool = False  # train the net that weighs the supports
+    prior: Literal["max", "minmax"] = "max"  # minmax: stretched to 0..1 in each image
+    base_learner: Literal["pspnet", "none"] = "pspnet"  # none: no stage 1, prior of f3 and f4
     ensemble: bool = True  # with the base learner; False: the meta learner alone is tested
     merge: Literal["final", "base"] = "final"  # read without effect, as in the published code
     merge_tau: Fraction = 0.9  # read without effect, as in the published code

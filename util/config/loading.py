@@ -21,7 +21,7 @@ from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 
 DATASETS = os.fspath(ROOT / "config" / "datasets")
-BACKBONES = os.fspath(ROOT / "config" / "base")  # a file per backbone, among others
+BASES = os.fspath(ROOT / "config" / "base")  # a file per backbone, among others
 BASE_KEY = "_base_"
 OPTS = "--opts"
 
@@ -191,7 +191,7 @@ def _dataset_file(name: str) -> str:
 def _with_backbone(values: dict[str, Given]) -> dict[str, Given]:
     """Put the settings that a backbone comes with below everything that is given."""
     name = str(values["backbone"].value) if "backbone" in values else ""
-    path = os.path.join(BACKBONES, f"{name}.yaml")
+    path = os.path.join(BASES, f"{name}.yaml")
     if not re.fullmatch(r"\w+", name) or not os.path.isfile(path):
         return values
     return _over(_read_file(os.path.relpath(path)), values)

@@ -23,7 +23,7 @@ from util.data.folds import SEEN, count_folds
 from util.runtime.precision import DTYPES
 
 NO_VALUE = "none"
-KEEPS_NO_VALUE = ("resume", "backbone_weight")
+KEEPS_NO_VALUE = ("resume", "backbone_weight", "base_learner")
 
 
 def net_name(backbone: str) -> str:
@@ -177,6 +177,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             "kshot_trans_dim",
             "low_fea",
             "kshot_order",
+            "prior",
             "fix_bn",
             "checkpoint_activations",
         )
@@ -188,3 +189,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
         return net_name(self.backbone)
+
+    @property
+    def net(self) -> str:
+        """The value of NET that chooses this backbone in the scripts."""
+        return self.backbone if ":" in self.backbone else self.net_name

@@ -37,6 +37,8 @@ _SETTINGS = (
     *("ann_type", "ensemble", "scale_to_trained_shot"),
     *("low_fea", "kshot_trans_dim", "kshot_order"),
 )
+# Settings that are named where they are not these: reports of earlier versions have none of them.
+_USUAL = {"prior": "max", "base_learner": "pspnet"}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
     "of the meta learner, `_b` of the base learner."
@@ -62,6 +64,7 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
         "episodes": len(runs[0].draws),
         "seeds": [run.seed for run in runs],
         **{key: getattr(cfg, key) for key in _SETTINGS},
+        **{key: getattr(cfg, key) for key, usual in _USUAL.items() if getattr(cfg, key) != usual},
     }
 
 
@@ -110,7 +113,7 @@ def published_miou(cfg: Config) -> float | None:
     result = PUBLISHED.get((cfg.data_set, cfg.backbone, cfg.shot))
     if result is None:
         return None
-    published = _PUBLISHED_SETTINGS | _PUBLISHED_BY_DATASET[cfg.data_set]
+    published = _PUBLISHED_SETTINGS | _USUAL | _PUBLISHED_BY_DATASET[cfg.data_set]
     if any(getattr(cfg, key) != value for key, value in published.items()):
         return None
     return result.folds[cfg.split]
@@ -157,7 +160,7 @@ def build_report(
         },
     }
     if threshold is not None:
-        report["prior_threshold"] = threshold.describe()
+        report["prior_threshold"] = threshold.describe(settings.get("base_learner"))
     return report
 
 
@@ -201,7 +204,7 @@ def _heading(report: dict[str, Any]) -> str:
     lines += [f"{note}\n" for note in report["notes"]]
     if s["ann_type"] != "mask":
         lines.append(f"The supports are annotated by a {s['ann_type']}.\n")
-    if not s["ensemble"]:
+    if not s["ensemble"] or "base_learner" in s:
         lines.append("Without the base learner: the final prediction is the meta learner's.\n")
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from util.checkpoints.run_files import RunFiles
 from util.config import Config
 from util.data.loaders import config_fold
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
-from util.pretrained.places import datasets, experiment, place_of
+from util.pretrained.places import datasets, download, experiment, place_of
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
@@ -68,9 +68,6 @@ def import_file(
 def fetch(name: str) -> str:
     """Download the ImageNet weights of a backbone from a public hub, and put them in their place.
 
-    Args:
-        name: The backbone, as in paths: "resnet50", "vgg", …
-
     Returns:
         A line that says what was done.
 
@@ -79,41 +76,18 @@ def fetch(name: str) -> str:
     """
     cfg = experiment(name, datasets()[0], 0)
     entry = find_backbone(cfg.backbone)
-    if entry.hub is None or entry.file is None:
+    if entry.hub is None:
         raise UserError(
-            f"{name}: no public file has ImageNet weights of this architecture; it starts from random "
-            "ones (backbone_weight none)"
+            f"{name}: no public weights of this architecture exist; it starts from random"
         )
+    source = f"from {entry.hub} on huggingface.co, licence {entry.licence}"
+    if entry.file is None:
+        return f"{download(cfg.backbone)}: weights of {name} {source}"
     path = Path("initmodel", entry.file)
     if path.exists():
         require_fit(IMAGENET, read_checkpoint(path), cfg, str(path))
         return f"{path}: exists already"
-    done = import_file(download(entry.hub, name), None, None, [], unsafe=False)
-    return f"{done}; from {entry.hub} on huggingface.co, licence {entry.licence}"
-
-
-def download(hub: str, name: str) -> str:
-    """Return the path of a repository's model.safetensors in the cache, downloaded where needed.
-
-    Args:
-        hub: The repository on huggingface.co.
-        name: The backbone, for the message.
-
-    Raises:
-        UserError: It is not in the cache and could not be downloaded.
-    """
-    # Imported here: it takes a while, and few commands need it.
-    from huggingface_hub import constants, hf_hub_download
-
-    try:
-        return hf_hub_download(hub, "model.safetensors")
-    except OSError as error:
-        raise UserError(
-            f"the weights of {name} are not in the cache {constants.HF_HUB_CACHE} and could not be "
-            f"downloaded ({str(error).partition(chr(10))[0]}); try again with a network, or download "
-            f"model.safetensors from {constants.ENDPOINT}/{hub} and give the file to "
-            "`python -m util.weights import FILE`"
-        ) from error
+    return f"{import_file(download(cfg.backbone), None, None, [], unsafe=False)}; {source}"
 
 
 def _digest(file: str, cfg: Config) -> str:

@@ -6,22 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.backbone import BACKBONES, find_backbone
-from util.checkpoints.io import read_checkpoint
-from util.checkpoints.run_files import PUBLISHED, RunFiles, find_best
-from util.config import DATASETS, Config, load_config
-from util.config.schema import net_name
-from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
+from util.checkpoints.run_files import PUBLIC, PUBLISHED, RunFiles, find_best
+from util.config import Config
+from util.config.loading import BASES, DATASETS, load_config
+from util.pretrained.kinds import BASE, HDMNET, IMAGENET
 from util.runtime.errors import UserError
 
-_SETTINGS = Path(DATASETS).parent / "base"
+_HUB_FILE = "model.safetensors"
 # What the authors of BAM publish base learners for.
 _PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resnet50", "vgg")]
-
-
-def nets() -> list[str]:
-    """Return the names of the backbones with settings: "resnet101", "resnet18", …, "vgg"."""
-    named = {net_name(backbone) for backbone in BACKBONES}
-    return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if path.stem in named)
 
 
 def datasets() -> list[str]:
@@ -35,16 +28,10 @@ def experiment(
     """Return the settings of an experiment, as the shell scripts put them together.
 
     Raises:
-        UserError: There are no settings for the backbone `net`, or the others are wrong.
+        UserError: There is no backbone of this name, or other settings are wrong.
     """
-    path = _SETTINGS / f"{net}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no settings for the backbone {net}: there is no {os.path.relpath(path)}; "
-            f"there is {', '.join(nets())}"
-        )
-    words = ["data_set", dataset, "split", str(split), *opts]
-    return load_config(os.path.relpath(path), words)
+    words = ["backbone", net, "data_set", dataset, "split", str(split), *opts]
+    return load_config(os.path.join(BASES, "resnet50.yaml"), words)
 
 
 def place_of(kind: str, cfg: Config) -> Path | None:
@@ -55,24 +42,26 @@ def place_of(kind: str, cfg: Config) -> Path | None:
     if kind == HDMNET:
         return files.snapshot / PUBLISHED
     weight = files.imagenet_weight
-    return None if weight is None or weight == "none" else Path(weight)
+    return None if weight in (None, "none", PUBLIC) else Path(str(weight))
 
 
 def how_to_get(kind: str, cfg: Config) -> str:
     """Return the command that brings weights of that kind to their place."""
     if kind == IMAGENET and find_backbone(cfg.backbone).hub:
-        return f"python -m util.weights fetch {cfg.net_name}"
+        return f"python -m util.weights fetch {cfg.net}"
     fold = "" if kind == IMAGENET else f" --dataset {cfg.data_set} --split {cfg.split}"
     return f"python -m util.weights import FILE{fold}"
 
 
 def require_imagenet(cfg: Config) -> str:
-    """Return `RunFiles.imagenet_weight`, which stage 1 starts from.
+    """Return the file that the backbone starts from, downloaded where timm has it; "none": random.
 
     Raises:
-        UserError: It is not set, or there is no such file.
+        UserError: It is not set, there is no such file, or it could not be downloaded.
     """
     weight = RunFiles(cfg).imagenet_weight
+    if weight == PUBLIC:
+        return download(cfg.backbone)
     if weight is None:
         raise UserError(
             "backbone_weight is not set; give ImageNet weights, or none for random ones"
@@ -83,6 +72,36 @@ def require_imagenet(cfg: Config) -> str:
             "backbone_weight names another file, or none for random ones"
         )
     return weight
+
+
+def download(backbone: str) -> str:
+    """Return the path of a backbone's public weights in the cache, downloaded where needed.
+
+    Raises:
+        UserError: They are not in the cache and could not be downloaded.
+    """
+    # Imported here: it takes a while, and few commands need it.
+    from huggingface_hub import constants, hf_hub_download
+
+    entry = find_backbone(backbone)
+    by_hand = (
+        "`python -m util.weights import FILE`" if entry.file else "the setting backbone_weight"
+    )
+    try:
+        return hf_hub_download(str(entry.hub), _HUB_FILE)
+    except OSError as error:
+        raise UserError(
+            f"the weights of {backbone} are not in the cache {constants.HF_HUB_CACHE} and could not "
+            f"be downloaded ({str(error).partition(chr(10))[0]}); try again with a network, or "
+            f"download {_HUB_FILE} from {constants.ENDPOINT}/{entry.hub} and give the file to {by_hand}"
+        ) from error
+
+
+def is_cached(backbone: str) -> bool:
+    """Tell whether a backbone's public weights were downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(str(find_backbone(backbone).hub), _HUB_FILE), str)
 
 
 class Place(NamedTuple):
@@ -109,16 +128,17 @@ def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
     Args:
         opts: Further settings of the experiments.
     """
-    for net in nets():
+    for net in BACKBONES:
         cfg = experiment(net, "pascal", 0, opts)
         path = place_of(IMAGENET, cfg)
         if path:
-            yield Place(IMAGENET, f"ImageNet {net}", path, cfg, _origin(IMAGENET, cfg))
+            origin = f"{find_backbone(net).hub}: {how_to_get(IMAGENET, cfg)}"
+            yield Place(IMAGENET, f"ImageNet {cfg.net}", path, cfg, origin)
     for dataset in datasets():
-        for net in nets():
-            for split in range(experiment(net, dataset, 0, opts).fold_count):
-                cfg = experiment(net, dataset, split, opts)
-                yield from _places_of(cfg)
+        for net in BACKBONES:
+            cfg = experiment(net, dataset, 0, opts)
+            for split in range(cfg.fold_count):
+                yield from _places_of(cfg.model_copy(update={"split": split}))
 
 
 def _places_of(cfg: Config) -> Iterator[Place]:
@@ -127,7 +147,7 @@ def _places_of(cfg: Config) -> Iterator[Place]:
     name = f"{cfg.data_set} {files.fold} {cfg.net_name}"
     path = files.published_base
     if path.exists() or (cfg.data_set, cfg.net_name) in _PUBLISHED:
-        yield Place(BASE, f"{BASE} {name}", path, cfg, _origin(BASE, cfg))
+        yield Place(BASE, f"{BASE} {name}", path, cfg, f"README of BAM: {how_to_get(BASE, cfg)}")
     if best := find_best(files.base_snapshot):
         yield Place(BASE, f"{BASE} {name}", best.path, cfg, "trained here")
     for shot in (1, 5):
@@ -137,20 +157,3 @@ def _places_of(cfg: Config) -> Iterator[Place]:
             yield Place(HDMNET, title, snapshot / PUBLISHED, shots, "imported")
         if best := find_best(snapshot):
             yield Place(HDMNET, title, best.path, shots, "trained here")
-
-
-def _origin(kind: str, cfg: Config) -> str:
-    source = find_backbone(cfg.backbone).hub if kind == IMAGENET else "README of BAM"
-    return f"{source}: {how_to_get(kind, cfg)}"
-
-
-def check_place(place: Place) -> str:
-    """Return "missing" or "ok".
-
-    Raises:
-        UserError: The file exists and cannot be used.
-    """
-    if not place.path.exists():
-        return "missing"
-    require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
-    return "ok"

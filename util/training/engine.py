@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.norms import learning_norms
+from util.checkpoints.io import check_backbone
 from util.checkpoints.run_files import remove_leftovers, save_best
 from util.config import Config, dump_config
 from util.data.streams import get_streams, set_streams
@@ -151,6 +152,8 @@ class Trainer:
             UserError: it is of another model or fold.
         """
         content = saved.content
+        if "backbone" in self.details:
+            check_backbone(content, self.details["backbone"], str(saved.path))
         net, optimizer = self.recipe.net, self.recipe.optimizer
         self.state = state = restore(
             saved, net, optimizer, self.precision.scaler, self.details["base_classes"]

@@ -22,6 +22,8 @@ def hdmnet_optimizer(
 ) -> AdamW:
     """AdamW: hierarchy, matching and decoder at `rate`, the other trained parts at ten times that.
 
+    Without a base learner there is no ensemble to train.
+
     Args:
         net: the model.
         rate: base learning rate.
@@ -29,16 +31,16 @@ def hdmnet_optimizer(
         train_kshot_rw: train the weights of the supports too, which the published code leaves as they
             were initialised.
     """
-    ten_times = [
+    ten_times: list[nn.Module] = [
         net.reduce_support,
         net.reduce_query,
         net.merge_support,
         net.merge_query,
-        net.ensemble.adjustment_merge,
-        net.ensemble.background_merge,
     ]
-    if train_kshot_rw and net.ensemble.shot_weights is not None:
-        ten_times.append(net.ensemble.shot_weights)
+    if net.base.base_classes:
+        ten_times += [net.ensemble.adjustment_merge, net.ensemble.background_merge]
+        if train_kshot_rw and net.ensemble.shot_weights is not None:
+            ten_times.append(net.ensemble.shot_weights)
     parts = [(1.0, [net.hierarchy, net.matching, net.decoder]), (10.0, ten_times)]
     return AdamW(_groups(parts, rate), betas=(0.9, 0.999), weight_decay=weight_decay)
 
@@ -59,11 +61,15 @@ def base_optimizer(
     encoder_ratio: float = 1.0,
     head_ratio: float = 10.0,
 ) -> SGD:
-    """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate."""
+    """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate.
+
+    With an `encoder_ratio` of 0 the backbone stays as it is, and no gradients are computed for it.
+    """
     parts: list[tuple[float, list[nn.Module]]] = [
-        (encoder_ratio, [net.backbone]),
         (head_ratio, [net.pyramid, net.head, net.classifier]),
     ]
+    if encoder_ratio:
+        parts.insert(0, (encoder_ratio, [net.backbone]))
     return SGD(_groups(parts, rate), momentum=momentum, weight_decay=weight_decay)
 
 

@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit_are_refused_whole(change, message):
     [
         (
             {"backbone": "resnet34"},
-            r"backbone\.stages\.\S+ is unexpected.*another backbone: check layers and vgg",
+            r"backbone\.stages\.\S+ is unexpected.*another backbone: check backbone",
         ),
         (
             {"base_classes": 5},

@@ -62,6 +62,7 @@ def test_the_best_threshold_separates_what_can_be_separated():
     baselines.update(3, prior, label)
     assert baselines.results() == {"all_foreground": pytest.approx(1 / 3), "prior": 1.0}
     assert best.describe().startswith("prior of f5 ≥ 0.4")
+    assert best.describe("none").startswith("prior of f3 ≥ 0.4")
 
 
 def test_values_out_of_range_stay_at_the_ends():

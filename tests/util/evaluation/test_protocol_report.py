@@ -136,6 +136,8 @@ def test_published_numbers_are_those_of_the_same_fold(words, published):
     [
         "ann_type=bbox",
         "ensemble=False",
+        "base_learner=none",
+        "prior=minmax",
         "fold_list=fold0.txt",
         "min_pixels=1",
         "val_size=633",
