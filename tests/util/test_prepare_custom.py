@@ -15,16 +15,15 @@ import yaml
 from PIL import Image
 
 import util.preparation.custom_config
+import util.preparation.custom_pairs
 import util.preparation.shared
-import util.prepare_custom
 from tests.paths import ROOT
 from tests.util.prepare_files import contents, run_killed
 from util.config import load_config
 from util.data.images import read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
-from util.preparation.custom_masks import merged_mask
-from util.preparation.custom_pairs import Pair, split
+from util.preparation.custom_pairs import Pair, merged_mask, split
 from util.preparation.shared import INTERRUPTED
 from util.prepare_custom import main
 from util.runtime.errors import UserError
@@ -482,14 +481,14 @@ def test_an_interrupted_run_says_that_it_goes_on(folder, capsys, monkeypatch):
     write_data(folder)
     calls = []
 
-    def interrupted(*arguments, place=util.prepare_custom.prepare_pair):
+    def interrupted(*arguments, place=util.preparation.custom_pairs.prepare_pair):
         calls.append(arguments)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return place(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(util.prepare_custom, "prepare_pair", interrupted)
+        patch.setattr(util.preparation.custom_pairs, "prepare_pair", interrupted)
         assert "run the same command again to continue" in fails(capsys, code=INTERRUPTED)
     assert len(list(Path("root/index_masks").iterdir())) == 5
     assert not Path("lists/mine/train.txt").exists() and not Path("config/mine").exists()

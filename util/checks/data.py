@@ -8,18 +8,15 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
 from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
-from util.data.images import read_image, read_mask, require_same_size, unknown_class
+from util.data.images import read_mask, read_whole_image, require_same_size, unknown_class
 from util.data.list_cache import load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
 from util.data.loaders import base_batch_size, check_batch, config_fold
-from util.preparation.masks import image_size
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
@@ -279,7 +276,7 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
     """Return what is wrong with an image and its mask."""
     image_path, mask_path = (os.path.join(root, name) for name in entry)
     problems, pixels = [], []
-    for read, path in ((_read_whole_image, image_path), (read_mask, mask_path)):
+    for read, path in ((read_whole_image, image_path), (read_mask, mask_path)):
         try:
             pixels.append(read(path))
         except UserError as error:
@@ -290,9 +287,3 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
-
-
-def _read_whole_image(path: str) -> np.ndarray:
-    # OpenCV, which training reads with, takes half a JPEG for an image.
-    image_size(path)
-    return read_image(path)

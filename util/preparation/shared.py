@@ -171,24 +171,20 @@ def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
             )
     os.makedirs(folder, exist_ok=True)
     temporary = f"{target}.{os.getpid()}.tmp"
+    links = ((os.link, source), (os.symlink, os.path.relpath(source, folder)))
     try:
-        linked = not copy and _link(source, temporary)
-        if not linked:
+        for make, origin in () if copy else links:
+            with contextlib.suppress(OSError):
+                make(origin, temporary)
+                how = "linked"
+                break
+        else:
             shutil.copy2(source, temporary)
+            how = "copied"
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return "linked" if linked else "copied"
-
-
-def _link(source: str, path: str) -> bool:
-    """Make `path` a link to `source`; returns False if no link is possible."""
-    relative = os.path.relpath(source, os.path.realpath(os.path.dirname(path)))
-    for make, origin in ((os.link, source), (os.symlink, relative)):
-        with contextlib.suppress(OSError):
-            make(origin, path)
-            return True
-    return False
+    return how
 
 
 @dataclass(frozen=True)
@@ -211,17 +207,13 @@ class DataRoot:
         return os.path.join(self.lists, f"{part}.txt")
 
     def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
-        """Write a list that `util.data.lists.read_entries` reads.
+        """Write the list of a part ("train" or "val"), as `util.data.lists.read_entries` reads it.
 
         An existing list of other content is kept as PATH.bak.
 
-        Args:
-            part: "train" or "val".
-            entries: Image and mask, relative to the root.
-            expected: The number of entries of the published list.
-
         Returns:
-            A line with the number of entries, which names the list that was kept.
+            A line with the number of entries, compared with that of the published list,
+            `expected`. It names the list that was kept.
 
         Raises:
             UserError: No list can hold one of the names.
@@ -251,17 +243,14 @@ class DataRoot:
             # So do the scripts with a dataset that has only a description.
             file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
         cfg = load_config(str(ROOT / file), chosen)
-        places = {
-            "data_root": str(self.folder),
-            "train_list": self.list_file("train"),
-            "val_list": self.list_file("val"),
-        }
-        settings = [
-            word
-            for key, place in places.items()
-            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place)
-            for word in (key, place)
-        ]
+        settings: list[str] = []
+        for key, place in (
+            ("data_root", str(self.folder)),
+            ("train_list", self.list_file("train")),
+            ("val_list", self.list_file("val")),
+        ):
+            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place):
+                settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]
         train = ["sh", "train_base.sh", "split0", dataset, "1", *settings]

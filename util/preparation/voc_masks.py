@@ -11,7 +11,7 @@ from scipy.io import loadmat
 
 from util.data.folds import IGNORE
 from util.data.images import check_labels
-from util.preparation.masks import read_png
+from util.preparation.masks import index_mask, read_png
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
@@ -31,17 +31,8 @@ def voc_colour(class_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-_CLASS_OF_COLOUR = {
-    voc_colour(class_id): class_id for class_id in (*range(NUM_CLASSES + 1), IGNORE)
-}
-
-
 def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
-    """Return the class ids 0..20 or 255, uint8 (H, W), of a VOC mask.
-
-    Args:
-        path: The file, for messages.
-        data: Its content.
+    """Return the class ids 0..20 or 255, uint8 (H, W), of the VOC mask `path` with content `data`.
 
     Raises:
         UserError: It is damaged or no mask of VOC: another kind of image, a colour or a value
@@ -50,39 +41,31 @@ def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
     image = read_png(path, data)
     if image.mode == "RGB":
         return _ids_of_colours(np.asarray(image), path)
-    if image.mode not in ("P", "L"):
-        raise UserError(
-            f"mask {path} is a {image.mode} image; VOC masks are palette, RGB or 8-bit grey PNGs"
-        )
-    mask = np.asarray(image)
+    mask = index_mask(path, data)
     check_labels(mask, NUM_CLASSES, str(path))
     return mask
 
 
 def _ids_of_colours(colours: np.ndarray, path: FilePath) -> np.ndarray:
-    """Return the class ids, uint8 (H, W), of colours (H, W, 3)."""
-    packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    found, places = np.unique(packed, return_inverse=True)
-    table = np.empty(len(found), np.uint8)
-    for index, value in enumerate(found.tolist()):
-        colour = value >> 16, value >> 8 & 255, value & 255
-        if colour not in _CLASS_OF_COLOUR:
-            raise UserError(
-                f"mask {path} holds the colour {colour}, which the VOC colour map does not have: "
-                "give the mask as VOC has it"
-            )
-        table[index] = _CLASS_OF_COLOUR[colour]
-    return table[places].reshape(packed.shape)
+    """Return the class ids, uint8 (H, W), of colours, uint8 (H, W, 3)."""
+    mask = np.zeros(colours.shape[:2], np.uint8)
+    unknown = np.ones(colours.shape[:2], bool)
+    for class_id in (*range(NUM_CLASSES + 1), IGNORE):
+        found = (colours == voc_colour(class_id)).all(axis=2)
+        mask[found] = class_id
+        unknown &= ~found
+    if unknown.any():
+        raise UserError(
+            f"mask {path} holds the colour {tuple(colours[unknown][0].tolist())}, which the VOC "
+            "colour map does not have: give the mask as VOC has it"
+        )
+    return mask
 
 
 def sbd_mask(path: FilePath, data: bytes) -> np.ndarray:
-    """Return the class ids 0..20 or 255, uint8 (H, W), of an SBD annotation.
+    """Return the class ids 0..20 or 255, uint8 (H, W), of the SBD file `path` with content `data`.
 
     They are the field Segmentation of the structure GTcls.
-
-    Args:
-        path: The file, for messages.
-        data: Its content.
 
     Raises:
         UserError: The file is damaged, lacks that field, or holds a value that is no class.

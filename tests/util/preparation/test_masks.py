@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.preparation.masks import fingerprint, image_size, prepare_pair, read_png
+from util.data.images import read_whole_image
+from util.preparation.masks import fingerprint, prepare_pair, read_png
 from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 
@@ -122,10 +123,10 @@ def cut(path, kind, bytes_kept):
 def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
     path = tmp_path / "é a.jpg"
     cut(path, kind, None)
-    assert image_size(path) == (100, 120)
+    assert read_whole_image(path).shape == (100, 120, 3)
     cut(path, kind, bytes_kept)
     with pytest.raises(UserError, match=r"image .*é a\.jpg is damaged or truncated"):
-        image_size(path)
+        read_whole_image(path)
     with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
         read_png(path, path.read_bytes())
 
@@ -136,7 +137,7 @@ def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
     tags = Image.Exif()
     tags[0x0112] = orientation
     Image.fromarray(noise(20, 30)).save(path, exif=tags)
-    assert image_size(path) == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
+    assert read_whole_image(path).shape[:2] == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
 
 
 def test_a_damaged_image_leaves_nothing(prepare, image, tmp_path):

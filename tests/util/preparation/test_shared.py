@@ -223,16 +223,15 @@ def test_results_come_in_order(count):
         assert os.getpid() not in {process for _, process in results}
 
 
-def kind_of_process(number):
-    return type(multiprocessing.current_process()).__name__
-
-
-@pytest.mark.parametrize(
-    ("platform", "kind"), [("linux", "ForkProcess"), ("darwin", "SpawnProcess")]
-)
-def test_macos_never_forks(platform, kind, monkeypatch):
+@pytest.mark.parametrize(("platform", "method"), [("linux", "fork"), ("darwin", "spawn")])
+def test_macos_never_forks(platform, method, monkeypatch):
+    asked, get_context = [], multiprocessing.get_context
     monkeypatch.setattr(sys, "platform", platform)
-    assert set(run_parallel(kind_of_process, range(4), workers=2)) == {kind}
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda name: asked.append(name) or get_context("fork")
+    )
+    assert run_parallel(abs, range(-4, 0), workers=2) == [4, 3, 2, 1]
+    assert asked == [method]
 
 
 @pytest.mark.parametrize(("items", "workers"), [([3], 5), ([3, 4], 1)])
