@@ -91,18 +91,17 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
     free = _free_memory()
     if free is None:
         yield Row(OK, "memory", f"{found}; what is free cannot be told here")
-    elif free < needed:
-        yield Row(WARNING, "memory", f"{found}, {_size(free)} free", remedy=remedy)
     else:
-        yield Row(OK, "memory", f"{found}, {_size(free)} free")
+        yield _row("memory", f"{found}, {_size(free)} free", free >= needed, remedy)
     if cfg.workers and os.path.isdir(_SHARED):
         free = shutil.disk_usage(_SHARED).free
         found = f"batches of the loaders take about {_size(waiting)} (estimate), {_size(free)} free"
-        if free < waiting:
-            larger = "a larger /dev/shm (docker run --shm-size), or "
-            yield Row(WARNING, "shared memory", f"{found} in {_SHARED}", remedy=larger + remedy)
-        else:
-            yield Row(OK, "shared memory", f"{found} in {_SHARED}")
+        remedy = f"a larger {_SHARED} (docker run --shm-size), or {remedy}"
+        yield _row("shared memory", f"{found} in {_SHARED}", free >= waiting, remedy)
+
+
+def _row(subject: str, found: str, enough: bool, remedy: str) -> Row:
+    return Row(OK, subject, found) if enough else Row(WARNING, subject, found, remedy=remedy)
 
 
 def _free_memory() -> int | None:

@@ -38,23 +38,20 @@ def draw_fold_list(
     for class_id, images in of_class.items():
         if len(set(images)) == 1:
             raise UserError(f"fold_list {path}: class {class_id} has one image; it needs two")
-    return [DrawnRun(seed, _draw(pairs, of_class, shot, number, seed)) for seed in range(runs)]
-
-
-def _draw(
-    pairs: list[tuple[int, int]], of_class: dict[int, list[int]], shot: int, number: int, seed: int
-) -> list[Draw]:
-    stream = np.random.RandomState(seed)
-    draws = []
-    for episode in range(number):
-        query, class_id = pairs[episode % len(pairs)]
-        supports: list[int] = []
-        while len(supports) < shot:
-            support = int(stream.choice(of_class[class_id], 1, replace=False)[0])
-            if support != query:
-                supports.append(support)
-        draws.append(Draw(query, class_id, supports))
-    return draws
+    drawn = []
+    for seed in range(runs):
+        stream = np.random.RandomState(seed)
+        draws = []
+        for episode in range(number):
+            query, class_id = pairs[episode % len(pairs)]
+            supports: list[int] = []
+            while len(supports) < shot:
+                support = int(stream.choice(of_class[class_id], 1, replace=False)[0])
+                if support != query:
+                    supports.append(support)
+            draws.append(Draw(query, class_id, supports))
+        drawn.append(DrawnRun(seed, draws))
+    return drawn
 
 
 def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
@@ -71,8 +68,8 @@ def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
     index_of = {PurePath(image).stem: i for i, (image, _) in enumerate(lists.entries)}
     pairs = []
     for line in lines:
-        name, mark, class_text = line.rpartition("__")
-        if not mark or not class_text.isdecimal():
+        name, _, class_text = line.rpartition("__")
+        if not class_text.isdecimal() or "__" not in line:
             raise UserError(f"fold_list {path}: {line!r} is not IMAGE__CLASS")
         index, class_id = index_of.get(name), int(class_text)
         if index is None or class_id not in lists.present[index]:
