@@ -6,6 +6,7 @@ Training needs them only if base_data_root is set: without it the same labels ar
 the fly.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -28,17 +29,10 @@ from util.runtime.files import write_atomically
 def write_base_labels(
     data_root: str, entries: Sequence[Entry], fold: Fold, folder: str, progress: bool = True
 ) -> int:
-    """Store the base label of every mask, and return how many files were written.
+    """Store the base labels of all masks of a fold in a folder, and return how many were written.
 
     Files that already hold the right label are left as they are, so an interrupted run continues
     where it stopped.
-
-    Args:
-        data_root: The folder that the entries' paths are relative to.
-        entries: Images and masks.
-        fold: Which classes are base classes.
-        folder: The folder of the labels.
-        progress: Whether to show a progress bar.
 
     Raises:
         UserError: A mask is unreadable or holds other classes, or two masks have one file name.
@@ -60,17 +54,12 @@ def _store(
     check_labels(mask, num_classes, mask_path)
     label = table[mask]
     path = base_label_path(folder, mask_name)
-    if _holds(path, label):
-        return False
+    # There may be no file, or a damaged one.
+    with contextlib.suppress(UserError):
+        if np.array_equal(read_mask(path), label):
+            return False
     write_atomically(path, cv2.imencode(".png", label)[1].tobytes())
     return True
-
-
-def _holds(path: str, label: np.ndarray) -> bool:
-    try:
-        return np.array_equal(read_mask(path), label)
-    except UserError:
-        return False  # There is no file, or a damaged one.
 
 
 @exits_on_user_error

@@ -74,16 +74,6 @@ def read_class_names(text: str) -> list[str]:
     return names
 
 
-def _require_apart(images: str, masks: str, out: str) -> None:
-    for option, folder, other_option, other in (
-        ("--images", images, "--masks", masks),
-        ("--out", out, "--masks", masks),
-        ("--out", out, "--images", images),
-    ):
-        if Path(folder).resolve().is_relative_to(Path(other).resolve()):
-            raise UserError(f"{option} {folder} lies in {other_option} {other}: separate them")
-
-
 def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[Placed]:
     """Check all pairs and put them under the data root; UserError, and a file, with all problems."""
     results = run_parallel(partial(place, root), pairs, root.workers, name)
@@ -174,11 +164,14 @@ def main(arguments: list[str] | None = None) -> None:
     require_free_name(name)
     require_folder(options.images, "give the folder of the images as --images")
     require_folder(masks, "give the folder of the masks as --masks")
-    _require_apart(options.images, masks, out)
+    for inner, outer in (("images", "masks"), ("out", "masks"), ("out", "images")):
+        folder, other = getattr(options, inner), getattr(options, outer)
+        if Path(folder).resolve().is_relative_to(Path(other).resolve()):
+            raise UserError(f"--{inner} {folder} lies in --{outer} {other}: separate them")
     pairs, class_names = find_pairs(options.images, masks, class_names)
     check_names(pair.entry for pair in pairs)
     if class_names:
-        require_text(class_names)
+        require_text(*class_names)
         divide(len(class_names), options.folds)
     parts = split(pairs, options.val, options.val_share, options.seed)
     root = DataRoot(out, lists, options.copy, options.workers)

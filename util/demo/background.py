@@ -10,12 +10,12 @@ from numpy.random import RandomState
 def draw_background(
     rng: RandomState, height: int, width: int, unit: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a background.
+    """Draw a background of `height` × `width` pixels.
 
     Args:
         rng: The random stream.
-        height: Height in pixels.
-        width: Width in pixels.
+        height: Pixels.
+        width: Pixels.
         unit: Scale of the texture, 1 for a picture whose longer side is 220 pixels.
 
     Returns:

@@ -100,7 +100,7 @@ def require_files(paths: Iterable[FilePath], advice: str) -> None:
         raise UserError(f"{missing[0]}{more} does not exist: {advice}")
 
 
-def require_text(words: Iterable[str]) -> None:
+def require_text(*words: str) -> None:
     """Raise a UserError for a word that is not UTF-8, as a file name may be."""
     for word in words:
         try:
@@ -116,7 +116,7 @@ def open_folder(path: FilePath, option: str) -> None:
         UserError: The folder cannot be written, or settings could not hold its name. The message
             names `option`, which chose the folder.
     """
-    require_text([str(path)])
+    require_text(str(path))
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -126,20 +126,13 @@ def open_folder(path: FilePath, option: str) -> None:
             f"cannot write in {path}: {error.strerror}; give a writable folder as {option}"
         ) from error
     for name in os.listdir(path):
-        temporary = _TEMPORARY.fullmatch(name)
-        if temporary and not _is_running(int(temporary[1])):
-            # Another run may remove it at the same time.
-            Path(path, name).unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        if temporary := _TEMPORARY.fullmatch(name):
+            try:
+                with contextlib.suppress(PermissionError):
+                    os.kill(int(temporary[1]), 0)
+            except (ProcessLookupError, OverflowError):
+                # Its process has ended. Another run may remove it at the same time.
+                Path(path, name).unlink(missing_ok=True)
 
 
 def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
@@ -281,13 +274,9 @@ def run_parallel(
 ) -> list[T]:
     """Return [function(item) for item in items], computed in processes, with a progress bar.
 
-    The first exception, or Ctrl-C, ends the work after the items that are being computed.
-
-    Args:
-        function: A function at the top level of a module, or a partial of one.
-        items: The items; they and the results are pickled.
-        workers: Number of processes; None is all cores, and with 1 this process does the work.
-        description: Label of the progress bar.
+    The first exception, or Ctrl-C, ends the work after the items that are being computed. The
+    function, items and results are pickled. Without a number of `workers`, there is one per core;
+    with 1, this process does the work.
 
     Raises:
         UserError: A worker process was killed.
