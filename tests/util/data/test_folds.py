@@ -5,13 +5,10 @@ from util.data.folds import Fold, base_label_table, class_label_table, count_fol
 from util.runtime.errors import UserError
 
 
-def test_pascal_fold_holds_out_five_consecutive_classes():
+def test_folds_of_pascal_and_coco():
     fold = fold_classes(20, "contiguous", 1)
     assert fold.novel == (6, 7, 8, 9, 10)
     assert fold.base == (1, 2, 3, 4, 5, *range(11, 21))
-
-
-def test_coco_folds_by_both_rules():
     assert fold_classes(80, "interleaved", 1).novel == tuple(range(2, 81, 4))
     assert fold_classes(80, "contiguous", 3).novel == tuple(range(61, 81))
 
@@ -75,11 +72,8 @@ def test_impossible_folds_are_named(arguments, named):
         fold_classes(*arguments)
 
 
-def test_base_label_table():
+def test_label_tables():
     table = base_label_table(fold_classes(20, "contiguous", 0))
     assert table.dtype == np.uint8
     assert table[[0, 1, 5, 6, 20, 255]].tolist() == [0, 0, 0, 1, 15, 255]
-
-
-def test_class_label_table():
     assert class_label_table(7)[[0, 6, 7, 8, 255]].tolist() == [0, 0, 1, 0, 255]

@@ -71,14 +71,11 @@ def test_rotation_draws_its_angle_only_if_it_rotates(image, label):
     )
 
 
-def test_blur_leaves_labels(image, label):
+def test_blur_leaves_labels_and_flip_mirrors_all(image, label):
     blurred, (same,) = random_blur(Scripted(0.1), image, [label])
     np.testing.assert_array_equal(blurred, cv2.GaussianBlur(image, (5, 5), 0))
     assert same is label
     assert random_blur(Scripted(0.5), image, [])[0] is image
-
-
-def test_flip_mirrors_all(image, label):
     flipped, (flipped_label,) = random_flip(Scripted(0.1), image, [label])
     np.testing.assert_array_equal(flipped, image[:, ::-1])
     np.testing.assert_array_equal(flipped_label, label[:, ::-1])
