@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -14,6 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+import test
+import train
+import train_base
 import util.preparation.custom_config
 import util.preparation.custom_pairs
 import util.preparation.shared
@@ -522,41 +524,21 @@ def test_the_description_holds_paths_outside_the_repository_as_they_are(folder, 
     assert description["Data"]["data_root"] == str(elsewhere)
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A copy of the repository that the scripts of this one class can write into."""
-    root = tmp_path / "copy of it"
-    for name in ("config", "model", "util"):
-        shutil.copytree(ROOT / name, root / name)
-    for name in ("train_base.py", "train.py", "test.py", "train.sh", "test.sh"):
-        shutil.copy(ROOT / name, root / name)
-    return root
-
-
-def test_one_class_from_folders_to_the_test(repository, tmp_path):
-    def call(*words):
-        environment = os.environ | {"PYTHON": sys.executable, "NET": "resnet18"}
-        done = subprocess.run(
-            words, cwd=repository, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    write_data(tmp_path, count=16, classes=1, binary=True)
-    folders = ["--images", tmp_path / "pics", "--masks", tmp_path / "masks", "--out", "data/cells"]
-    printed = call(
-        *(sys.executable, "-m", "util.prepare_custom", "--name", "cells", *folders),
-        *("--min_pixels", "100", "--val_share", "0.25"),
-    )
-    assert "fold 0 holds no class out: 12 images to train, 4 to test" in printed
+def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
+    write_data(folder, count=16, classes=1, binary=True)
+    run("--val_share", "0.25", name="cells")
+    assert "fold 0 holds no class out: 12 images to train, 4 to test" in capsys.readouterr().out
+    file = "config/cells/cells_split0_resnet18.yaml"
     sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
-    short = ["base_epochs=1", "epochs=1", "val_num=2", "workers=0"]
-    trained = call("sh", "train.sh", "split0", "cells", "1", *sizes, *short)
-    assert "distill" in trained
-    tested = call(
-        *("sh", "test.sh", "split0", "cells", "1", "val_size=33", "workers=0"),
-        *("test_runs=1", "test_num=4", "vis_num=1"),
-    )
-    assert "class1" in tested
-    (report,) = (repository / "exp/cells/HDMNet/split0/resnet18/result").glob("test-1shot-*.json")
+    short = ["backbone_weight=none", "base_epochs=1", "epochs=1", "val_num=2", "workers=0"]
+    tested = ["test_runs=1", "test_num=4", "vis_num=1"]
+    for script in (train_base, train, test):
+        words = [*sizes, *short, *(tested if script is test else [])]
+        monkeypatch.setattr(
+            sys, "argv", [f"{script.__name__}.py", "--config", file, "--opts", *words]
+        )
+        script.main()
+    printed = capsys.readouterr().out
+    assert "distill" in printed and "class1" in printed
+    (report,) = (folder / "exp/cells/HDMNet/split0/resnet18/result").glob("test-1shot-*.json")
     assert set(json.loads(report.read_text())["runs"][0]["class_iou"]) == {"1"}

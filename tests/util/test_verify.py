@@ -2,7 +2,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,9 +11,9 @@ import pytest
 import torch
 import yaml
 
+import train_base
 from model import build_hdmnet, build_pspnet
 from model.backbone import build_backbone
-from tests.paths import ROOT
 from tests.util.weight_data import imagenet, light_state
 from util.checkpoints.run_files import RunFiles
 from util.checks import data, resources
@@ -683,19 +682,15 @@ def test_data_errors_within_a_pass_name_the_check(workers, experiment):
         next(iter(train))
 
 
-def run(*words):
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-def test_the_scripts_name_the_command_and_it_finds_the_problem(experiment):
+def test_the_scripts_name_the_command_and_it_finds_the_problem(experiment, monkeypatch, capsys):
     missing_mask(experiment)
-    script = run("train_base.py", *experiment.arguments("workers", "0"), "--viz")
-    assert script.returncode == 2
-    line = script.stderr.strip().splitlines()[-1]
+    words = ["train_base.py", *experiment.arguments("workers", "0"), "--viz"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        train_base.main()
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
     command = re.search(r"; `(python -m util\.verify .*)` checks everything$", line)[1]
     assert command.split()[-2:] == ["workers", "0"]
-    check = run(*shlex.split(command)[1:])
-    assert check.returncode == 1, check.stderr
-    assert "ü 1 0 mask.png" in check.stdout
+    assert exit_code(shlex.split(command)[3:]) == 1
+    assert "ü 1 0 mask.png" in capsys.readouterr().out
