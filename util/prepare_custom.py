@@ -55,22 +55,23 @@ def read_class_names(text: str) -> list[str]:
     """Return the class names of --class_names: a file with one per line, or names and commas.
 
     Raises:
-        UserError: A name is empty or occurs twice, or there are too many.
+        UserError: There is no such file, a name is empty or occurs twice, or there are too many.
     """
     if os.path.isfile(text):
-        names = [line for line in read_text(text).splitlines() if line.strip()]
-    elif "," not in text and (text.endswith(".txt") or os.sep in text):
-        raise UserError(f"--class_names {text}: there is no such file")
+        names = [line.strip() for line in read_text(text).splitlines() if line.strip()]
     else:
-        names = text.split(",")
-    names = [name.strip() for name in names]
-    if not names or "" in names:
-        raise UserError(f"--class_names {text}: a name is empty")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"--class_names {text}: the name {twice[0]} occurs twice")
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"--class_names {text}: {len(names)} classes; at most {MAX_CLASSES} fit")
+        names = [name.strip() for name in text.split(",")]
+    problem = ""
+    if names == [text] and (text.endswith(".txt") or os.sep in text):
+        problem = "there is no such file"
+    elif not names or "" in names:
+        problem = "a name is empty"
+    elif twice := [name for name in names if names.count(name) > 1]:
+        problem = f"the name {twice[0]} occurs twice"
+    elif len(names) > MAX_CLASSES:
+        problem = f"{len(names)} classes; at most {MAX_CLASSES} fit"
+    if problem:
+        raise UserError(f"--class_names {text}: {problem}")
     return names
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from util.config import Parser
 from util.data.images import Entry
-from util.preparation.download_pascal import download_pascal
 from util.preparation.masks import Placed, pair_summary, prepare_pair
+from util.preparation.pascal import download_pascal, sbd_mask, voc_mask
 from util.preparation.shared import (
     DataRoot,
     FilePath,
@@ -25,7 +25,6 @@ from util.preparation.shared import (
     resumable,
     run_parallel,
 )
-from util.preparation.voc_masks import sbd_mask, voc_mask
 from util.runtime.errors import UserError
 
 # Numbers of images in VOC 2012 and SBD as published.

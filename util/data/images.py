@@ -15,11 +15,7 @@ _JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first c
 
 
 def read_image(path: str) -> np.ndarray:
-    """Read an image as RGB, uint8 (H, W, 3).
-
-    Raises:
-        UserError: The file cannot be read as an image.
-    """
+    """Read an image as RGB, uint8 (H, W, 3); UserError if the file cannot be read as one."""
     return _decode("image", path, cv2.IMREAD_COLOR_RGB)
 
 

@@ -158,13 +158,12 @@ def check_batch(
     """
     needed = batch_size * world_size * grad_accum
     if images < needed:
-        lower = key
-        lower += " or grad_accum" if grad_accum > 1 else ""
-        lower += " or the number of processes" if world_size > 1 else ""
+        accumulated = " or grad_accum" if grad_accum > 1 else ""
+        processes = " or the number of processes" if world_size > 1 else ""
         raise UserError(
             f"{list_file} gives {images} training images, and an iteration takes {needed} "
             f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
-            f"lower {lower}"
+            f"lower {key}{accumulated}{processes}"
         )
 
 

@@ -17,12 +17,11 @@ _HEADER = "# Written by `python -m util.prepare_custom`"
 
 def require_free_name(name: str) -> None:
     """Raise a UserError if a dataset of this name exists that was not prepared here."""
-    place = _description(name)
+    place, folder = _places(name)
     if place.is_file():
         taken = not place.read_text("utf-8", "replace").startswith(_HEADER)
     else:
-        place = _folder(name)
-        taken = any(place.glob("*.yaml"))
+        place, taken = folder, any(folder.glob("*.yaml"))
     if taken:
         raise UserError(f"--name {name}: {place} is not from this command; give another name")
 
@@ -56,9 +55,10 @@ def write_config(name: str, data: Mapping[str, Any]) -> None:
     The description is written each time; the others, which the user may have edited, only where
     they are missing.
     """
+    description, folder = _places(name)
     lines = [f"  {key}: {_flow(value)}" for key, value in data.items()]
     header = f"{_HEADER}, again by each run: settings go into config/{name}/{name}.yaml."
-    write_atomically(_description(name), "\n".join([header, "Data:", *lines, ""]))
+    write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {
         name: f"{_HEADER}. Your settings go here, over those of PASCAL-5^i.\n"
         f"_base_: ../base/pascal.yaml\nTrain:\n  data_set: {_flow(name)}\n"
@@ -69,7 +69,7 @@ def write_config(name: str, data: Mapping[str, Any]) -> None:
             text = f"_base_: [../base/{net}.yaml, {name}.yaml]\nTrain: {{split: {split}}}\n"
             files[f"{name}_split{split}_{net}"] = text
     for stem, text in files.items():
-        path = _folder(name) / f"{stem}.yaml"
+        path = folder / f"{stem}.yaml"
         if not path.exists():
             write_atomically(path, text)
 
@@ -80,12 +80,9 @@ def path_in_config(path: str) -> str:
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
-def _description(name: str) -> Path:
-    return ROOT / "config" / "datasets" / f"{name}.yaml"
-
-
-def _folder(name: str) -> Path:
-    return ROOT / "config" / name
+def _places(name: str) -> tuple[Path, Path]:
+    """Return the description of a dataset and the folder of its other files."""
+    return ROOT / "config" / "datasets" / f"{name}.yaml", ROOT / "config" / name
 
 
 def _flow(value: Any) -> str:
