@@ -18,14 +18,7 @@ from util.runtime.errors import UserError
 def draw_fold_list(
     path: str, lists: ImageLists, shot: int, number: int, runs: int
 ) -> list[DrawnRun]:
-    """Return runs of test episodes with the seeds 0, 1, 2, … (HSNet's is 0).
-
-    Args:
-        path: The fold list.
-        lists: The images of the test.
-        shot: Supports of an episode.
-        number: Episodes of a run.
-        runs: Number of runs.
+    """Return `runs` runs of `number` test episodes, with the seeds 0, 1, 2, … (HSNet's is 0).
 
     Raises:
         UserError: The file cannot be read, has a line of another form, names an image that `lists`

@@ -22,17 +22,13 @@ Folds = str | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Fold:
-    """The classes of one fold.
+    """The classes of one fold: ids counted from 1, ascending.
 
     The two tuples are disjoint and hold all classes together, or each holds all classes (SEEN).
-
-    Attributes:
-        base: Class ids that are trained on, counted from 1, ascending.
-        novel: Class ids that are tested, counted from 1, ascending.
     """
 
-    base: tuple[int, ...]
-    novel: tuple[int, ...]
+    base: tuple[int, ...]  # trained on
+    novel: tuple[int, ...]  # tested
 
     @property
     def num_classes(self) -> int:

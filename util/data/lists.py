@@ -88,13 +88,8 @@ def filter_entries(
 ) -> ImageLists:
     """Return the lists that the rules of `load_lists` give for all entries of a list file.
 
-    Args:
-        entries: The entries.
-        counts: Pixels per class of the mask of each entry, background and ignore left out.
-        fold: The fold.
-        part: "train" or "val".
-        min_pixels: See `load_lists`.
-        data_root: The folder of the masks, for messages.
+    `counts` are the pixels per class of the mask of each entry, background and ignore left out. The
+    other arguments are those of `load_lists`; `data_root` is for messages only.
 
     Raises:
         UserError: A mask holds a value that is no class of the dataset.

@@ -12,11 +12,7 @@ def draw_background(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a background of `height` × `width` pixels.
 
-    Args:
-        rng: The random stream.
-        height: Pixels.
-        width: Pixels.
-        unit: Scale of the texture, 1 for a picture whose longer side is 220 pixels.
+    The `unit` is the scale of the texture, 1 for a picture whose longer side is 220 pixels.
 
     Returns:
         The background, float32 (height, width, 3) RGB 0..255, and its mean colour (3,) before the

@@ -120,15 +120,11 @@ def draw_mask(
 ) -> np.ndarray:
     """Return the index mask, uint8 (height, width), of the annotations of an image.
 
-    Args:
-        height: Pixels.
-        width: Pixels.
-        annotations: Id, label and segmentation of each: polygons [x0, y0, x1, y1, …] or a
-            run-length code {size, counts}, compressed or not.
-        where: What messages begin with.
+    An annotation is its id, label and segmentation: polygons [x0, y0, x1, y1, …] or a run-length
+    code {size, counts}, compressed or not.
 
     Raises:
-        UserError: A segmentation is malformed.
+        UserError: A segmentation is malformed; the message begins with `where`.
     """
     regions = []
     for number, label, segmentation in annotations:

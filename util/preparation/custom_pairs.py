@@ -57,10 +57,7 @@ def place(root: DataRoot, pair: Pair) -> Placed | str:
 
 
 def merged_mask(files: Sequence[tuple[int, str, bytes]]) -> np.ndarray:
-    """Return one index mask, uint8 (H, W), of the binary masks of an image.
-
-    Args:
-        files: Class id, path and content of each binary mask.
+    """Return one index mask, uint8 (H, W), of the binary masks (class id, path, content) of an image.
 
     Raises:
         UserError: A mask is damaged or not binary, or two differ in size.
@@ -99,11 +96,8 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str] | None]:
     """Find the pairs of two folders; other files than images and PNG masks are ignored.
 
-    Args:
-        images: The folder of the images.
-        masks: The folder of the masks.
-        class_names: The names that the user gave. They order the folders of binary masks, which
-            are in alphabetical order otherwise.
+    The names that the user gave order the folders of binary masks, which are in alphabetical order
+    otherwise.
 
     Returns:
         The pairs, sorted by name, and the names of the classes 1, 2, …, which are None if
@@ -185,12 +179,8 @@ def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> 
 def split(pairs: list[Pair], val: str | None, share: float, seed: int) -> dict[str, list[Pair]]:
     """Return the pairs of each of PARTS, in their order.
 
-    Args:
-        pairs: All pairs.
-        val: A file that names the images of "val", one per line, with or without suffix; None
-            draws them, by their names, so that few change when images are added.
-        share: The share of the images that is drawn.
-        seed: The seed of the draw.
+    The file `val` names the images of "val", one per line, with or without suffix. Without it, a
+    share of them is drawn, by their names, so that few change when images are added.
 
     Raises:
         UserError: A name in the file is no image's, or a part is empty.
