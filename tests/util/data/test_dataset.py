@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -90,9 +91,6 @@ def test_base_dataset_keeps_every_image_and_maps_labels(data):
     assert np.bincount(item["label"].ravel(), minlength=256)[[1, 2, 255]].tolist() == [0, 1000, 64]
     assert dataset[1]["label"].sum() == 0
 
-
-def test_base_dataset_transforms_labels_in_training(data):
-    root, entries = data
     transform = base_train_transform((33, 41), (0.5, 2.0), (-10, 10))
     item = BaseDataset(entries, FOLD, "train", str(root), transform)[0]
     assert item["image"].shape == (3, 33, 41)
@@ -120,20 +118,14 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     # what is read is the file, not the mask
     cv2.imwrite(f"{folder}/nothing mask.png", np.ones((64, 64), np.uint8))
     assert read[2]["label"].min() == 1
-
-
-def test_writing_base_labels_goes_on_where_it_stopped(data, tmp_path):
-    root, entries = data
-    folder = tmp_path / "base"
-    arguments = (str(root), entries, FOLD, str(folder), False)
-    write_base_labels(*arguments)
-    (folder / "both mask.png").unlink()
-    (folder / "nothing mask.png").write_bytes(b"half a file")
-    assert write_base_labels(*arguments) == 2
-    assert write_base_labels(*arguments) == 0
+    # Writing continues where it stopped.
+    os.remove(f"{folder}/both mask.png")
+    Path(folder, "nothing mask.png").write_bytes(b"half a file")
+    for written in (2, 0):
+        assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == written
     other = Fold(base=(1, 2), novel=(3,))
-    assert write_base_labels(str(root), entries, other, str(folder), False) == 2
-    assert sorted(path.suffix for path in folder.iterdir()) == [".png"] * 3
+    assert write_base_labels(str(root), entries, other, folder, progress=False) == 2
+    assert [name[-4:] for name in os.listdir(folder)] == [".png"] * 3
 
 
 def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):

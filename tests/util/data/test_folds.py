@@ -42,9 +42,6 @@ def test_seen_trains_and_tests_on_every_class_in_one_fold(num_classes):
 def test_folds_are_counted():
     assert count_folds("contiguous", 3) == count_folds("interleaved", 3) == 3
     assert (count_folds("seen", 3), count_folds([[1], [2]], 3)) == (1, 2)
-
-
-def test_two_classes_divide_into_two_folds():
     folds = [fold_classes(2, "contiguous", split, num_folds=2) for split in range(2)]
     assert folds == [Fold(base=(2,), novel=(1,)), Fold(base=(1,), novel=(2,))]
 

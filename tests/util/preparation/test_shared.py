@@ -2,7 +2,6 @@ import argparse
 import errno
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import time
@@ -67,29 +66,24 @@ def test_without_hard_links_a_symbolic_one_that_moves_with_both(source, tmp_path
     assert (moved / "deep" / "er" / "a.jpg").read_bytes() == b"picture"
 
 
-def test_without_links_a_copy(source, target, monkeypatch):
+def test_copies_on_demand_replace_links_and_without_links_are_made(source, target, monkeypatch):
+    assert link_or_copy(source, target) == "linked"
+    for copy in (True, True, False):
+        assert link_or_copy(source, target, copy) == "copied"
+        assert not target.samefile(source) and target.read_bytes() == b"picture"
+    assert os.listdir(target.parent) == ["a.jpg"]
+    target.unlink()
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "symlink", refuse)
     assert link_or_copy(source, target) == "copied"
     assert target.read_bytes() == b"picture" and not target.samefile(source)
 
 
-def test_copies_on_demand_replace_links(source, target):
-    assert link_or_copy(source, target) == "linked"
-    for copy in (True, True, False):
-        assert link_or_copy(source, target, copy) == "copied"
-        assert not target.samefile(source) and target.read_bytes() == b"picture"
-    assert os.listdir(target.parent) == ["a.jpg"]
-
-
-def test_in_place_nothing_happens(source, tmp_path):
+def test_in_place_nothing_happens_and_another_file_is_never_overwritten(source, tmp_path):
     (tmp_path / "alias").symlink_to(source.parent)
     for copy in (False, True):
         assert link_or_copy(source, tmp_path / "alias" / source.name, copy) == "in place"
     assert os.listdir(source.parent) == [source.name]
-
-
-def test_another_file_is_never_overwritten(source, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"another")
     with pytest.raises(UserError, match=r"a\.jpg exists and differs from .*ein Bild"):
         link_or_copy(source, tmp_path / "a.jpg")
@@ -151,28 +145,17 @@ def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
 
 
 def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
-    root = DataRoot(str(tmp_path / "my data"), str(tmp_path / "my lists"))
-    verify, train = map(shlex.split, root.next_commands("pascal"))
-    places = ["data_root", root.folder]
-    for part in ("train", "val"):
-        places += [f"{part}_list", os.path.join(root.lists, f"{part}.txt")]
-    config = ["--config", "config/pascal/pascal_split0_resnet50.yaml"]
-    assert verify == ["next:", "python", "-m", "util.verify", *config, "--opts", *places]
-    assert train == ["then:", "sh", "train_base.sh", "split0", "pascal", "1", *places]
     # These are the places of the configuration, seen from the root of the repository.
     monkeypatch.chdir(ROOT)
     verify, train = DataRoot("../data/MSCOCO2014", "lists/coco/").next_commands("coco")
     assert verify.endswith(" --config config/coco/coco_split0_resnet50.yaml")
     assert train == "then: sh train_base.sh split0 coco 1"
-
-
-def test_next_commands_of_a_dataset_that_has_only_a_description(tmp_path, monkeypatch):
-    description = (ROOT / "config/datasets/demo.yaml").read_text()
-    (tmp_path / "mine.yaml").write_text(description)
+    # A dataset that has only a description.
+    (tmp_path / "mine.yaml").write_text((ROOT / "config/datasets/demo.yaml").read_text())
     monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    verify, train = DataRoot("data/demo", "here").next_commands("mine")
-    lists = "train_list here/train.txt val_list here/val.txt"
+    verify, train = DataRoot("data/demo", "my lists").next_commands("mine")
+    lists = "train_list 'my lists/train.txt' val_list 'my lists/val.txt'"
     options = f"--config config/base/resnet50.yaml --opts data_set mine split 0 {lists}"
     assert verify == f"next: python -m util.verify {options}"
     assert train == f"then: sh train_base.sh split0 mine 1 {lists}"
