@@ -1,6 +1,7 @@
 """Stage 2: train HDMNet on episodes of the base classes of a fold."""
 
 import logging
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import HDMNet, build_hdmnet, hdmnet_loss
 from model.parts import Loss
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, Config, load_config, parse_args
+from util.config import VIZ, Config, config_parser, load_config
 from util.data.draws import draw_test_episodes
 from util.data.episodes import EpisodeDataset
 from util.data.loaders import build_train_loader, build_validation_episodes
@@ -25,8 +26,9 @@ from util.training.schedule import hdmnet_optimizer, poly_rate
 
 
 @exits_on_user_error
-def main() -> None:
-    args = parse_args(__doc__, flags=(VIZ,))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv`, by default that of this process."""
+    args = config_parser(__doc__, flags=(VIZ,)).parse_args(argv)
     cfg = load_config(args.config, args.opts)
     with start_processes() as processes:
         train(cfg, processes, args.viz)

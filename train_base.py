@@ -1,5 +1,6 @@
 """Stage 1: train the base learner, a PSPNet over the base classes of a fold."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ import util  # noqa: F401  first, for the model loads OpenCV as well
 from model import build_pspnet
 from util.checkpoints.io import load_backbone
 from util.checkpoints.run_files import RunFiles
-from util.config import VIZ, Config, load_config, parse_args
+from util.config import VIZ, Config, config_parser, load_config
 from util.data.dataset import BaseDataset
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
@@ -25,8 +26,9 @@ IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base le
 
 
 @exits_on_user_error
-def main() -> None:
-    args = parse_args(__doc__, flags=(VIZ, IF_MISSING))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv`, by default that of this process."""
+    args = config_parser(__doc__, flags=(VIZ, IF_MISSING)).parse_args(argv)
     cfg = load_config(args.config, args.opts)
     if args.if_missing:
         if not needs_stage_1(cfg):
