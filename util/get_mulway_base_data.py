@@ -18,11 +18,11 @@ from util.config import config_parser, load_config
 from util.data.dataset import base_label_dir, base_label_path, check_distinct_names
 from util.data.folds import Fold, base_label_table
 from util.data.images import Entry, check_labels, read_mask
-from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
+from util.runtime.machine import available_cores
 
 
 def write_base_labels(

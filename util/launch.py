@@ -25,10 +25,10 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from util.data.list_cache import available_cores
 from util.runtime.device import count_gpus
 from util.runtime.distributed import LOST_CONNECTION
 from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
+from util.runtime.machine import available_cores
 from util.training.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500

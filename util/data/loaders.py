@@ -179,7 +179,7 @@ def check_batch(
         lower += " or the number of processes" if world_size > 1 else ""
         raise UserError(
             f"{list_file} gives {images} training images, and an iteration takes {needed} "
-            f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
+            f"({batch_size} × {world_size} process{'es' * (world_size > 1)} × {grad_accum} accumulated); "
             f"lower {lower}"
         )
 

@@ -77,20 +77,15 @@ def save_run(
         "run": asdict(state),
         **progress,
     }
-    complete, last = snapshot / "next.pth", snapshot / LAST
+    complete, last, previous = (snapshot / name for name in ("next.pth", LAST, PREVIOUS))
     save_checkpoint(complete, content)
     if last.exists():
-        _keep(last, snapshot / PREVIOUS)
+        previous.unlink(missing_ok=True)
+        try:
+            os.link(last, previous)
+        except OSError:  # A disk without links: there is no last one for a moment.
+            os.replace(last, previous)
     os.replace(complete, last)
-
-
-def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name; where the disk has no links, the second name only."""
-    name.unlink(missing_ok=True)
-    try:
-        os.link(path, name)
-    except OSError:
-        os.replace(path, name)
 
 
 def find_saved(
@@ -134,13 +129,13 @@ def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved | None:
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
-    with zipfile.ZipFile(path) as archive:
-        if torn := archive.testzip():
-            raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
     if not {"optimizer", "run", "streams"} <= set(content):
         raise UserError(
             f"resume {path}: is no checkpoint of a training here; give its weights as pre_weight"
         )
+    with zipfile.ZipFile(path) as archive:
+        if torn := archive.testzip():
+            raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
     return content
 
 

@@ -19,7 +19,7 @@ from tests.processes import spawn_two
 from util.runtime import distributed as distributed_module
 from util.runtime.distributed import Processes, _is_lost_connection, start_processes
 from util.runtime.errors import UserError
-from util.training.engine import distributed
+from util.training.parallel import distributed
 
 CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
 
