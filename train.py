@@ -5,7 +5,7 @@ from typing import cast
 
 import torch
 
-import util  # noqa: F401  first, for the model loads OpenCV as well
+import util
 from model import HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.parts import Loss
 from util.checkpoints.run_files import RunFiles
@@ -16,7 +16,6 @@ from util.data.loaders import build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import exits_on_user_error
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe
 from util.training.model import initial_model
@@ -24,7 +23,7 @@ from util.training.resume import plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
 
-@exits_on_user_error
+@util.exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of this process."""
     args = config_parser(__doc__, flags=(VIZ,)).parse_args(argv)

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
-import util  # noqa: F401  first, for the model loads OpenCV as well
+import util
 from model import build_pspnet
 from util.checkpoints.io import load_backbone
 from util.checkpoints.run_files import RunFiles
@@ -15,7 +15,7 @@ from util.data.dataset import BaseDataset
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.errors import UserError
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe
 from util.training.model import needs_stage_1
@@ -24,7 +24,7 @@ from util.training.schedule import base_optimizer, poly_rate
 IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base learner")
 
 
-@exits_on_user_error
+@util.exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of this process."""
     args = config_parser(__doc__, flags=(VIZ, IF_MISSING)).parse_args(argv)

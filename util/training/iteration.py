@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,9 +106,10 @@ class Iteration:
             started = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - started
-            several = isinstance(self.model, DistributedDataParallel)
-            # Only the last batch sends its gradients.
-            with self.model.no_sync() if several and part + 1 < grad_accum else nullcontext():
+            communication: AbstractContextManager[None] = nullcontext()
+            if isinstance(self.model, DistributedDataParallel) and part + 1 < grad_accum:
+                communication = self.model.no_sync()  # Only the last batch sends its gradients.
+            with communication:
                 losses = self.recipe.losses_of(
                     self._forward, to_device(batch, self.processes.device)
                 )

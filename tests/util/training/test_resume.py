@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from util.checkpoints.run_files import save_best
@@ -156,17 +157,14 @@ def test_a_best_checkpoint_newer_than_the_last_one_counts(tmp_path):
     assert state == RunState(2, 0, 0.50004, 3)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, "is no checkpoint of a training here; give its weights as pre_weight"),
-        ({"optimizer": {}, "run": {}}, "is no checkpoint of a training here"),
-    ],
-)
-def test_checkpoints_that_cannot_be_continued_are_named(content, message, tmp_path):
-    path = tmp_path / "some.pth"
-    torch.save({"state_dict": small()[0].state_dict(), **content}, path)
-    with pytest.raises(UserError, match=f"some.pth.*{message}"):
+@pytest.mark.parametrize("content", [{}, {"optimizer": {}, "run": {}}, None])
+def test_checkpoints_that_cannot_be_continued_are_named(content, tmp_path):
+    path, state = tmp_path / "some.pth", small()[0].state_dict()
+    if content is None:
+        save_file(state, path)  # safetensors
+    else:
+        torch.save({"state_dict": state, **content}, path)
+    with pytest.raises(UserError, match=r"some.pth: is no checkpoint of a training here; give its"):
         find(tmp_path, str(path))
 
 
