@@ -52,12 +52,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _shown(value: Any) -> str:
-    return str(value) if not isinstance(value, str) or value else "''"
-
-
 def _error(key: str, given: Given, text: str) -> UserError:
-    return UserError(f"{given.origin}: {key} = {_shown(given.value)}: {text}")
+    shown = "''" if given.value == "" else given.value
+    return UserError(f"{given.origin}: {key} = {shown}: {text}")
 
 
 def _nearest(name: str, valid: Iterable[str]) -> str:
@@ -109,8 +106,7 @@ def _read_sections(path: str, content: dict[Any, Any]) -> dict[str, Given]:
             if value is None:
                 continue
             if key in values and values[key].value != value:
-                text = f"another section of this file says {_shown(values[key].value)}"
-                raise _error(key, given, text)
+                raise _error(key, given, f"another section of this file says {values[key].value}")
             values[key] = given
     return values
 
@@ -139,12 +135,10 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
     values: dict[str, Given] = {}
     words = iter(opts)
     for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            try:
-                text = next(words)
-            except StopIteration:
-                raise UserError(f"{OPTS}: {name}: the value is missing") from None
+        name, equals, after = word.partition("=")
+        text = after if equals else next(words, None)
+        if text is None:
+            raise UserError(f"{OPTS}: {name}: the value is missing")
         section, dot, key = name.rpartition(".")
         if dot and section.lower() not in SECTION_NAMES:
             hint = _nearest(section, SECTIONS)

@@ -110,10 +110,9 @@ def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes
 
 
 def _read_place() -> tuple[int, int, int]:
-    """Return rank, number of processes and local rank from torchrun's variables.
+    """Return rank, number of processes and local rank; raises UserError where variables are missing.
 
-    Raises:
-        UserError: they are incomplete or wrong, as where some are left from another command.
+    Some may be left from another command.
     """
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if given.get("WORLD_SIZE", "1") == "1" and given.get("RANK", "0") == "0":
@@ -128,8 +127,7 @@ def _read_place() -> tuple[int, int, int]:
     numbers = [given[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(number.isdecimal() for number in numbers) or int(numbers[0]) >= int(numbers[1]):
         raise UserError(f"the environment sets {settings}: these are no ranks; {_UNSET}")
-    rank, world_size, local_rank = map(int, numbers)
-    return rank, world_size, local_rank
+    return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
 def _join(processes: Processes, timeout: datetime.timedelta) -> None:

@@ -62,9 +62,7 @@ def save_run(
 
     Args:
         snapshot: folder of the run's checkpoints.
-        net: the model, not wrapped.
-        optimizer, scaler: of the training.
-        state: progress of the run.
+        net, optimizer, scaler, state: of the training; the model is not wrapped.
         progress: further plain values kept in the file.
 
     Raises:
@@ -104,27 +102,34 @@ def find_saved(
         UserError: the checkpoint given is missing or no training can resume from it; all
             checkpoints in `snapshot` are damaged; or not all processes find the same one.
     """
-    own = [snapshot / LAST, snapshot / PREVIOUS]
+    own = [path for path in (snapshot / LAST, snapshot / PREVIOUS) if path.exists()]
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if setting == "auto" or (restarted and any(path.exists() for path in own)):
-        saved = _newest_whole([path for path in own if path.exists()], logger)
+    if setting == "auto" or (restarted and own):
+        saved = _newest_whole(own, logger) if own else None
     else:
         saved = None if setting == "none" else Saved(Path(setting), _read(Path(setting)))
-    _require_same(saved, processes)
+    position = [-1, -1]
+    if saved:
+        position = [saved.content["run"]["epoch"], saved.content["run"]["step"]]
+    if (processes.sum(np.array(position)) != processes.world_size * np.array(position)).any():
+        raise UserError(
+            "resume: not all processes find the same checkpoint; exp_dir has to be on a disk "
+            "that all nodes share"
+        )
     return saved
 
 
-def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved | None:
-    for number, path in enumerate(paths):
-        try:
-            return Saved(path, _read(path))
-        except UserError as error:
-            if number + 1 == len(paths):
-                raise UserError(
-                    f"{error}; move it away to start again, or set resume to another checkpoint"
-                ) from None
-            logger.warning(f"{error}; going on from the one before, {paths[number + 1]}")
-    return None
+def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved:
+    path, *before = paths
+    try:
+        return Saved(path, _read(path))
+    except UserError as error:
+        if not before:
+            raise UserError(
+                f"{error}; move it away to start again, or set resume to another checkpoint"
+            ) from None
+        logger.warning(f"{error}; going on from the one before, {before[0]}")
+    return _newest_whole(before, logger)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,17 +142,6 @@ def _read(path: Path) -> dict[str, Any]:
         if torn := archive.testzip():
             raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
     return content
-
-
-def _require_same(saved: Saved | None, processes: Processes) -> None:
-    run = saved.content["run"] if saved else {}
-    position = [run.get("epoch", -1), run.get("step", -1)]
-    together = processes.sum(np.array(position))
-    if not np.array_equal(together, processes.world_size * np.array(position)):
-        raise UserError(
-            "resume: not all processes find the same checkpoint; exp_dir has to be on a disk "
-            "that all nodes share"
-        )
 
 
 def restore(
