@@ -13,7 +13,7 @@ from util.checkpoints.io import read_checkpoint
 from util.demo_data import write_demo
 from util.runtime.machine import environment_line
 
-EPOCHS, SAVE_ITERS = 6, 4
+EPOCHS, SAVE_ITERS = 4, 4
 # Of the table that a training logs: epoch/epochs, iteration/iterations.
 _ITERATION = re.compile(r"^\S+ \S+ +\d+/\d+ +(\d+)/(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"resumed from .*: (\d+) epochs and (\d+) iterations done")

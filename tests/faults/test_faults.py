@@ -35,7 +35,7 @@ def test_kill_at_random_moments(lab):
     for number in range(KILLS):
         if number % 2 == 0:
             run.wait_for(lambda run=run: run.iteration() > 0)
-        time.sleep(rng.uniform(0, 0.6 if number % 2 == 0 else 4))
+        time.sleep(rng.uniform(0, 0.4 if number % 2 == 0 else 1.2))
         assert run.process.exitcode is None, "the training was over before the last kill"
         run.kill()
         position = run.iteration() or position

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import util.runtime.machine
-from util.runtime.machine import environment_line, run_environment
+from util.runtime.machine import environment_line, peak_memory, run_environment
 
 
 def git(folder, *words):
@@ -38,6 +38,7 @@ def test_the_environment_holds_machine_versions_and_time():
     assert environment["cuda"] == torch.version.cuda
     assert environment["python"] == platform.python_version()
     assert environment["cpu"] and environment["cores"] >= 1
+    assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
     age = datetime.now(timezone.utc) - datetime.fromisoformat(environment["date"])
     assert timedelta(0) <= age < timedelta(minutes=1)
 
