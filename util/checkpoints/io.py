@@ -18,23 +18,10 @@ from util.checkpoints.published_names import (
     from_imagenet,
     from_published,
     is_published,
-    to_published,
     without_wrappers,
 )
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
-
-__all__ = [
-    "check_classes",
-    "check_fit",
-    "from_published",
-    "imagenet_state",
-    "load_backbone",
-    "load_weights",
-    "read_checkpoint",
-    "save_checkpoint",
-    "to_published",
-]
 
 # The names under which files keep their weights; other files are the weights themselves.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")

@@ -11,13 +11,12 @@ from tests.golden import SHAPES, published_state
 from util.checkpoints.io import (
     check_classes,
     check_fit,
-    from_published,
     load_backbone,
     load_weights,
     read_checkpoint,
     save_checkpoint,
-    to_published,
 )
+from util.checkpoints.published_names import from_published, to_published
 from util.runtime.errors import UserError
 
 

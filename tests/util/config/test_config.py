@@ -21,75 +21,7 @@ SHIPPED = [
     for path in sorted(glob.glob(str(ROOT / f"config/{dataset}/*_split*_*.yaml")))
 ]
 
-# As the configuration files of the published code are written: capitals, comments, empty values,
-# no number of classes, no zoom_factor in the older ones.
-PUBLISHED = """
-DATA:
-  data_root: ../data/VOCdevkit2012/VOC2012
-  base_data_root:
-  train_list: ./lists/pascal/voc_sbd_merge_noduplicate.txt
-  val_list: ./lists/pascal/val.txt
-  classes: 2
-
-TRAIN:
-  # Aug
-  train_h: 473
-  train_w: 473
-  val_size: 473
-  scale_min: 0.9  # minimum random scale
-  scale_max: 1.1
-  rotate_min: -10
-  rotate_max: 10
-  ignore_label: 255
-  padding_label: 255
-  # Dataset & Mode
-  split: 1
-  shot: 1
-  data_set: 'pascal'
-  use_split_coco: False
-  # Optimizer
-  batch_size: 4
-  base_lr: 1e-4
-  pre_weight:
-  epochs: 200
-  start_epoch: 0
-  stop_interval: 75
-  index_split: -1
-  power: 0.9
-  momentum: 0.9
-  weight_decay: 0.01
-  warmup: False
-  # Viz & Save & Resume
-  print_freq: 10
-  save_freq: 10
-  resume:
-  # Validate
-  evaluate: True
-  SubEpoch_val: True
-  fix_random_seed_val: True
-  batch_size_val: 1
-  resized_val: True
-  ori_resize: True
-  # Else
-  workers: 8
-  fix_bn: True
-  manual_seed: 321
-  seed_deterministic: False
-
-METHOD:
-  layers: 50
-  vgg: True
-  aux_weight1: 1
-  aux_weight2: 1.0
-  low_fea: 'layer2'
-  kshot_trans_dim: 2
-  merge: 'final'
-  merge_tau: 0.9
-
-Test_Finetune:
-  weight:
-  ann_type: 'mask'
-"""
+PUBLISHED = Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
 
 SMALL = "Train: {data_set: tiny}\nData: {num_classes: 8}\n"
 
