@@ -1,8 +1,8 @@
 """What a small training of stage 2 loses to faults; only with `--faults`.
 
-The training is started by the ordinary command, on the CPU. The weights at its end are compared, bit
-for bit, with those of a run without faults. `python -m pytest tests/faults --faults -s` prints the
-table of docs/reliability.md.
+The ordinary commands train on the CPU, in processes forked from one that has loaded torch. The
+weights at the end are compared, bit for bit, with those of a run without faults. The table of
+docs/reliability.md is printed by `python -m pytest tests/faults --faults -s`.
 """
 
 import os

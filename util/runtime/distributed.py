@@ -66,13 +66,16 @@ class Processes:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    @property
+    def number(self) -> str:
+        """Their number with its noun, for messages."""
+        return f"{self.world_size} process{'es' * (self.world_size > 1)}"
+
     def describe(self) -> str:
         """Return one line on what computes."""
-        plural = "es" if self.world_size > 1 else ""
         if self.device.type == "cuda":
-            return f"{self.world_size} process{plural}, one GPU each"
-        gloo = " (gloo)" if self.world_size > 1 else ""
-        return f"no CUDA device: {self.world_size} process{plural} on the CPU{gloo}"
+            return f"{self.number}, one GPU each"
+        return f"no CUDA device: {self.number} on the CPU" + " (gloo)" * (self.world_size > 1)
 
 
 @contextmanager

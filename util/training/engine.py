@@ -109,7 +109,7 @@ class Trainer:
         if world != self.processes.world_size:
             now = "as before" if batch == self.global_batch else f"it was {batch}"
             self.logger.info(
-                f"{_processes(self.processes.world_size)} instead of {world}; "
+                f"{self.processes.number} instead of {world}; "
                 f"global batch {self.global_batch}, {now}"
             )
         if (world, batch, steps) == (self.processes.world_size, self.global_batch, self.steps):
@@ -163,7 +163,7 @@ class Trainer:
 
     def _describe(self) -> None:
         """Log what will be trained, and how."""
-        recipe, world_size = self.recipe, self.processes.world_size
+        recipe = self.recipe
         parameters = sum(p.numel() for p in recipe.net.parameters())
         groups = [
             (sum(p.numel() for p in group["params"]), group["lr"])
@@ -177,10 +177,11 @@ class Trainer:
         images: Any = recipe.loader.dataset
         self.logger.info(
             f"{len(images)} images, global batch {self.global_batch} ({self._batch_size} × "
-            f"{_processes(world_size)} × {recipe.grad_accum} accumulated), "
+            f"{self.processes.number} × {recipe.grad_accum} accumulated), "
             f"{recipe.epochs * self.steps} iterations"
         )
-        if world_size > 1 and learning_norms(recipe.net) and not synchronises(self.processes):
+        several = self.processes.world_size > 1
+        if several and learning_norms(recipe.net) and not synchronises(self.processes):
             self.logger.info(
                 "batch norms learn; without CUDA each process normalises by its own batch, and "
                 "their running statistics are those of process 0"
@@ -274,7 +275,3 @@ class Trainer:
             net, optimizer = self.recipe.net, self.recipe.optimizer
             save_run(self.run.snapshot, net, optimizer, self.precision.scaler, self.state, progress)
         self.processes.barrier()
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'es' * (number > 1)}"

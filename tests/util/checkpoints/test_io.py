@@ -115,10 +115,14 @@ def test_saved_files_come_back(tmp_path):
     path = tmp_path / "new folder" / "last.pth"
     state = small().state_dict()
     save_checkpoint(path, {"state_dict": state, "shot": 5})
-    content = read_checkpoint(path)
-    assert content["shot"] == 5
-    assert torch.equal(content["state_dict"]["weight"], state["weight"])
     assert [p.name for p in path.parent.iterdir()] == ["last.pth"]
+    older = tmp_path / "older.pth"
+    torch.save({"state_dict": state, "shot": 5}, older, _use_new_zipfile_serialization=False)
+    for file in (path, older):
+        for mapped in (False, True):
+            content = read_checkpoint(file, mapped=mapped)
+            assert content["shot"] == 5
+            assert torch.equal(content["state_dict"]["weight"], state["weight"])
 
 
 def test_a_failed_save_leaves_the_file_before(tmp_path):
