@@ -50,8 +50,9 @@ def train(cfg: Config, processes: Processes, viz: bool, loss: Loss = hdmnet_loss
 
 def _train(run: Run, loss: Loss) -> None:
     cfg, processes, logger = run.cfg, run.processes, run.logger
-    batches = plan_batches(cfg.batch_size, cfg.grad_accum, processes.world_size, run.saved)
-    loader = build_train_loader(cfg, processes.rank, processes.world_size, batches)
+    rank, world_size = processes.rank, processes.world_size
+    batch_size, grad_accum = plan_batches(cfg.batch_size, cfg.grad_accum, world_size, run.saved)
+    loader = build_train_loader(cfg, rank, world_size, (batch_size, grad_accum))
     val_episodes = build_validation_episodes(cfg) if cfg.evaluate else None
     classes = list(cast(EpisodeDataset, loader.dataset).classes)
 
@@ -61,7 +62,7 @@ def _train(run: Run, loss: Loss) -> None:
         net = initial_model(cfg, logger)
     net.to(processes.device)
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
-    steps = len(loader) // batches.grad_accum
+    steps = len(loader) // grad_accum
 
     def losses_of(
         forward: Callable[..., HDMNetOutput], batch: dict[str, torch.Tensor]
@@ -89,7 +90,7 @@ def _train(run: Run, loss: Loss) -> None:
             net,
             optimizer,
             loader,
-            batches.grad_accum,
+            grad_accum,
             cfg.epochs,
             {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": classes},
             losses_of,

@@ -184,26 +184,18 @@ def restore(
     return state
 
 
-class BatchPlan(NamedTuple):
-    """The items of a process at a time, and the number of such batches in an iteration."""
-
-    batch_size: int
-    grad_accum: int
-
-
 def plan_batches(
     batch_size: int, grad_accum: int, world_size: int, saved: Saved | None
-) -> BatchPlan:
-    """Return the configured batches, or those that keep the global batch with other processes.
+) -> tuple[int, int]:
+    """Return the items of a process at a time, and the number of such batches in an iteration.
 
-    The global batch of `saved` is kept where the processes can share it evenly, in batches of at
-    most `batch_size`.
+    They are those configured or, with another number of processes than that of `saved`, those that
+    keep its global batch where the processes can share it evenly, at most `batch_size` at a time.
     """
-    wanted = BatchPlan(batch_size, grad_accum)
     if saved is None or saved.content.get("world_size", world_size) == world_size:
-        return wanted
+        return batch_size, grad_accum
     share, rest = divmod(saved.content["global_batch"], world_size)
     if rest or not share:
-        return wanted
+        return batch_size, grad_accum
     size = max(part for part in range(1, min(batch_size, share) + 1) if share % part == 0)
-    return BatchPlan(size, share // size)
+    return size, share // size
