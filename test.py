@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import util  # noqa: F401  first, for the model loads OpenCV as well
+import util
 from model import HDMNet
 from util.checkpoints.run_files import RunFiles
 from util.config import Config, config_parser, load_config
@@ -38,7 +38,6 @@ from util.evaluation.protocol_report import (
 )
 from util.evaluation.stopping import ends_on_signals
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import exits_on_user_error
 from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
@@ -55,7 +54,7 @@ PATIENCE = datetime.timedelta(days=7)
 
 
 @ends_on_signals()
-@exits_on_user_error
+@util.exits_on_user_error
 def main() -> None:
     """Run the command."""
     parser = config_parser(__doc__, flags=FLAGS)

@@ -26,10 +26,9 @@ from util.evaluation.metrics import EpisodeMetrics, confusion
 from util.evaluation.model import load_tested
 from util.evaluation.predictor import build_predictor, resize_logits
 from util.runtime.distributed import Processes
-from util.runtime.machine import environment_line
+from util.runtime.machine import environment_line, peak_memory
 from util.runtime.precision import Precision
 from util.runtime.tables import markdown_table
-from util.training.memory import peak_memory
 
 WAYS = {"plain": "each episode separately", "shared": "shared features computed once"}
 

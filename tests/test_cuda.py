@@ -20,10 +20,9 @@ from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import Predictor
 from util.runtime.distributed import Processes
 from util.runtime.errors import exits_on_user_error
-from util.runtime.log import Meter
 from util.runtime.precision import DTYPES, Precision
-from util.training.engine import distributed
 from util.training.iteration import Iteration, Recipe
+from util.training.parallel import distributed
 from util.training.schedule import hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -128,17 +127,16 @@ def test_training_steps_in_reduced_precision(amp, backbone_dtype):
         net = random_net("resnet50", 2, backbone_dtype=dtype).train().to(DEVICE)
         before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
 
-        def losses(batch, net=net, precision=precision):
-            with precision.autocast():
-                found = losses_of(net, [batch[n] for n in sorted(batch)])
+        def losses(forward, batch):
+            found = losses_of(forward, [batch[n] for n in sorted(batch)])
             return {"loss": found.total, "main": found.main, "distillation": found.distillation}
 
-        recipe = Recipe(net, hdmnet_optimizer(net, 1e-4), None, 1, 1, {})
-        iteration = Iteration(recipe, ALONE, precision, net, losses)
+        recipe = Recipe(net, hdmnet_optimizer(net, 1e-4), None, 1, 1, {}, losses, *[None] * 3)
+        iteration = Iteration(recipe, ALONE, precision)
         batch = dict(zip("abcd", episode, strict=True))
         # The scaler of float16 starts too high, and skips steps until it has come down.
         for _ in range(12):
-            values, _, _ = iteration(iter([batch]), Meter(), SimpleNamespace(signal=None))
+            values = iteration(iter([batch]), SimpleNamespace(signal=None)).values
             steps.setdefault(key, values)
             if "gradient" in values:
                 break

@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from util.config import load_config, parse_args
+from util.config import config_parser, load_config
 from util.data.dataset import base_label_dir, base_label_path, check_distinct_names
 from util.data.folds import Fold, base_label_table
 from util.data.images import Entry, check_labels, read_mask
-from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
+from util.runtime.machine import available_cores
 
 
 def write_base_labels(
@@ -65,7 +65,8 @@ def _store(
 @exits_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (that of the process if None)."""
-    args = parse_args("Write the base learner's labels of one fold as files.", argv=argv)
+    parser = config_parser("Write the base learner's labels of one fold as files.")
+    args = parser.parse_args(argv)
     cfg = load_config(args.config, args.opts)
     if not cfg.base_data_root:
         raise UserError("base_data_root is not set; it is the folder the labels are written to")

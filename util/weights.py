@@ -15,7 +15,8 @@ from urllib.error import URLError
 
 import torch
 
-from util.checkpoints.io import read_checkpoint, save_checkpoint, to_published
+from util.checkpoints.io import read_checkpoint, save_checkpoint
+from util.checkpoints.published_names import to_published
 from util.checkpoints.run_files import PUBLISHED_IMAGENET, find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable

@@ -21,6 +21,7 @@ from util.data.folds import IGNORE
 from util.data.images import Entry, read_mask
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.machine import available_cores
 
 VERSION = 1
 
@@ -87,13 +88,6 @@ def load_counts(
             "set list_dir to a writable folder"
         ) from error
     return cast(list[Counts], counts)
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def file_stamps(

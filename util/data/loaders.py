@@ -162,8 +162,8 @@ def check_batch(
         processes = " or the number of processes" if world_size > 1 else ""
         raise UserError(
             f"{list_file} gives {images} training images, and an iteration takes {needed} "
-            f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
-            f"lower {key}{accumulated}{processes}"
+            f"({batch_size} × {world_size} process{'es' * (world_size > 1)} × "
+            f"{grad_accum} accumulated); lower {key}{accumulated}{processes}"
         )
 
 

@@ -22,12 +22,12 @@ from util.data.data_loader import Loader
 from util.data.draws import Draw
 from util.data.episodes import EpisodeDataset
 from util.data.folds import class_label_table
-from util.data.list_cache import available_cores
 from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, SupportKey
 from util.evaluation.feature_cache import FeatureCache
 from util.evaluation.metrics import confusion
 from util.evaluation.plan import Unit
 from util.runtime.errors import data_errors
+from util.runtime.machine import available_cores
 
 
 class Prediction(NamedTuple):

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from util.config import load_config
 from util.data.images import Entry
-from util.data.list_cache import available_cores
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import ROOT, write_atomically
+from util.runtime.machine import available_cores
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 # The temporary names of `link_or_copy` and util.runtime.files, which hold the process id.
