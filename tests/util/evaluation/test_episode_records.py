@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from util.data.draws import Draw, DrawnRun
+from util.evaluation.counts import RECORD
 from util.evaluation.episode_records import (
     COLUMNS,
     EpisodeRecord,
-    episode_counts,
     episode_records,
     read_csv,
     slice_tables,
@@ -32,15 +32,14 @@ def cells(tables):
 
 
 def test_records_from_counts():
-    label = np.array([[1, 1, 1, 0, 255]], np.uint8)
-    final = np.array([[1, 1, 0, 1, 1]])
-    counts = episode_counts(final, np.zeros_like(final), label, classes=3)
-    assert counts.dtype == np.int64
+    counts = np.zeros(2, RECORD)
+    counts["final"], counts["meta"] = [[0, 1], [1, 2]], [[1, 0], [3, 0]]
+    counts["pixels"], counts["classes"] = 5, 3
     runs = [DrawnRun(seed, [Draw(1, class_id, [2, 0])]) for seed, class_id in ((365, 2), (510, 1))]
-    made = episode_records(runs, np.stack([counts, counts]), ["a", "b", "c"], ["cat", "dog"])
+    made = episode_records(runs, counts, ["a", "b", "c"], ["cat", "dog"])
     first = EpisodeRecord("b", "dog", 0.5, 0.0, 3, 0.6, 3, 365, ("c", "a"))
     assert made == [first, first._replace(class_name="cat", seed=510)]
-    (record,) = episode_records(runs[:1], counts[None], ["a", "b", "c"], None)
+    (record,) = episode_records(runs[:1], counts[:1], ["a", "b", "c"], None)
     assert record.class_name == "class 2"
 
 
