@@ -16,21 +16,12 @@ MASK_SHARE = 0.15  # part of each image that its mask covers
 
 
 class Case(NamedTuple):
-    """One case of the tables.
+    """One case of the tables."""
 
-    Attributes:
-        training: Whether this is a step of stage 2, else it is an episode of the test.
-        size: S of images S×S, in pixels.
-        shot: The number of supports K.
-        batch: The number of episodes at once.
-        backbone: The name of the backbone.
-        base_classes: The number of base classes.
-    """
-
-    training: bool
-    size: int
+    training: bool  # a step of stage 2, else an episode of the test
+    size: int  # S of images S×S, in pixels
     shot: int
-    batch: int
+    batch: int  # episodes at once
     backbone: str = "resnet50"
     base_classes: int = 15
 

@@ -35,43 +35,25 @@ _NOT_PROTOCOL = (
 
 
 class Experiment(NamedTuple):
-    """What the tests in one row share.
-
-    Attributes:
-        dataset: The name of the dataset.
-        backbone: The name of the backbone.
-        root: The folder that the runs lie in.
-        name: EXP of the run's folder without fold and shot.
-        protocol: The other settings as sorted pairs.
-    """
+    """What the tests in one row share."""
 
     dataset: str
     backbone: str
-    root: str
-    name: str
-    protocol: tuple[tuple[str, str], ...]
+    root: str  # the folder that the runs lie in
+    name: str  # EXP of the run's folder without fold and shot
+    protocol: tuple[tuple[str, str], ...]  # the other settings, sorted
 
 
 class Result(NamedTuple):
-    """The result of one test.
-
-    Attributes:
-        path: The file.
-        experiment: The row that it belongs in.
-        shot: The number of supports.
-        split: The index of the fold.
-        fold_count: The number of folds, None where the file does not say.
-        trained_shot: The number of supports that the weights were trained with.
-        mean: {score: mean over the runs, within 0 and 1}.
-    """
+    """The result of one test."""
 
     path: Path
-    experiment: Experiment
+    experiment: Experiment  # the row that it belongs in
     shot: int
     split: int
-    fold_count: int | None
+    fold_count: int | None  # None where the file does not say
     trained_shot: int
-    mean: dict[str, float]
+    mean: dict[str, float]  # {score: mean over the runs, within 0 and 1}
 
 
 # {(shot, column): percent}, where a column is the index of a fold or one of MEANS.

@@ -25,21 +25,13 @@ Support = tuple[Tensor, Tensor]  # image (3, S, S), mask uint8 (S, S) in {0, 1, 
 
 
 class Query(NamedTuple):
-    """A query, whatever class an episode asks for.
+    """A query, whatever class an episode asks for; its labels have the size that is compared."""
 
-    Attributes:
-        image: The transformed image, (3, S, S).
-        mask: Class ids of the dataset, uint8 (H, W) of the size that is compared, 255 = ignore.
-        base_label: Labels 0..N of the base learner, likewise.
-        fitted: The part (h, w) of S×S that the image fills.
-        classes: The number of classes in the image.
-    """
-
-    image: Tensor
-    mask: np.ndarray
-    base_label: np.ndarray
-    fitted: tuple[int, int]
-    classes: int
+    image: Tensor  # transformed, (3, S, S)
+    mask: np.ndarray  # class ids of the dataset, uint8 (H, W), 255 = ignore
+    base_label: np.ndarray  # labels 0..N of the base learner, likewise
+    fitted: tuple[int, int]  # the part (h, w) of S×S that the image fills
+    classes: int  # in the image
 
 
 # Queries by their position in the lists, and supports: what to load, and what was loaded.

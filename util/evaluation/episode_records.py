@@ -20,28 +20,16 @@ WORST = 20
 
 
 class EpisodeRecord(NamedTuple):
-    """One tested episode.
-
-    Attributes:
-        query: The name of the query as in the list file.
-        class_name: The episode's class.
-        iou: IoU of the foreground of the final prediction, within 0 and 1.
-        iou_meta: The same of the meta learner's prediction.
-        pixels: Size of the class in the query, in pixels of the label that are not ignored.
-        share: The same as a share of all pixels.
-        classes: Number of the dataset's classes in the query.
-        seed: Seed of the run.
-        supports: The names of the supports as in the list file.
-    """
+    """One tested episode; images have their names of the list file."""
 
     query: str
     class_name: str
-    iou: float
-    iou_meta: float
-    pixels: int
-    share: float
-    classes: int
-    seed: int
+    iou: float  # of the foreground of the final prediction, within 0 and 1
+    iou_meta: float  # the same of the meta learner's prediction
+    pixels: int  # of the class in the query
+    share: float  # the same as a share of all pixels
+    classes: int  # of the dataset in the query
+    seed: int  # of the run
     supports: tuple[str, ...]
 
 

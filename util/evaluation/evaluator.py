@@ -26,32 +26,19 @@ from util.runtime.log import LOGGER_NAME
 
 
 class Work(NamedTuple):
-    """The work of an evaluation, over all processes.
+    """The work of an evaluation, over all processes."""
 
-    Attributes:
-        episodes: The number of episodes that were executed, without those that a journal held.
-        seconds: The time from the first to the last.
-        hits: How often the features of a support were still in memory.
-        misses: How often they were computed.
-    """
-
-    episodes: int
+    episodes: int  # that were executed, without those that a journal held
     seconds: float
-    hits: int
-    misses: int
+    hits: int  # how often the features of a support were still in memory
+    misses: int  # how often they were computed
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation, over all processes.
+    """The result of an evaluation, over all processes."""
 
-    Attributes:
-        runs: The `episode_scores` of each run and, with a threshold, its "baselines".
-        counts: What they were computed from.
-        work: What the evaluation took.
-    """
-
-    runs: list[dict[str, Any]]
-    counts: Counts
+    runs: list[dict[str, Any]]  # `episode_scores` and, with a threshold, "baselines"
+    counts: Counts  # what they were computed from
     work: Work
 
 

@@ -35,23 +35,14 @@ _TITLE_FONT: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 10, "parse_
 
 
 class EpisodePicture(NamedTuple):
-    """The pictures of an episode. Masks hold 1 = the class, 0 = other, 255 = ignore.
+    """The pictures of an episode. Masks (H, W) hold 1 = the class, 0 = other, 255 = ignore."""
 
-    Attributes:
-        query: uint8 (H, W, 3) RGB.
-        supports: One or more such images, each of its own size, with their masks (H, W).
-        truth: The mask of the query, (H, W).
-        prediction: The predicted mask of the query, (H, W).
-        title: The class, and what else to say, of any length.
-        correlations: Maps (h, w) over the whole query, coarsest first.
-    """
-
-    query: np.ndarray
-    supports: Sequence[tuple[np.ndarray, np.ndarray]]
+    query: np.ndarray  # uint8 (H, W, 3) RGB
+    supports: Sequence[tuple[np.ndarray, np.ndarray]]  # such images and their masks, of any sizes
     truth: np.ndarray
     prediction: np.ndarray
-    title: str = ""
-    correlations: Sequence[ArrayLike] = ()
+    title: str = ""  # the class, and what else to say, of any length
+    correlations: Sequence[ArrayLike] = ()  # maps (h, w) over the whole query, coarsest first
 
 
 class _Panel(NamedTuple):

@@ -62,16 +62,17 @@ class Journal:
             UserError: The file cannot be written.
         """
         path = self.folder / f"{self.name}-{rank}.jsonl"
-        with _explained(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
         def append(positions: Sequence[int], unit: Counts) -> None:
             at = np.flatnonzero(unit.sums)
             values = unit.sums.flat[at].tolist()
             text = json.dumps([positions, unit.numbers.tolist(), at.tolist(), values]).encode()
-            with _explained(path):
-                file.write(_checksum(text) + b" " + text + b"\n")
+            file.write(_checksum(text) + b" " + text + b"\n")
 
         with file:
             file.write(b"\n")  # ends the line at which an earlier process was killed
@@ -84,14 +85,6 @@ class Journal:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.name}-*.jsonl"))
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _checksum(text: bytes) -> bytes:

@@ -32,27 +32,16 @@ from util.runtime.errors import data_errors
 
 
 class Prediction(NamedTuple):
-    """The maps of an episode at the size that is compared, on the host.
+    """The maps of an episode at the size H×W that is compared, on the host."""
 
-    Attributes:
-        position: The position of the episode among all drawn ones.
-        final: The final prediction, uint8 (H, W), 0/1.
-        meta: The meta learner's prediction, uint8 (H, W), 0/1.
-        label: The truth, uint8 (H, W), 0, 1, 255 = ignore.
-        base_counts: `confusion` of the base learner (N+1, N+1); None where it is not scored.
-        classes: The number of classes in the query.
-        prior: The similarity prior (2, H, W), where it was asked for.
-        correlations: Maps (h, w) of the part of the canvas that the query fills, coarsest first.
-    """
-
-    position: int
-    final: np.ndarray
-    meta: np.ndarray
-    label: np.ndarray
-    base_counts: np.ndarray | None
-    classes: int
-    prior: Tensor | None
-    correlations: list[Tensor]
+    position: int  # of the episode among all drawn ones
+    final: np.ndarray  # uint8 (H, W) in {0, 1}
+    meta: np.ndarray  # the meta learner's prediction, likewise
+    label: np.ndarray  # the truth, uint8 (H, W) in {0, 1, 255}
+    base_counts: np.ndarray | None  # `confusion` (N+1, N+1); None where it is not scored
+    classes: int  # in the query
+    prior: Tensor | None  # (2, H, W), where it was asked for
+    correlations: list[Tensor]  # (h, w) of the part that the query fills, coarsest first
 
 
 @dataclass
@@ -69,45 +58,31 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 
+@dataclass
 class Predictor:
     """A model, and how it is run on episodes.
 
-    Args:
-        net: The model. Its base learner is scored where it has as many classes as the fold has
-            base classes; else it is of another dataset.
-        episodes: The dataset that the draws are loaded from.
-        device: The device of the model.
-        original_size: Compare at the original size of the query ("ori_resize"), else at S×S.
-        batch_size: Episodes at a time.
-        workers: Loader processes, at most; no more than there are cores.
-        cache_bytes: Memory for the features of supports. Features are the same whatever else is
-            computed at the time, so results do not depend on it.
-        ensemble: False takes the meta learner's prediction for the final one.
-        ann_type: How the supports are annotated.
-        prior: Also give the similarity prior.
+    Features are the same whatever else is computed at the time, so predictions do not depend on the
+    memory for those of supports.
     """
 
-    def __init__(
-        self,
-        net: HDMNet,
-        episodes: EpisodeDataset,
-        device: torch.device,
-        original_size: bool = True,
-        batch_size: int = 1,
-        workers: int = 0,
-        cache_bytes: float = 0,
-        ensemble: bool = True,
-        ann_type: str = "mask",
-        prior: bool = False,
-    ):
-        self.net, self.episodes, self.device = net, episodes, device
-        self.original_size, self.batch_size = original_size, batch_size
-        self.workers = min(workers, available_cores())
-        self.ensemble, self.prior = ensemble, prior
-        known = net.base.base_classes == len(episodes.base_classes)
-        self.scored_base_classes = net.base.base_classes if known else 0
-        self.cache = FeatureCache(cache_bytes)
-        self.parts = EpisodeParts(episodes, original_size, ann_type)
+    net: HDMNet
+    episodes: EpisodeDataset  # that the draws are loaded from
+    device: torch.device  # of the model
+    original_size: bool = True  # compare at the original size of the query, else at S×S
+    batch_size: int = 1  # episodes at a time
+    workers: int = 0  # loader processes, at most; no more than there are cores
+    cache_bytes: float = 0  # memory for the features of supports
+    ensemble: bool = True  # False takes the meta learner's prediction for the final one
+    ann_type: str = "mask"  # how the supports are annotated
+    prior: bool = False  # also give the similarity prior
+
+    def __post_init__(self) -> None:
+        # With another number of classes, the base learner is of another dataset and not scored.
+        known = self.net.base.base_classes == len(self.episodes.base_classes)
+        self.scored_base_classes = self.net.base.base_classes if known else 0
+        self.cache = FeatureCache(self.cache_bytes)
+        self.parts = EpisodeParts(self.episodes, self.original_size, self.ann_type)
 
     def predict(self, draws: Sequence[Draw], units: Sequence[Unit]) -> Iterator[list[Prediction]]:
         """Give the predictions of each unit, in the order of its batches.
@@ -122,7 +97,7 @@ class Predictor:
         loaded = iter(
             Loader(
                 self.parts,
-                self.workers,
+                min(self.workers, available_cores()),
                 sampler=self._requests(draws, units, coming),
                 batch_size=None,
                 collate_fn=_unchanged,

@@ -22,13 +22,8 @@ from util.runtime.tables import markdown_table
 SPREAD = {"mean": "mean", "std": "std", "±95%": "ci95"}
 # What the published results were tested with, beside backbone and shot: of all datasets, of each.
 _PUBLISHED_SETTINGS = {
-    "num_folds": 4,
-    "min_pixels": 2048,
-    "fold_list": None,
-    "ann_type": "mask",
-    "ensemble": True,
-    "ori_resize": True,
-    "resized_val": True,
+    **{"num_folds": 4, "min_pixels": 2048, "fold_list": None, "ann_type": "mask"},
+    **{"ensemble": True, "ori_resize": True, "resized_val": True},
 }
 _PUBLISHED_BY_DATASET = {
     "pascal": {"effective_folds": "contiguous", "val_size": 473},
@@ -36,6 +31,7 @@ _PUBLISHED_BY_DATASET = {
 }
 # What the scores depend on beside what `settings_of` names itself.
 _SETTINGS = (
+    *("data_root", "split", "fold_count", "fold_list", "shot", "backbone"),
     *("ori_resize", "resized_val", "workers", "amp", "backbone_dtype", "baselines"),
     *("ann_type", "ensemble", "scale_to_trained_shot"),
     *("low_fea", "kshot_trans_dim", "kshot_order"),
@@ -54,13 +50,7 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
     return {
         "weight": weight,
         "dataset": cfg.data_set,
-        "data_root": cfg.data_root,
-        "split": cfg.split,
         "folds": cfg.effective_folds,
-        "fold_count": cfg.fold_count,
-        "fold_list": cfg.fold_list,
-        "shot": cfg.shot,
-        "backbone": cfg.backbone,
         "size": cfg.val_size,
         "episodes": len(runs[0].draws),
         "seeds": [run.seed for run in runs],
