@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import test as command
 from tests.paths import ROOT
@@ -168,8 +169,29 @@ def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained, run_
     assert len(list(result.glob("episode-1shot-*.png"))) == 3
 
 
-def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained, monkeypatch):
+def kill_second_rank(process, exp):
+    """Kill one of two processes of a test; the other one is ended."""
+    table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True).stdout
+    ranks = [line for line in table.splitlines() if str(exp) in line and " test.py " in line]
+    ranks = [line for line in ranks if "util.launch" not in line]
+    assert len(ranks) == 2, table
+    os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode and "was ended by SIGKILL" in stderr
+
+
+def stop(process, number):
+    """Send a signal to what a script runs; returns exit code and stderr."""
+    words = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    child = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    os.kill(int(child), number)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
+
+
+def test_an_interrupted_test_goes_on_to_the_same_end(scripts, trained, run_test, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums are rounded alike in one and in two processes
+    torch.set_num_threads(1)
     weight, drawn = scripts.weight, scripts.folder / "drawn.json"
     settings = [f"weight={weight}", "test_num=60", "test_runs=2", "workers=0"]
     settings += ["--per_episode", "--episodes", str(drawn), "--visualize", "1"]
@@ -179,19 +201,20 @@ def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained
         options = (f"exp_dir={exp}", *settings)
         result = exp / "demo/HDMNet/split0/resnet18/result"
         if name == "cut":
-            happened = partial(lambda result: lines_of_journals(result, 1) > 3, result)
-            process = scripts.start_until(happened, "test.sh", "2", *options)
-            table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True)
-            ranks = [line for line in table.stdout.splitlines() if str(exp) in line]
-            ranks = [line for line in ranks if " test.py " in line and "util.launch" not in line]
-            assert len(ranks) == 2, table
-            os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
-            _, stderr = process.communicate()
-            assert process.returncode and "was ended by SIGKILL" in stderr
+            happened = partial(lambda result: lines_of_journals(result, 1) > 2, result)
+            kill_second_rank(scripts.start_until(happened, "test.sh", "2", *options), exp)
             assert not list(result.glob("test-*"))
-        printed = scripts("test.sh", "1", *options).stdout
+            for gpus, number, code in (("1", signal.SIGTERM, 143), ("2", signal.SIGINT, 130)):
+                more = lines_of_journals(result) + 3
+                happened = partial(lambda result, n: lines_of_journals(result) > n, result, more)
+                process = scripts.start_until(happened, "test.sh", gpus, *options)
+                line = "interrupted; run the same command again to continue\n"
+                assert stop(process, number) == (code, line)
+        printed = run_test(*options)
         path, reports[name] = last_report(result)
         assert not list(result.glob("journal-*")) and "2 × 60 episodes of" in printed
+        kept = re.search(r"testing: (\d+) of 120 episodes were counted before", printed)
+        assert int(kept[1] if kept else 0) == 120 - reports[name]["work"]["episodes"]
         assert path.with_suffix(".md").read_text().splitlines()[-1] in printed
         rows = rows_of(path.with_suffix(".csv"))
         assert len(rows) == 120 and {row["seed"] for row in rows} == {"510", "365"}
@@ -201,26 +224,7 @@ def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained
         assert sum(picture.startswith(f"worst-{named}-") for picture in pictures) == 20
     whole, cut = reports["whole"], reports["cut"]
     assert cut["runs"] == whole["runs"] and cut["drawn"] == whole["drawn"]
-    assert 0 < cut["work"]["episodes"] <= 117 < whole["work"]["episodes"] == 120
-
-
-def test_a_test_that_is_told_to_stop_says_one_line_and_goes_on(scripts, trained, run_test):
-    exp = scripts.folder / "tested and stopped"
-    settings = (f"exp_dir={exp}", f"weight={scripts.weight}", "test_num=400", "test_runs=1")
-    settings += ("vis_num=0",)
-    result = exp / "demo/HDMNet/split0/resnet18/result"
-    for gpus, number, code in (("1", signal.SIGTERM, 143), ("2", signal.SIGINT, 130)):
-        before = lines_of_journals(result)
-        happened = partial(lambda before: lines_of_journals(result) > before + 3, before)
-        process = scripts.start_until(happened, "test.sh", gpus, *settings)
-        words = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-        child = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        os.kill(int(child), number)
-        _, stderr = process.communicate()
-        line = "interrupted; run the same command again to continue\n"
-        assert (process.returncode, stderr) == (code, line)
-    kept = re.search(r"testing: (\d+) of 400 episodes were counted before", run_test(*settings))
-    assert 6 <= int(kept[1]) < 400
+    assert 0 < cut["work"]["episodes"] <= 110 < whole["work"]["episodes"] == 120
 
 
 def test_two_shot_uses_the_one_shot_weights(scripts, trained, run_test, tmp_path):
@@ -300,11 +304,9 @@ def test_a_test_that_differs_in_size_has_a_result_of_its_own(scripts, trained, r
 
 
 def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained, run_test):
-    names = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
-    present = {
-        Path(image).stem: set(read_mask(str(scripts.data / mask)).flat) for image, mask in names
-    }
-    lines = [f"{image}__01" for image, classes in present.items() if 1 in classes][:3]
+    entries = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
+    shows = [image for image, mask in entries if 1 in read_mask(str(scripts.data / mask))]
+    lines = [f"{Path(image).stem}__01" for image in shows[:3]]
     assert len(lines) == 3
     path = scripts.folder / "fold 0.txt"
     path.write_text("\n".join(lines))

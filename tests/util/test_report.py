@@ -131,19 +131,14 @@ def test_several_folders_are_named(tmp_path, monkeypatch):
     assert row(found, "ours")[4] == "51.5" and row(found, "theirs")[4] == "21.5"
 
 
-def test_of_two_tests_the_newer_stands_and_it_says_so(tmp_path):
+def test_of_two_tests_the_newer_stands_and_notes_say_so(tmp_path):
     old = write(tmp_path, miou=0.9, name="b")
-    new = write(tmp_path, miou=0.4, name="a")
+    new = write(tmp_path, miou=0.4, name="a", trained_shot=5)
     os.utime(old, (1000, 1000))
-    results = find_results([old, new, old])
-    text = paper_tables(results)
+    text = paper_tables(find_results([old, new, old]))
     assert row(rows(text), "HDMNet")[0] == "40.0"
     assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
-
-
-def test_weights_of_another_shot_are_noted(tmp_path):
-    path = write(tmp_path, "split0_5shot", shot=5, trained_shot=1)
-    assert f"{path}: 5-shot with weights of 1-shot." in paper_tables(find_results([path]))
+    assert f"{new}: 1-shot with weights of 5-shot." in text
 
 
 def test_another_number_of_folds(tmp_path):
@@ -206,12 +201,16 @@ def test_other_files_are_one_line(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_report_is_one_line(tmp_path, capsys):
-    with pytest.raises(UserError, match="none cannot be read"):
-        find_results([tmp_path / "none"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none cannot be read"),
+        (["."], "no test-*.json below it"),
+        ([".", "--folds", "0"], "--folds: 0 is no number"),
+    ],
+)
+def test_nothing_to_report_is_one_line(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path)])
-    assert caught.value.code == 2 and "no test-*.json below it" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path), "--folds", "0"])
-    assert caught.value.code == 2 and "--folds: 0 is no number" in capsys.readouterr().err
+        main(words)
+    assert caught.value.code == 2 and message in capsys.readouterr().err

@@ -66,19 +66,12 @@ def test_each_panel_has_its_own_mask_and_colour():
         assert 0.04 < share(found[caption], tint) < 0.08  # a quarter of both sides
         assert share(found[caption], to_rgb(colour)) > 0.003  # the outline
     assert share(found["query"], (90 / 255,) * 3) > 0.97
-
-
-def test_ignored_pixels_are_hatched():
-    found = panels(episode_figure(picture()))
     for caption, pixels in found.items():
-        lowest = pixels[-len(pixels) // 10 :]
+        lowest = pixels[-len(pixels) // 10 :]  # ignored and hatched
         hatched = share(lowest, (0.8,) * 3) > 0.3 and share(lowest, (0,) * 3, 0.3) > 0.05
         assert hatched == (caption in ("support", "truth"))
-
-
-def test_maps_run_from_dark_blue_to_yellow_over_the_grey_image():
-    heat = panels(episode_figure(picture()))["correlation 8×8, max 14.0"] / 255
-    grey = 0.35 * 90 / 255
+    # Maps run from dark blue to yellow over the grey image.
+    heat, grey = found["correlation 8×8, max 14.0"] / 255, 0.35 * 90 / 255
     assert heat[5, 5] == pytest.approx(np.array([68, 1, 84]) / 255 * 0.65 + grey, abs=0.03)
     assert heat[-6, -6] == pytest.approx(np.array([253, 231, 37]) / 255 * 0.65 + grey, abs=0.03)
 
