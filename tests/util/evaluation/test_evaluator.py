@@ -97,7 +97,7 @@ def assert_equal(found, expected):
         *(("1 shot", True, 15), ("2 shots", True, 15), ("base", True, 15), ("padded", True, 15)),
         ("1 shot", False, 15),  # compared at the size of the network
         # Weights of another number of base classes are tested without base scores.
-        *(("1 shot", True, 4), ("base", True, 4)),
+        ("base", True, 4),
     ],
 )
 def test_counts_are_those_of_one_episode_after_the_other(small, kind, original_size, base_classes):

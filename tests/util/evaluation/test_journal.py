@@ -98,6 +98,15 @@ def test_another_test_has_its_own_files(written):
     assert Journal(journal.folder, {"a": 1}).name == journal.name
 
 
+def test_a_test_that_does_not_score_the_base_learner_has_no_sums(tmp_path):
+    journal, counts, found = Journal(tmp_path, 1), Counts(1, RUNS, 0), Counts(EPISODES, RUNS, 0)
+    counts.numbers[:] = 1
+    with journal.writing(0) as append:
+        append([2], counts)
+    journal.read(found)
+    assert np.flatnonzero(found.done()).tolist() == [2] and not found.sums.size
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with (
