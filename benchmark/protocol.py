@@ -136,15 +136,9 @@ def main() -> None:
             options.data = f"{folder}/data"
             # The lists need training pictures too, which nothing here looks at.
             write_demo(options.data, train=1, val=options.pictures)
-        settings = [
-            f"data_root={options.data}",
-            f"val_list={options.data}/val.txt",
-            f"list_dir={folder}",
-            f"val_size={options.size}",
-            f"test_runs={options.runs}",
-            f"test_num={options.episodes}",
-            *options.opts,
-        ]
+        settings = [f"data_root={options.data}", f"val_list={options.data}/val.txt"]
+        settings += [f"list_dir={folder}", f"val_size={options.size}"]
+        settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", *options.opts]
         cfg = load_config(f"config/demo/demo_split0_{options.net}.yaml", settings)
         results = {}
         for way in WAYS:
