@@ -81,8 +81,8 @@ def _train(run: Run, loss: Loss) -> None:
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else epoch)
         draws = draw_test_episodes(val_episodes.lists, cfg.shot, cfg.val_num, seed, cfg.workers)
         predictor = build_predictor(cfg, net, val_episodes, processes.device)
-        metrics = evaluate_episodes(predictor, [draws], processes).runs[0].metrics
-        return {key: value for key, value in metrics.results().items() if key != "class_iou"}
+        scores = evaluate_episodes(predictor, [draws], processes).runs[0]
+        return {key: value for key, value in scores.items() if key != "class_iou"}
 
     trainer = Trainer(
         run,
