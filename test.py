@@ -3,15 +3,14 @@
 import argparse
 import datetime
 import json
-from pathlib import Path
 from typing import Any
 
-import util  # noqa: F401  first, for the model loads OpenCV as well
-from model import HDMNet
+import util
 from util.checkpoints.run_files import RunFiles
 from util.config import Config, config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
+from util.data.episodes import EpisodeDataset
 from util.data.fold_list import draw_fold_list
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
@@ -21,12 +20,12 @@ from util.evaluation.episode_records import (
     worst_episodes,
     write_csv,
 )
-from util.evaluation.evaluator import Evaluation, evaluate_episodes
+from util.evaluation.evaluator import evaluate_episodes
+from util.evaluation.figures import draw_pictures
 from util.evaluation.journal import Journal
 from util.evaluation.model import load_tested
-from util.evaluation.pictures import draw_pictures
 from util.evaluation.predictor import Predictor, build_predictor
-from util.evaluation.prior_baseline import PriorHistograms, Threshold
+from util.evaluation.prior_baseline import Threshold, best_threshold
 from util.evaluation.protocol_report import (
     build_report,
     published_miou,
@@ -38,7 +37,6 @@ from util.evaluation.protocol_report import (
 )
 from util.evaluation.stopping import ends_on_signals
 from util.runtime.distributed import Processes, start_processes
-from util.runtime.errors import exits_on_user_error
 from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
@@ -55,7 +53,7 @@ PATIENCE = datetime.timedelta(days=7)
 
 
 @ends_on_signals()
-@exits_on_user_error
+@util.exits_on_user_error
 def main() -> None:
     """Run the command."""
     parser = config_parser(__doc__, flags=FLAGS)
@@ -102,54 +100,60 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             logger.info(f"tested before, see {output}\n{text.rstrip()}")
             return
 
-        net, trained_shot, notes = load_tested(
+        loaded = load_tested(
             path, episodes.base_classes, cfg.model_arguments, cfg.scale_to_trained_shot
         )
-        net.to(processes.device)
+        net = loaded.net.to(processes.device)
         environment = run_environment()
         logger.info(processes.describe())
         logger.info(environment_line(environment))
         logger.info(
             f"{cfg.backbone}, fold {cfg.split} of {cfg.data_set}, {cfg.shot}-shot, weights {path}"
         )
-        for note in notes:
+        for note in loaded.notes:
             logger.info(note)
+
+        def predictor_of(episodes: EpisodeDataset, **options: Any) -> Predictor:
+            options["ann_type"] = cfg.ann_type
+            return build_predictor(cfg, net, episodes, processes.device, **options)
+
         threshold, journals = None, [Journal(folder, identity)]
         if cfg.baselines:
             journals.append(Journal(folder, [identity, "baselines"]))
-            threshold = _prior_threshold(cfg, net, processes, journals[1])
-        predictor = build_predictor(
-            cfg, net, episodes, processes.device, prior=cfg.baselines, ann_type=cfg.ann_type
-        )
-        drawn = [run.draws for run in runs]
+            base = build_episodes(cfg, "train", testing=True)
+            predictor = predictor_of(base, prior=True)
+            threshold = _prior_threshold(cfg, predictor, processes, journals[1])
         evaluation = evaluate_episodes(
-            predictor, drawn, processes, threshold, journals[0], "testing"
+            predictor_of(episodes, prior=cfg.baselines),
+            [run.draws for run in runs],
+            processes,
+            threshold,
+            journals[0],
+            "testing",
         )
-        if processes.is_main:
-            report = identity | build_report(
-                settings,
-                trained_shot,
-                notes,
-                evaluation,
-                threshold,
-                published_miou(cfg),
-                processes.world_size,
-            )
-            report["environment"] = environment
-            artist = build_predictor(
-                cfg,
-                net,
-                episodes,
-                processes.device,
-                original_size=True,
-                batch_size=1,
-                ann_type=cfg.ann_type,
-            )
-            text = _write_results(cfg, args.per_episode, artist, runs, evaluation, report, output)
-            for journal in journals:
-                journal.remove()
-            logger.info(f"\n{text.rstrip()}")
-            logger.info(f"results in {output} and beside it")
+        if not processes.is_main:
+            return
+        report = identity | build_report(
+            settings, loaded, evaluation, threshold, published_miou(cfg), processes
+        )
+        report["environment"] = environment
+        text, worst = report_text(report, cfg.class_names), []
+        if args.per_episode:
+            images = [image for image, _ in episodes.lists.entries]
+            records = episode_records(runs, evaluation.counts.records, images, cfg.class_names)
+            write_csv(output.with_suffix(".csv"), records)
+            text += "\n" + slice_tables(records)
+            worst = [records.index(record) for record in worst_episodes(records)]
+        artist = predictor_of(episodes, original_size=True, batch_size=1)
+        suffix = output.stem.removeprefix("test-")
+        draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, folder, suffix)
+        write_atomically(output.with_suffix(".md"), text)
+        # The last file: a test that has it is complete.
+        write_atomically(output, json.dumps(report, indent=1) + "\n")
+        for journal in journals:
+            journal.remove()
+        logger.info(f"\n{text.rstrip()}")
+        logger.info(f"results in {output} and beside it")
 
 
 def _draw_runs(cfg: Config, lists: ImageLists) -> list[DrawnRun]:
@@ -161,42 +165,17 @@ def _draw_runs(cfg: Config, lists: ImageLists) -> list[DrawnRun]:
     ]
 
 
-def _write_results(
-    cfg: Config,
-    per_episode: bool,
-    artist: Predictor,
-    runs: list[DrawnRun],
-    evaluation: Evaluation,
-    report: dict[str, Any],
-    output: Path,
-) -> str:
-    """Write the pictures, the tables and, last, the JSON file `output`; return the tables."""
-    text, worst = report_text(report, cfg.class_names), []
-    if per_episode:
-        images = [image for image, _ in artist.episodes.lists.entries]
-        records = episode_records(runs, evaluation.records, images, cfg.class_names)
-        write_csv(output.with_suffix(".csv"), records)
-        text += "\n" + slice_tables(records)
-        worst = [records.index(record) for record in worst_episodes(records)]
-    suffix = output.stem.removeprefix("test-")
-    draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, output.parent, suffix)
-    write_atomically(output.with_suffix(".md"), text)
-    write_atomically(output, json.dumps(report, indent=1) + "\n")
-    return text
-
-
-def _prior_threshold(cfg: Config, net: HDMNet, processes: Processes, journal: Journal) -> Threshold:
+def _prior_threshold(
+    cfg: Config, predictor: Predictor, processes: Processes, journal: Journal
+) -> Threshold:
     """Return the threshold of the similarity prior that is best on episodes of the base classes."""
-    base = build_episodes(cfg, "train", testing=True)
-    draws = draw_test_episodes(base.lists, cfg.shot, len(base), PROTOCOL_SEED, cfg.workers)
-    step = max(1, len(draws) // BASELINE_EPISODES)
-    predictor = build_predictor(cfg, net, base, processes.device, ann_type=cfg.ann_type, prior=True)
+    lists = predictor.episodes.lists
+    draws = draw_test_episodes(lists, cfg.shot, len(lists.entries), PROTOCOL_SEED, cfg.workers)
+    draws = draws[:: max(1, len(draws) // BASELINE_EPISODES)]
     evaluation = evaluate_episodes(
-        predictor, [draws[::step]], processes, journal=journal, progress="baseline on base classes"
+        predictor, [draws], processes, journal=journal, progress="baseline on base classes"
     )
-    histograms = evaluation.runs[0].prior
-    assert isinstance(histograms, PriorHistograms)
-    return histograms.best()
+    return best_threshold(evaluation.counts.prior[0])
 
 
 if __name__ == "__main__":

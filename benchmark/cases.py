@@ -16,29 +16,21 @@ MASK_SHARE = 0.15  # part of each image that its mask covers
 
 
 class Case(NamedTuple):
-    """One case of the tables.
+    """One case of the tables."""
 
-    Attributes:
-        training: Whether this is a step of stage 2, else it is an episode of the test.
-        size: S of images S×S, in pixels.
-        shot: The number of supports K.
-        batch: The number of episodes at once.
-        backbone: The name of the backbone.
-        base_classes: The number of base classes.
-    """
-
-    training: bool
-    size: int
+    training: bool  # a step of stage 2, else an episode of the test
+    size: int  # S of images S×S, in pixels
     shot: int
-    batch: int
+    batch: int  # episodes at once
     backbone: str = "resnet50"
     base_classes: int = 15
 
     @property
     def name(self) -> str:
-        what = "test episode" if self.batch == 1 else f"{self.batch} test episodes"
         if self.training:
             what = f"training step, batch {self.batch}"
+        else:
+            what = "test episode" if self.batch == 1 else f"{self.batch} test episodes"
         return f"{what}, {self.size} px, {self.shot}-shot"
 
 
@@ -84,8 +76,12 @@ class Lab:
         self.case, self.device = case, device
         self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
+        options = {"shot": shot, "kshot_trans_dim": 0}
         with device:  # on a GPU, random weights are drawn in no time
-            self.net, self.reduced = (_build(case, dtype) for dtype in (None, torch.bfloat16))
+            self.net, self.reduced = (
+                build_hdmnet(case.backbone, case.base_classes, backbone_dtype=dtype, **options)
+                for dtype in (None, torch.bfloat16)
+            )
         self.reduced.load_state_dict(self.net.state_dict())
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)
@@ -154,31 +150,15 @@ class Lab:
 
 def difference(actual: HDMNetOutput, expected: HDMNetOutput) -> float:
     """Return the largest difference of `final` and of `meta`, each divided by its largest logit."""
-    return max(
-        ((a - b).abs().max() / b.abs().max()).item()
-        for a, b in zip(actual[:2], expected[:2], strict=True)
-    )
-
-
-def _build(case: Case, backbone_dtype: torch.dtype | None) -> HDMNet:
-    return build_hdmnet(
-        case.backbone,
-        case.base_classes,
-        shot=case.shot,
-        kshot_trans_dim=0,
-        backbone_dtype=backbone_dtype,
-    )
+    pairs = zip(actual[:2], expected[:2], strict=True)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
 def _random_masks(count: int, size: int) -> Tensor:
-    """Return int64 (count, size, size): 1 in an ellipse somewhere, else 0; 255 in the top rows."""
-    axis = torch.linspace(0, 1, size)
-    ratio = 0.6 + 0.8 * torch.rand(count, 1, 1)
-    inside = torch.zeros(count, size, size)
-    for position, stretch in ((axis[:, None], ratio), (axis, 1 / ratio)):
-        radius = (MASK_SHARE / torch.pi * stretch).sqrt()
-        centre = radius + (1 - 2 * radius) * torch.rand(count, 1, 1)
-        inside += ((position - centre) / radius) ** 2
-    masks = (inside <= 1).long()
+    """Return int64 (count, size, size): 1 in a disc somewhere, else 0; 255 in the top rows."""
+    radius = size * (MASK_SHARE / torch.pi) ** 0.5
+    centre = radius + (size - 2 * radius) * torch.rand(count, 2, 1)
+    y, x = (torch.arange(size) - centre).square().unbind(1)
+    masks = (y[:, :, None] + x[:, None] <= radius**2).long()
     masks[:, : size // 60] = 255
     return masks

@@ -36,29 +36,22 @@ from util.runtime.tables import markdown_table
 
 
 class Precision(NamedTuple):
-    """How products are computed.
+    """How products are computed: float32 in TF32, which only GPUs do, and mixed precision."""
 
-    Attributes:
-        tf32: Whether products of float32 are computed in TF32, which only GPUs do.
-        amp: The type of automatic mixed precision, or None.
-        way: The way of `Lab` that is measured; without reduced precision all of `EXACT` are.
-        ceiling: The type of the matrix product that bounds their speed.
-    """
-
-    tf32: bool
-    amp: torch.dtype | None
-    way: str
-    ceiling: str
+    tf32: bool = False
+    amp: torch.dtype | None = None
+    way: str = "fast"  # the way of `Lab`; without reduced precision all of EXACT are measured
+    ceiling: str = "bf16"  # the type of the matrix product that bounds the speed
 
 
 EXACT = ("reference", "fast", "cached")
 PRECISIONS = {
-    "float32": Precision(False, None, "fast", "float32"),
-    "TF32": Precision(True, None, "fast", "TF32"),
-    "backbone_dtype bf16": Precision(False, None, "bf16", "bf16"),
-    "backbone_dtype bf16, TF32": Precision(True, None, "bf16", "bf16"),
-    "amp bf16": Precision(True, torch.bfloat16, "fast", "bf16"),
-    "amp fp16": Precision(True, torch.float16, "fast", "bf16"),
+    "float32": Precision(ceiling="float32"),
+    "TF32": Precision(tf32=True, ceiling="TF32"),
+    "backbone_dtype bf16": Precision(way="bf16"),
+    "backbone_dtype bf16, TF32": Precision(tf32=True, way="bf16"),
+    "amp bf16": Precision(tf32=True, amp=torch.bfloat16),
+    "amp fp16": Precision(tf32=True, amp=torch.float16),
 }
 PROFILED = ("float32", "TF32", "amp bf16")
 

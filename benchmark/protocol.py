@@ -21,15 +21,15 @@ from util.data.draws import Draw, draw_test_episodes, run_seeds
 from util.data.episodes import EpisodeDataset
 from util.data.loaders import build_episodes
 from util.demo_data import write_demo
+from util.evaluation.counts import Counts
 from util.evaluation.evaluator import evaluate_episodes
-from util.evaluation.metrics import EpisodeMetrics, confusion
+from util.evaluation.metrics import confusion
 from util.evaluation.model import load_tested
 from util.evaluation.predictor import build_predictor, resize_logits
 from util.runtime.distributed import Processes
-from util.runtime.machine import environment_line
+from util.runtime.machine import environment_line, peak_memory
 from util.runtime.precision import Precision
 from util.runtime.tables import markdown_table
-from util.training.memory import peak_memory
 
 WAYS = {"plain": "each episode separately", "shared": "shared features computed once"}
 
@@ -48,26 +48,22 @@ class DrawnEpisodes(torch.utils.data.Dataset):
 
 
 @torch.no_grad()
-def plain_counts(
+def count_plainly(
     net: HDMNet, episodes: EpisodeDataset, draws: list[Draw], device: torch.device, workers: int
-) -> EpisodeMetrics:
-    """Return the counts of one run, nothing shared between its episodes."""
-    metrics = EpisodeMetrics(episodes.classes, len(episodes.base_classes))
+) -> Counts:
+    """Return the counts of episodes that share nothing."""
+    counts = Counts(len(draws), 1, len(episodes.base_classes))
     loader = Loader(DrawnEpisodes(episodes, draws), workers, batch_size=1)
-    for draw, batch in zip(draws, loader, strict=True):
+    for record, batch in zip(counts.records, loader, strict=True):
         out = net(*(batch[key].to(device) for key in ("query", "support", "support_mask")))
         label = batch["label"][0]
         final, meta, base = (
             resize_logits(logits, label.shape)[0].argmax(0)
             for logits in (out.final, out.meta, out.base)
         )
-        metrics.add(
-            draw.class_id,
-            confusion(final, label, 2),
-            confusion(meta, label, 2),
-            confusion(base, batch["base_label"][0], len(episodes.base_classes) + 1),
-        )
-    return metrics
+        record["final"], record["meta"] = confusion(final, label, 2), confusion(meta, label, 2)
+        counts.base[0] += confusion(base, batch["base_label"][0], len(counts.base[0]))
+    return counts
 
 
 def measure(cfg: Config, way: str) -> dict:
@@ -87,31 +83,28 @@ def measure(cfg: Config, way: str) -> dict:
     start = time.monotonic()
     with Precision(cfg.amp, device).autocast():
         if way == "plain":
-            counts = [plain_counts(net, episodes, run, device, cfg.workers) for run in runs]
+            draws = [draw for run in runs for draw in run]
+            counts = count_plainly(net, episodes, draws, device, cfg.workers)
         else:
             predictor = build_predictor(cfg, net, episodes, device)
-            evaluation = evaluate_episodes(predictor, runs, Processes(0, 1, device))
-            counts = [run.metrics for run in evaluation.runs]
+            counts = evaluate_episodes(predictor, runs, Processes(0, 1, device)).counts
     return {
         "seconds": time.monotonic() - start,
         "bytes": peak_memory(device),
-        "counts": np.array([one.state() for one in counts]),
+        "final": counts.records["final"],
         "images": len(episodes),
-        "classes": len(episodes.classes),
     }
 
 
-def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -> str:
+def report(cfg: Config, results: dict[str, dict]) -> str:
     """Return the measurements as markdown."""
-    number = cfg.test_runs * cfg.test_num
     rows = []
     for way, name in WAYS.items():
         seconds, memory = results[way]["seconds"], results[way]["bytes"] / 2**30
-        rows.append([name, f"{seconds:.0f}", f"{number / seconds:.2f}", f"{memory:.2f}"])
+        speed = cfg.test_runs * cfg.test_num / seconds
+        rows.append([name, f"{seconds:.0f}", f"{speed:.2f}", f"{memory:.2f}"])
     plain, shared = (results[way] for way in WAYS)
-    finals = 4 * plain["classes"]
-    counts = [result["counts"][:, :finals] for result in (plain, shared)]
-    moved = np.abs(counts[0] - counts[1]).sum() // 2
+    moved = np.abs(plain["final"] - shared["final"]).sum() // 2
     return "\n".join(
         [
             f"{environment_line()}\n",
@@ -120,7 +113,7 @@ def report(options: argparse.Namespace, cfg: Config, results: dict[str, dict]) -
             f"{cfg.feature_cache_gb:g}, one process:\n",
             markdown_table(["", "seconds", "episodes a second", "peak memory, GiB"], rows),
             f"{plain['seconds'] / shared['seconds']:.1f} times as fast. Pixels of the final "
-            f"predictions that differ, by rounding: {moved} of {counts[0].sum()}.",
+            f"predictions that differ, by rounding: {moved} of {plain['final'].sum()}.",
         ]
     )
 
@@ -142,22 +135,16 @@ def main() -> None:
             options.data = f"{folder}/data"
             # The lists need training pictures too, which nothing here looks at.
             write_demo(options.data, train=1, val=options.pictures)
-        settings = [
-            f"data_root={options.data}",
-            f"val_list={options.data}/val.txt",
-            f"list_dir={folder}",
-            f"val_size={options.size}",
-            f"test_runs={options.runs}",
-            f"test_num={options.episodes}",
-            *options.opts,
-        ]
+        settings = [f"data_root={options.data}", f"val_list={options.data}/val.txt"]
+        settings += [f"list_dir={folder}", f"val_size={options.size}"]
+        settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", *options.opts]
         cfg = load_config(f"config/demo/demo_split0_{options.net}.yaml", settings)
         results = {}
         for way in WAYS:
             # In a new process each, for the peak of its memory.
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 results[way] = pool.submit(measure, cfg, way).result()
-        print(report(options, cfg, results))
+        print(report(cfg, results))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,20 @@ class _SupportPart(NamedTuple):
     f4: Tensor
 
 
+class EncodedSupports(NamedTuple):
+    """Supports before the hierarchy.
+
+    Attributes:
+        features: the features of (B, K) supports, without their stages.
+        merged: (B·K, 64, h, w), which enters the hierarchy.
+        positions: those inside the masks, on the grid of each stage.
+    """
+
+    features: SupportFeatures
+    merged: Tensor
+    positions: list[MaskedPositions]
+
+
 class FeatureEncoder(nn.Module):
     """The frozen base learner, the reductions, the hierarchy and the matching modules of HDMNet.
 
@@ -94,10 +108,13 @@ class FeatureEncoder(nn.Module):
             ValueError: the shapes do not fit together.
         """
         check_support(images, masks)
-        return self._encode(images[:0, 0], images, masks)[1]
+        supports = self._encode(images[:0, 0], images, masks)[1]
+        return self._with_stages(
+            supports, self._maybe_checkpointed(self.hierarchy, supports.merged)
+        )
 
     def _encode(self, query: Tensor, support: Tensor, masks: Tensor) -> tuple[Any, Any]:
-        """Return `QueryFeatures` and `SupportFeatures`, None where there are no such images.
+        """Return `QueryFeatures` and `EncodedSupports`, None where there are no such images.
 
         All images pass the backbone together.
         """
@@ -123,7 +140,7 @@ class FeatureEncoder(nn.Module):
             del features
         return (
             stack_queries(queries) if queries else None,
-            self._support_features(supports, mask, grids.positions) if grids is not None else None,
+            self._encoded_supports(supports, mask, grids.positions) if grids is not None else None,
         )
 
     def _query_part(self, features: BackboneFeatures) -> QueryFeatures:
@@ -167,22 +184,24 @@ class FeatureEncoder(nn.Module):
         with full_precision(low.device):
             return channel_gram(low)
 
-    def _support_features(
+    def _encoded_supports(
         self, parts: list[_SupportPart], mask: Tensor, positions: list[MaskedPositions]
-    ) -> SupportFeatures:
-        """Return the features of all supports, whose masks are (B, K, H, W)."""
+    ) -> EncodedSupports:
+        """Return all supports, whose masks are (B, K, H, W)."""
         reduced, gram, f5, f4 = (_joined(tensors) for tensors in zip(*parts, strict=True))
         own, of_prototype, _ = self._merge_weights(self.merge_support)
         prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (3): (N, 256, 1, 1)
         merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))  # (5)
-        maps = self._maybe_checkpointed(self.hierarchy, merged)
+        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, positions[0].count, ())
+        return EncodedSupports(_unflattened(features, mask), merged, positions)
+
+    def _with_stages(self, supports: EncodedSupports, maps: list[Tensor]) -> SupportFeatures:
+        """Return the features of supports, whose maps left the hierarchy, with their stages."""
         stages = tuple(
             cast(Matching, layer).encode_support(*arguments)
-            for layer, *arguments in zip(self.matching, maps, positions, strict=True)
+            for layer, *arguments in zip(self.matching, maps, supports.positions, strict=True)
         )
-        count = positions[0].count
-        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, count, stages)
-        return map_tensors(features, lambda tensor: tensor.unflatten(0, mask.shape[:2]))
+        return supports.features._replace(stages=_unflattened(stages, supports.features.count))
 
     def _merge_weights(self, merge: nn.Sequential) -> tuple[Tensor, Tensor, Tensor]:
         """Return the parts of a merging convolution for the feature, the prototype, and the rest.
@@ -240,6 +259,11 @@ def _first(features: BackboneFeatures, count: int) -> BackboneFeatures:
 
 def _after(features: BackboneFeatures, count: int) -> BackboneFeatures:
     return BackboneFeatures(*(feature[count:] for feature in features))
+
+
+def _unflattened(features: Any, like: Tensor) -> Any:
+    """Return features whose first dimension, B·K, becomes the two first of `like`."""
+    return map_tensors(features, lambda tensor: tensor.unflatten(0, like.shape[:2]))
 
 
 def _joined(tensors: tuple[Tensor, ...]) -> Tensor:

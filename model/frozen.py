@@ -6,7 +6,6 @@ head of the base learner".
 """
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any, cast
 
 import torch
@@ -27,6 +26,8 @@ CPU_PIXELS = 2**18
 # Channels that the head's convolution reads at once on the CPU: shorter sums round less, in the same
 # time and less memory.
 CPU_CHANNELS = 512
+# Values of f4 that the head gathers at once at masked positions, nine for each position and channel.
+CPU_GATHERED, GPU_GATHERED = 2**22, 2**26
 
 
 class FrozenBase:
@@ -47,6 +48,7 @@ class FrozenBase:
         self.dtype = dtype
         self._source: tuple[Any, ...] | None = None
         self._folded: Backbone | None = None
+        self._spread: dict[tuple[Any, ...], Tensor] = {}
 
     def features(self, images: Tensor) -> Iterator[BackboneFeatures]:
         """Yield the features of images (N, 3, H, W), slice by slice, with f2 on the grid of f3."""
@@ -91,19 +93,20 @@ class FrozenBase:
             f4: (N, C, h, w).
             index: int64 (N, m), into the h·w positions.
         """
-        height, width = f4.shape[-2:]
-        row, column = index // width, index % width
+        channels, _, width = f4.shape[1:]
+        elements = GPU_GATHERED if f4.is_cuda else CPU_GATHERED
+        at_once = max(1, elements // (9 * channels * len(f4)))
         with full_precision(f4.device):
-            tokens = to_tokens(f4)
-            weight = self._f4_weight(f4).contiguous(memory_format=torch.channels_last)
-            out = gather_rows(self._pool_part(f4), index)
-            for i, j in product(range(3), range(3)):
-                y, x = row + i - 1, column + j - 1
-                inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-                near = gather_rows(tokens, (y * width + x).clamp(0, height * width - 1))
-                near *= inside[..., None]
-                out += near @ weight[:, :, i, j].T
-            return self._normalised(out)
+            padded = to_tokens(F.pad(f4, (1, 1, 1, 1)))
+            weight = self._f4_weight(f4).permute(2, 3, 1, 0).flatten(0, 2)  # (9·C, 512)
+            tap = torch.arange(3, device=f4.device)
+            taps = (tap[:, None] * (width + 2) + tap).flatten()
+            near = (index // width * (width + 2) + index % width)[:, :, None] + taps  # (N, m, 9)
+            out = [
+                gather_rows(padded, part.flatten(1)).view(*part.shape[:2], -1) @ weight
+                for part in near.split(at_once, dim=1)
+            ]
+            return self._normalised(torch.cat(out, dim=1) + gather_rows(self._pool_part(f4), index))
 
     @torch.no_grad()
     def logits(self, f5: Tensor) -> Tensor:
@@ -148,11 +151,21 @@ class FrozenBase:
             cells = pool[1:](widened(pool[0](f4)))  # (N, C/4, s, s)
             bins = cells.shape[-1]
             parts = torch.einsum("nirc,oiyx->noryxc", cells, taps)
-            parts = torch.einsum("noryxc,cxw->nrywo", parts, _shares(bins, width, cells))
+            parts = torch.einsum("noryxc,cxw->nrywo", parts, self._shares(bins, width, cells))
             across.append(parts.flatten(1, 2))
-            rows.append(_shares(bins, height, cells).flatten(0, 1))
+            rows.append(self._shares(bins, height, cells).flatten(0, 1))
         out = torch.einsum("ph,npwo->nhwo", torch.cat(rows), torch.cat(across, dim=1))
         return out.flatten(1, 2)
+
+    def _shares(self, bins: int, length: int, like: Tensor) -> Tensor:
+        """Return the share of each cell in what each tap reads at each position: (bins, 3, length)."""
+        key = (bins, length, like.dtype, like.device)
+        if key not in self._spread:
+            spread = torch.eye(bins, dtype=like.dtype, device=like.device)
+            spread = F.interpolate(spread[None], size=length, mode="linear", align_corners=True)[0]
+            # A tap reads a neighbour, which is zero outside the map.
+            self._spread[key] = F.pad(spread, (1, 1)).unfold(1, length, 1)
+        return self._spread[key]
 
 
 def _memory_format(backbone: Backbone, device: torch.device) -> torch.memory_format:
@@ -161,11 +174,3 @@ def _memory_format(backbone: Backbone, device: torch.device) -> torch.memory_for
     if device.type == "cpu" and kernels == {(3, 3)}:
         return torch.contiguous_format
     return torch.channels_last
-
-
-def _shares(bins: int, length: int, like: Tensor) -> Tensor:
-    """Return the share of each cell in what each tap reads at each position: (bins, 3, length)."""
-    spread = torch.eye(bins, dtype=like.dtype, device=like.device)
-    spread = F.interpolate(spread[None], size=length, mode="linear", align_corners=True)[0]
-    # A tap reads a neighbour, which is zero outside the map.
-    return F.pad(spread, (1, 1)).unfold(1, length, 1)

@@ -102,8 +102,13 @@ class HDMNet(FeatureEncoder):
         """
         self._check_episode(query, support, support_mask)
         height, width = query.shape[-2:]
-        features = self._encode(query, support, support_mask)
-        return self.segment(*features, (height, width), class_index)
+        queries, encoded = self._encode(query, support, support_mask)
+        prior, merged = self._query_input(queries, encoded.features)
+        # One pass, since query and supports share the weights of the hierarchy.
+        maps = self._maybe_checkpointed(self.hierarchy, torch.cat([merged, encoded.merged]))
+        supports = self._with_stages(encoded, [both[len(query) :] for both in maps])
+        query_maps = [both[: len(query)] for both in maps]
+        return self._output(queries, supports, prior, query_maps, (height, width), class_index)
 
     def reference_forward(
         self,
@@ -141,29 +146,39 @@ class HDMNet(FeatureEncoder):
         Raises:
             ValueError: the model is built for another number of supports.
         """
-        shot = support.prototype.shape[1]
-        self._check_shot(shot)
-        height, width = query.base.shape[-2:]
+        self._check_shot(support.prototype.shape[1])
+        prior, merged = self._query_input(query, support)
+        maps = self._maybe_checkpointed(self.hierarchy, merged)
+        return self._output(query, support, prior, maps, size, class_index)
+
+    def _query_input(self, query: QueryFeatures, support: SupportFeatures) -> tuple[Tensor, Tensor]:
+        """Return the prior (B, 2, h, w) and what enters the hierarchy (B, 64, h, w): (4), (6)."""
+        size = query.base.shape[-2:]
         with torch.no_grad(), full_precision(query.base.device):
-            distances = style_distance(query.gram, support.gram)  # (19)
-            prior = torch.stack(
-                [
-                    similarity_prior(query.f5, support.f5),
-                    similarity_prior(query.f4, support.f4),
-                ],
-                dim=1,
-            ).unflatten(2, (height, width))  # (4): (B, 2, h, w)
+            pairs = ((query.f5, support.f5), (query.f4, support.f4))
+            prior = torch.stack([similarity_prior(*pair) for pair in pairs], dim=1)
+            prior = prior.unflatten(2, tuple(size))
             if self.prior == "minmax":
                 prior = stretched(prior)
-
-        # (6), for which `query.merged` holds the image's own part, and (7) to (9).
         _, of_prototype, of_prior = self._merge_weights(self.merge_query)
+        # `query.merged` holds the image's own part.
         merged = query.merged + F.conv2d(support.prototype.mean(1)[..., None, None], of_prototype)
-        query_maps = self._maybe_checkpointed(
-            self.hierarchy, F.relu(merged + F.conv2d(prior * 10, of_prior))
-        )
-        meta, correlations = self._match(query_maps, support, prior)
+        return prior, F.relu(merged + F.conv2d(prior * 10, of_prior))
+
+    def _output(
+        self,
+        query: QueryFeatures,
+        support: SupportFeatures,
+        prior: Tensor,
+        maps: list[Tensor],
+        size: tuple[int, int],
+        class_index: Tensor | None,
+    ) -> HDMNetOutput:
+        """Return the output for query maps of the hierarchy, with logits of `size`: (10)–(22)."""
+        meta, correlations = self._match(maps, support, prior)
         with full_precision(query.base.device):
+            with torch.no_grad():
+                distances = style_distance(query.gram, support.gram)  # (19)
             adjustment = self.ensemble.adjustment(distances)  # (20)
             final = widened(meta)
             if self.base.base_classes:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and the option that runs the slow tests of faults."""
 
+import os
 import signal
 
 import pytest
@@ -20,9 +21,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interruptible():
-    """A shell starts what runs in its background with SIGINT ignored; tests send it."""
+def process():
+    """Set up the process of the tests.
+
+    A shell starts what runs in its background with SIGINT ignored, but tests send it. Tests write
+    many checkpoints, and a power cut during the tests loses nothing: they do not wait for the disk.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.fsync = lambda _: None
 
 
 @pytest.fixture(scope="session")

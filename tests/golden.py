@@ -10,7 +10,7 @@ from torch import nn
 from model import build_hdmnet, hdmnet_loss
 from tests.deterministic import episode, tensor_for
 from tests.paths import DATA
-from util.checkpoints.io import from_published, to_published
+from util.checkpoints.published_names import from_published, to_published
 from util.training.schedule import hdmnet_optimizer, poly_rate, set_rate
 
 FILES = sorted(path.stem for path in DATA.glob("golden_*shot.npz"))

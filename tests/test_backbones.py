@@ -21,7 +21,7 @@ from util.evaluation.model import load_tested
 from util.pretrained.kinds import HDMNET, recognise
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
-from util.training.model import needs_stage_1
+from util.training.model import initial_model, needs_stage_1
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -103,7 +103,7 @@ def test_one_stage_without_a_base_learner(settings, backbone, tmp_path):
 
     # Its weights start a training with a base learner, and the other way round.
     again = cfg.model_copy(update={"pre_weight": str(path), "exp_name": "again"})
-    start = train.build_model(again, None, logging.getLogger())
+    start = initial_model(again, logging.getLogger())
     state = start.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in content["state_dict"].items())
 
@@ -134,13 +134,13 @@ def test_public_weights_come_from_the_hub_once(settings, tmp_path, monkeypatch, 
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         with pytest.raises(UserError, match=r"test_vit are not in the cache .* the setting back"):
-            train.build_model(cfg, None, logging.getLogger())
+            initial_model(cfg, logging.getLogger())
         (row,) = weight_rows(cfg, "SETTINGS")
         assert (row.status, row.found[:8]) == (WARNING, "timm/tes")
         assert row.remedy.startswith("python -m util.weights fetch timm:test_vit")
         hub.files["timm/test_vit.r160_in1k"] = save(weights)
         with caplog.at_level(logging.INFO):
-            net = train.build_model(cfg, None, logging.getLogger())
+            net = initial_model(cfg, logging.getLogger())
     assert "licence apache-2.0" in caplog.text
     assert [row.status for row in weight_rows(cfg, "SETTINGS")] == [OK]
     (tmp_path / "other.safetensors").write_bytes(save(timm.create_model("test_vit2").state_dict()))
@@ -148,6 +148,6 @@ def test_public_weights_come_from_the_hub_once(settings, tmp_path, monkeypatch, 
     (row,) = weight_rows(other, "SETTINGS")
     assert row.status == ERROR and "does not hold weights of timm's test_vit: " in row.found
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for loaded in (net, train.build_model(cfg, None, logging.getLogger())):
+    for loaded in (net, initial_model(cfg, logging.getLogger())):
         state = loaded.base.backbone.net.state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in state.items())

@@ -20,10 +20,9 @@ from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import Predictor
 from util.runtime.distributed import Processes
 from util.runtime.errors import exits_on_user_error
-from util.runtime.log import Meter
 from util.runtime.precision import DTYPES, Precision
-from util.training.engine import distributed
 from util.training.iteration import Iteration, Recipe
+from util.training.parallel import distributed
 from util.training.schedule import hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -128,17 +127,16 @@ def test_training_steps_in_reduced_precision(amp, backbone_dtype):
         net = random_net("resnet50", 2, backbone_dtype=dtype).train().to(DEVICE)
         before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
 
-        def losses(batch, net=net, precision=precision):
-            with precision.autocast():
-                found = losses_of(net, [batch[n] for n in sorted(batch)])
+        def losses(forward, batch):
+            found = losses_of(forward, [batch[n] for n in sorted(batch)])
             return {"loss": found.total, "main": found.main, "distillation": found.distillation}
 
-        recipe = Recipe(net, hdmnet_optimizer(net, 1e-4), None, 1, 1, {})
-        iteration = Iteration(recipe, ALONE, precision, net, losses)
+        recipe = Recipe(net, hdmnet_optimizer(net, 1e-4), None, 1, 1, {}, losses, *[None] * 3)
+        iteration = Iteration(recipe, ALONE, precision)
         batch = dict(zip("abcd", episode, strict=True))
         # The scaler of float16 starts too high, and skips steps until it has come down.
         for _ in range(12):
-            values, _, _ = iteration(iter([batch]), Meter(), SimpleNamespace(signal=None))
+            values = iteration(iter([batch]), SimpleNamespace(signal=None)).values
             steps.setdefault(key, values)
             if "gradient" in values:
                 break
@@ -158,16 +156,13 @@ def test_features_kept_on_the_host_make_up_a_batch_on_the_device():
     net = random_net(shot=2).to(DEVICE)
     query, support, mask, _ = on(DEVICE, random_episode(SIZE, 3, 2, "bfepbi"))
     expected = net(query, support, mask)
-    queries = split_queries(net.encode_query(query))
-    supports = split_supports(net.encode_support(support, mask))
-    kept = [
-        [map_tensors(features, torch.Tensor.cpu) for features in row]
-        for row in (queries, *supports)
-    ]
-    queries, *supports = [
-        [map_tensors(features, lambda tensor: tensor.to(DEVICE)) for features in row]
-        for row in kept
-    ]
+
+    def kept(features):
+        return map_tensors(map_tensors(features, torch.Tensor.cpu), lambda x: x.to(DEVICE))
+
+    queries = [kept(one) for one in split_queries(net.encode_query(query))]
+    encoded = split_supports(net.encode_support(support, mask))
+    supports = [[kept(one) for one in row] for row in encoded]
     assert_close(net.segment(stack_queries(queries), stack_supports(supports), SIZE), expected)
 
 
@@ -183,14 +178,14 @@ def test_scores_are_those_of_the_cpu(shot, batch_size, cache_bytes, tiny_voc, tm
         )
         evaluations.append(evaluate_episodes(predictor, runs, Processes(0, 1, device)))
     expected, found = evaluations
-    pixels = expected.records[:, 8].sum()
-    assert np.abs(found.records[:, :8] - expected.records[:, :8]).sum() <= 2e-4 * pixels
-    assert (found.records[:, 8:] == expected.records[:, 8:]).all()
+    records, others = found.counts.records, expected.counts.records
+    moved = sum(np.abs(records[name] - others[name]).sum() for name in ("final", "meta"))
+    assert moved <= 2e-4 * others["pixels"].sum()
+    assert (records[["pixels", "classes"]] == others[["pixels", "classes"]]).all()
     assert found.work.hits == expected.work.hits
     for one, other in zip(found.runs, expected.runs, strict=True):
-        scores, others = one.metrics.results(), other.metrics.results()
         for name in ("mIoU", "mIoU_m", "mIoU_b", "FBIoU"):
-            assert scores[name] == pytest.approx(others[name], abs=1e-3), name
+            assert one[name] == pytest.approx(other[name], abs=1e-3), name
 
 
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path):

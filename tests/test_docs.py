@@ -63,27 +63,12 @@ def defined_names(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    broken = [
-        f"{text}: {file.name}#{heading}"
-        for text, file, heading in links(page)
-        if not file.exists() or (heading and heading not in headings(file))
-    ]
-    assert not broken
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_named_code_is_in_the_file_that_the_link_names(page):
-    missing = [
-        f"{text} in {file.name}"
-        for text, file, _ in links(page)
-        if file.suffix == ".py"
-        and file.exists()
-        and text.startswith("`")
-        and text.strip("`") != file.name
-        and text.strip("`") not in defined_names(file)
-    ]
-    assert not missing
+def test_links_lead_to_files_headings_and_names_that_exist(page):
+    for text, file, heading in links(page):
+        assert file.exists(), text
+        assert not heading or heading in headings(file), text
+        if file.suffix == ".py" and text.startswith("`"):
+            assert text.strip("`") in {file.name, *defined_names(file)}, text
 
 
 def test_code_names_headings_of_the_pages():

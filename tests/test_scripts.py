@@ -1,4 +1,4 @@
-"""The shell scripts, through both stages and the test, on a miniature demo set."""
+"""The shell scripts and test.py, through both stages and the test, on a miniature demo set."""
 
 import csv
 import json
@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+import test as command
 from tests.paths import ROOT
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import find_best
@@ -21,13 +23,16 @@ from util.data.images import read_mask
 from util.demo_data import write_demo
 from util.evaluation.metrics import SCORES
 
+CONFIG = "config/demo/demo_split0_resnet18.yaml"
+
 
 class Scripts:
     """Runs the scripts from another folder, on the miniature set and into a folder with a blank."""
 
     def __init__(self, folder):
-        self.data, self.exp, self.elsewhere = folder / "small demo", folder / "my exp", folder
+        self.data, self.exp, self.folder = folder / "small demo", folder / "my exp", folder
         write_demo(self.data, train=80, val=60)
+        self.run = self.exp / "demo" / "HDMNet" / "split0" / "resnet18"
         sizes = [f"{key}=65" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
         self.settings = [
             *sizes,
@@ -38,10 +43,15 @@ class Scripts:
             *("base_epochs=2", "epochs=2", "val_num=6", "test_num=9", "workers=1", "print_freq=5"),
         ]
 
-    def _started(self, script, gpus, *settings):
+    @property
+    def weight(self):
+        """The best checkpoint of stage 2."""
+        return find_best(self.run / "snapshot").path
+
+    def start(self, script, gpus, *settings):
         return subprocess.Popen(
             ["sh", ROOT / script, "split0", "demo", gpus, *self.settings, *settings],
-            cwd=self.elsewhere,
+            cwd=self.folder,
             env=os.environ | {"PYTHON": sys.executable},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,50 +61,17 @@ class Scripts:
 
     def __call__(self, script, gpus, *settings, code=0):
         """Run to the end, with the expected exit code."""
-        process = self._started(script, gpus, *settings)
+        process = self.start(script, gpus, *settings)
         stdout, stderr = process.communicate()
         assert process.returncode == code, stdout + stderr
         return subprocess.CompletedProcess(process.args, code, stdout, stderr)
 
-    def _started_until(self, happened, *command):
-        process = self._started(*command)
+    def start_until(self, happened, *arguments):
+        process = self.start(*arguments)
         while not happened():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         return process
-
-    def kill_when(self, happened, *command):
-        """Kill the script and all it started as soon as something has happened."""
-        process = self._started_until(happened, *command)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-    def kill_rank_when(self, happened, word, *command):
-        """Kill one of the processes, whose arguments hold the word, as soon as something happened."""
-        process = self._started_until(happened, *command)
-        table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True).stdout
-        ranks = [line for line in table.splitlines() if word in line and " test.py " in line]
-        ranks = [line for line in ranks if "test.sh" not in line and "util.launch" not in line]
-        assert len(ranks) == 2, table
-        os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
-        _, stderr = process.communicate()
-        assert process.returncode and "was ended by SIGKILL" in stderr
-
-    def stop_when(self, happened, number, *command):
-        """Send a signal to what the script runs; returns exit code and stderr."""
-        process = self._started_until(happened, *command)
-        words = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-        child = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        os.kill(int(child), number)
-        _, stderr = process.communicate()
-        return process.returncode, stderr
-
-    def report(self, shot=1):
-        """The report of the last test."""
-        folder = "split0" if shot == 1 else f"split0_{shot}shot"
-        result = self.exp / "demo" / "HDMNet" / folder / "resnet18" / "result"
-        path = max(result.glob("test-*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +87,49 @@ def trained(scripts):
     return result.stdout
 
 
+@pytest.fixture
+def run_test(scripts, trained, monkeypatch, capsys):
+    """Runs test.py in this process, and returns what it printed, or its error line."""
+
+    def run(*settings, code=0):
+        words = ["test.py", "--config", CONFIG, "--opts", *scripts.settings, *settings]
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        if not code:
+            command.main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+        line = capsys.readouterr().err
+        assert caught.value.code == code and line.startswith("error: ") and line.count("\n") == 1
+        return line
+
+    return run
+
+
+def last_report(result):
+    """The path and the content of the report that was written last."""
+    path = max(result.glob("test-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return path, json.loads(path.read_text())
+
+
+def rows_of(table):
+    with open(table) as handle:
+        return list(csv.DictReader(handle))
+
+
+def lines_of_journals(result, rank="*"):
+    return sum(path.read_bytes().count(b"\n") for path in result.glob(f"journal-*-{rank}.jsonl"))
+
+
 def test_both_stages_train_on_two_processes(scripts, trained):
     assert "2 processes on the CPU (gloo)" in trained
     assert "base learner: best mIoU" in trained and "distill" in trained
     assert re.search(r"  \d:\d\d:\d\d$", trained, re.MULTILINE)  # the time left
-    for stage, epochs in (("PSPNet", 2), ("HDMNet", 2)):
+    for stage in ("PSPNet", "HDMNet"):
         folder = scripts.exp / "demo" / stage / "split0" / "resnet18"
         content = read_checkpoint(folder / "snapshot" / "last.pth")
-        assert content["run"]["epoch"] == epochs
+        assert content["run"]["epoch"] == 2
         best = find_best(folder / "snapshot").path
         assert f"_{content['run']['best']:.4f}.pth" in best.name
         assert "mIoU" in (folder / "log.txt").read_text()
@@ -125,13 +137,8 @@ def test_both_stages_train_on_two_processes(scripts, trained):
         assert load_config(folder / "config.yaml").base_epochs == 2
 
 
-def test_no_notice_of_a_library_reaches_the_user(scripts, trained):
-    result = scripts("test.sh", "1", "test_runs=1", "vis_num=0", "test_num=2")
-    assert "Warning" not in result.stderr and "CUDA_HOME" not in result.stderr
-
-
 def test_running_again_trains_nothing(scripts, trained):
-    last = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot" / "last.pth"
+    last = scripts.run / "snapshot" / "last.pth"
     before = last.stat().st_mtime_ns
     again = scripts("train.sh", "2").stdout
     assert "training is done after 2 epochs" in again
@@ -139,51 +146,77 @@ def test_running_again_trains_nothing(scripts, trained):
     assert last.stat().st_mtime_ns == before
 
 
-def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained):
-    printed = scripts("test.sh", "1", "test_runs=2", "baselines=True").stdout
-    one = scripts.report()
+def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained, run_test):
+    settings, result = ("test_runs=2", "baselines=True"), scripts.run / "result"
+    printed = run_test(*settings)
+    _, one = last_report(result)
     assert [run["seed"] for run in one["runs"]] == [510, 365]
     assert set(one["runs"][0]["class_iou"]) == {"1", "2", "3", "4", "5"}
     assert f"{100 * one['mean']['mIoU']:.2f}" in printed
     assert "everything foreground" in printed
     for run in one["runs"]:
         assert 0 < run["baselines"]["all_foreground"] < 1 and 0 < run["baselines"]["prior"] < 1
-    again = scripts("test.sh", "1", "test_runs=2", "baselines=True", "--if-missing").stdout
+    again = run_test(*settings, "--if-missing")
     table = again.partition("tested before")[2].splitlines()[1:]
     assert len(table) > 10 and printed.splitlines()[-len(table) - 1 : -1] == table
-    scripts("test.sh", "2", "test_runs=2", "baselines=True")
-    two = scripts.report()
+    # No notice of a library reaches the user.
+    stderr = scripts("test.sh", "2", *settings).stderr
+    assert "Warning" not in stderr and "CUDA_HOME" not in stderr
+    _, two = last_report(result)
+    assert two["work"]["processes"] == 2
     for score in SCORES:
         assert two["mean"][score] == pytest.approx(one["mean"][score], abs=1e-3)
-    pictures = list((scripts.exp / "demo" / "HDMNet").rglob("episode-1shot-*.png"))
-    assert len(pictures) == 3
+    assert len(list(result.glob("episode-1shot-*.png"))) == 3
 
 
-def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained, monkeypatch):
+def kill_second_rank(process, exp):
+    """Kill one of two processes of a test; the other one is ended."""
+    table = subprocess.run(["ps", "-wweo", "pid=,args="], capture_output=True, text=True).stdout
+    ranks = [line for line in table.splitlines() if str(exp) in line and " test.py " in line]
+    ranks = [line for line in ranks if "util.launch" not in line]
+    assert len(ranks) == 2, table
+    os.kill(int(ranks[1].split()[0]), signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode and "was ended by SIGKILL" in stderr
+
+
+def stop(process, number):
+    """Send a signal to what a script runs; returns exit code and stderr."""
+    words = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+    child = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    os.kill(int(child), number)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
+
+
+def test_an_interrupted_test_goes_on_to_the_same_end(scripts, trained, run_test, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums are rounded alike in one and in two processes
-    weight = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
-    drawn = scripts.exp.parent / "drawn.json"
+    torch.set_num_threads(1)
+    weight, drawn = scripts.weight, scripts.folder / "drawn.json"
+    settings = [f"weight={weight}", "test_num=60", "test_runs=2", "workers=0"]
+    settings += ["--per_episode", "--episodes", str(drawn), "--visualize", "1"]
     reports = {}
     for name in ("whole", "cut"):
-        exp = scripts.exp.parent / f"tested {name}"
-        settings = (f"exp_dir={exp}", f"weight={weight}", "test_num=60", "test_runs=2", "workers=0")
-        options = (*settings, "--per_episode", "--episodes", str(drawn), "--visualize", "1")
+        exp = scripts.folder / f"tested {name}"
+        options = (f"exp_dir={exp}", *settings)
         result = exp / "demo/HDMNet/split0/resnet18/result"
-
-        def some_are_counted(result=result):
-            lines = [path.read_bytes().count(b"\n") for path in result.glob("journal-*-1.jsonl")]
-            return lines and lines[0] >= 3
-
         if name == "cut":
-            scripts.kill_rank_when(some_are_counted, str(exp), "test.sh", "2", *options)
+            happened = partial(lambda result: lines_of_journals(result, 1) > 2, result)
+            kill_second_rank(scripts.start_until(happened, "test.sh", "2", *options), exp)
             assert not list(result.glob("test-*"))
-        printed = scripts("test.sh", "1", *options).stdout
-        (path,) = result.glob("test-*.json")
-        reports[name] = json.loads(path.read_text())
+            for gpus, number, code in (("1", signal.SIGTERM, 143), ("2", signal.SIGINT, 130)):
+                more = lines_of_journals(result) + 3
+                happened = partial(lambda result, n: lines_of_journals(result) > n, result, more)
+                process = scripts.start_until(happened, "test.sh", gpus, *options)
+                line = "interrupted; run the same command again to continue\n"
+                assert stop(process, number) == (code, line)
+        printed = run_test(*options)
+        path, reports[name] = last_report(result)
         assert not list(result.glob("journal-*")) and "2 × 60 episodes of" in printed
+        kept = re.search(r"testing: (\d+) of 120 episodes were counted before", printed)
+        assert int(kept[1] if kept else 0) == 120 - reports[name]["work"]["episodes"]
         assert path.with_suffix(".md").read_text().splitlines()[-1] in printed
-        with open(path.with_suffix(".csv")) as handle:
-            rows = list(csv.DictReader(handle))
+        rows = rows_of(path.with_suffix(".csv"))
         assert len(rows) == 120 and {row["seed"] for row in rows} == {"510", "365"}
         pictures = [picture.name for picture in result.glob("*.png")]
         named = f"1shot-2x60-{weight.stem}"
@@ -191,50 +224,31 @@ def test_a_killed_test_goes_on_with_another_number_of_processes(scripts, trained
         assert sum(picture.startswith(f"worst-{named}-") for picture in pictures) == 20
     whole, cut = reports["whole"], reports["cut"]
     assert cut["runs"] == whole["runs"] and cut["drawn"] == whole["drawn"]
-    assert 0 < cut["work"]["episodes"] <= 117 < whole["work"]["episodes"] == 120
-    result = scripts("test.sh", "1", *settings, "shot=2", "--episodes", str(drawn), code=2)
-    assert "drawn for shot 1, this test has 2" in result.stderr
+    assert 0 < cut["work"]["episodes"] <= 110 < whole["work"]["episodes"] == 120
 
 
-def test_a_test_that_is_told_to_stop_says_one_line_and_goes_on(scripts, trained):
-    weight = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
-    exp = scripts.exp.parent / "tested and stopped"
-    settings = (f"exp_dir={exp}", f"weight={weight}", "test_num=400", "test_runs=1", "vis_num=0")
-    result = exp / "demo/HDMNet/split0/resnet18/result"
-
-    def lines():
-        return sum(path.read_bytes().count(b"\n") for path in result.glob("journal-*"))
-
-    def some_more(before):
-        return lines() > before + 2
-
-    ways = [("1", signal.SIGINT, 130), ("1", signal.SIGTERM, 143), ("2", signal.SIGINT, 130)]
-    for gpus, number, code in ways:
-        happened = partial(some_more, lines())
-        stopped = scripts.stop_when(happened, number, "test.sh", gpus, *settings)
-        assert stopped == (code, "interrupted; run the same command again to continue\n")
-    printed = scripts("test.sh", "1", *settings).stdout
-    kept = re.search(r"testing: (\d+) of 400 episodes were counted before", printed)
-    assert 9 <= int(kept[1]) < 400
-
-
-def test_two_shot_uses_the_one_shot_weights(scripts, trained):
-    printed = scripts("test.sh", "1", "shot=2", "test_runs=1", "vis_num=0").stdout
-    assert "trained with 1-shot" in printed
-    report = scripts.report(shot=2)
+def test_two_shot_uses_the_one_shot_weights(scripts, trained, run_test, tmp_path):
+    drawn = str(tmp_path / "drawn.json")
+    settings = ("test_runs=1", "test_num=3", "vis_num=0", "--episodes", drawn)
+    assert "trained with 1-shot" in run_test("shot=2", *settings)
+    _, report = last_report(scripts.exp / "demo/HDMNet/split0_2shot/resnet18/result")
     assert (report["settings"]["shot"], report["trained_shot"]) == (2, 1)
+    assert "drawn for shot 2, this test has 1" in run_test(*settings, code=2)
 
 
 def test_a_killed_run_goes_on_to_the_same_end(scripts, trained):
     base = find_best(scripts.exp / "demo" / "PSPNet" / "split0" / "resnet18" / "snapshot").path
-    settings = (f"base_weight={base}", "evaluate=False", "save_freq=1", "epochs=3")
+    settings = (f"base_weight={base}", "evaluate=False", "save_freq=1")
     last = {}
     for name in ("whole", "cut"):
-        exp = scripts.exp.parent / name
+        exp = scripts.folder / name
         last[name] = exp / "demo/HDMNet/split0/resnet18/snapshot/last.pth"
         if name == "cut":
-            scripts.kill_when(last[name].exists, "train.sh", "1", f"exp_dir={exp}", *settings)
-            assert read_checkpoint(last[name])["run"]["epoch"] < 3
+            arguments = ("train.sh", "1", f"exp_dir={exp}", *settings)
+            process = scripts.start_until(last[name].exists, *arguments)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            assert read_checkpoint(last[name])["run"]["epoch"] < 2
         printed = scripts("train.sh", "1", f"exp_dir={exp}", *settings).stdout
         assert ("resumed from" in printed) == (name == "cut")
     whole, cut = (read_checkpoint(path)["state_dict"] for path in last.values())
@@ -245,15 +259,13 @@ def test_a_killed_run_goes_on_to_the_same_end(scripts, trained):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("test.sh", ["1", "split=2", "exp_name=none"], "no trained model in"),
         ("test.sh", ["1", "weight=nowhere.pth"], "weight = nowhere.pth: there is no such file"),
-        ("test.sh", ["1", "layers=34", "exp_dir=../"], "no trained model in"),
+        ("train.sh", ["2", "epoch=3"], "epoch = 3: unknown key"),
         (
             "train.sh",
             ["1", "base_weight=nowhere.pth", "resume=none"],
             "nowhere.pth: there is no such file",
         ),
-        ("train.sh", ["2", "epoch=3"], "epoch = 3: unknown key"),
     ],
 )
 def test_mistakes_are_one_line(script, arguments, message, scripts, trained):
@@ -263,6 +275,14 @@ def test_mistakes_are_one_line(script, arguments, message, scripts, trained):
     assert "Traceback" not in result.stderr
 
 
+def test_weights_that_do_not_fit_are_refused(scripts, trained, run_test):
+    weight = f"weight={scripts.weight}"
+    assert "no trained model in" in run_test("split=2", "exp_name=none", code=2)
+    assert "no trained model in" in run_test("layers=34", "exp_dir=../", code=2)
+    assert "was trained on base classes [6, 7, 8" in run_test("split=1", weight, code=2)
+    assert "does not fit the configured model" in run_test("layers=34", weight, code=2)
+
+
 def test_starting_anew_keeps_the_base_learner(scripts, trained):
     printed = scripts("train.sh", "1", "resume=none", "epochs=1", "evaluate=False").stdout
     assert "base learner: " in printed and "images, batch 8," not in printed
@@ -270,47 +290,32 @@ def test_starting_anew_keeps_the_base_learner(scripts, trained):
     assert read_checkpoint(folder / "last.pth")["run"]["epoch"] == 2
 
 
-def test_a_test_that_differs_in_size_has_a_result_of_its_own(scripts, trained):
-    run = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18"
-    plain = f"1shot-1x3-{find_best(run / 'snapshot').path.stem}"
+def test_a_test_that_differs_in_size_has_a_result_of_its_own(scripts, trained, run_test):
+    plain = f"1shot-1x3-{scripts.weight.stem}"
     for resized in (True, False):
         # Settings may follow a flag.
         settings = ("--visualize", "1", f"ori_resize={resized}", "test_runs=1", "test_num=3")
-        scripts("test.sh", "1", "--per_episode", *settings)
-        assert scripts.report()["settings"]["ori_resize"] is resized
+        run_test("--per_episode", *settings)
+        _, report = last_report(scripts.run / "result")
+        assert report["settings"]["ori_resize"] is resized
     for pattern in ("test-{}*.json", "test-{}*.csv", "test-{}*.md", "contact-{}*.png"):
-        names = [path.name for path in (run / "result").glob(pattern.format(plain))]
+        names = [path.name for path in (scripts.run / "result").glob(pattern.format(plain))]
         assert len(names) == 2 and pattern.format(plain).replace("*", "") in names
 
 
-def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained):
-    names = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
-    present = {
-        Path(image).stem: set(read_mask(str(scripts.data / mask)).flat) for image, mask in names
-    }
-    lines = [f"{image}__01" for image, classes in present.items() if 1 in classes][:3]
+def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained, run_test):
+    entries = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
+    shows = [image for image, mask in entries if 1 in read_mask(str(scripts.data / mask))]
+    lines = [f"{Path(image).stem}__01" for image in shows[:3]]
     assert len(lines) == 3
-    path = scripts.exp.parent / "fold 0.txt"
+    path = scripts.folder / "fold 0.txt"
     path.write_text("\n".join(lines))
     settings = (f"fold_list={path}", "min_pixels=1", "test_runs=1", "test_num=4", "vis_num=0")
-    scripts("test.sh", "1", "--per_episode", *settings)
-    (run,) = scripts.report()["runs"]
+    run_test("--per_episode", *settings)
+    path, report = last_report(scripts.run / "result")
+    (run,) = report["runs"]
     assert run["seed"] == 0 and set(run["class_iou"]) == {"1", "2", "3", "4", "5"}
-    result = scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "result"
-    (table,) = result.glob("test-1shot-list-fold_0-1x4-*.csv")
-    with open(table) as handle:
-        rows = list(csv.DictReader(handle))
+    assert path.name.startswith("test-1shot-list-fold_0-1x4-")
+    rows = rows_of(path.with_suffix(".csv"))
     assert [f"{Path(row['query']).stem}__01" for row in rows] == [*lines, lines[0]]
     assert len({row["class_name"] for row in rows}) == 1
-
-
-def test_another_fold_refuses_the_weights(scripts, trained):
-    best = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
-    result = scripts("test.sh", "1", "split=1", f"weight={best}", code=2)
-    assert "was trained on base classes [6, 7, 8" in result.stderr
-
-
-def test_weights_of_another_model_are_refused(scripts, trained):
-    best = find_best(scripts.exp / "demo" / "HDMNet" / "split0" / "resnet18" / "snapshot").path
-    result = scripts("test.sh", "1", "layers=34", f"weight={best}", code=2)
-    assert "does not fit the configured model" in result.stderr

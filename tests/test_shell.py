@@ -12,7 +12,6 @@ from tests.paths import ROOT
 SHELL = shutil.which("dash") or "sh"
 SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
 DATASETS = ("coco", "demo", "pascal")  # those that come with the repository
-USAGE = "error: usage: sh {} EXP DATASET GPUS"
 SETTINGS = (
     *("NET", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
     *("MAX_RESTARTS", "VIRTUAL_ENV"),
@@ -71,10 +70,9 @@ def call(*words):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_too_few_arguments_are_one_line_with_the_usage(repository, script):
     done, calls = run(repository, script, "split0")
-    assert done.returncode == 2
-    assert done.stderr.startswith(USAGE.format(script))
+    assert (done.returncode, calls) == (2, [])
+    assert done.stderr.startswith(f"error: usage: sh {script} EXP DATASET GPUS")
     assert "pascal" in done.stderr and done.stderr.count("\n") == 1
-    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -100,47 +98,58 @@ def test_wrong_arguments_are_one_clear_line(repository, words, settings, text):
     assert calls == []
 
 
-def test_one_process_runs_python_itself_with_the_words_unchanged(repository):
-    done, calls = run(repository, "test.sh", "split2", "pascal", "1", "weight", "a b/*.pth", "x=")
+OPTIONS = ("--config", "config/{0}/{0}_split{1}_{2}.yaml", "--opts")
+
+
+def options(dataset, split, net, *opts):
+    return (*(word.format(dataset, split, net) for word in OPTIONS), *opts)
+
+
+COCO = ("train_base.py", *options("coco", 0, "resnet50"))
+LAUNCHER = ("-m", "util.launch")
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "expected"),
+    [
+        (
+            ("test.sh", "split2", "pascal", "1", "weight", "a b/*.pth", "x="),
+            {},
+            [("test.py", *options("pascal", 2, "resnet50", "weight", "a b/*.pth", "x="))],
+        ),
+        (  # The base learner comes first, where it is missing.
+            ("train.sh", "split1", "demo", "1", "epochs", "1"),
+            {"NET": "vgg"},
+            [
+                ("train_base.py", *options("demo", 1, "vgg", "epochs", "1"), "--if-missing"),
+                ("train.py", *options("demo", 1, "vgg", "epochs", "1")),
+            ],
+        ),
+        # The demo has a default backbone of its own.
+        (("test.sh", "split0", "demo", "1"), {}, [("test.py", *options("demo", 0, "resnet18"))]),
+        # Several processes and nodes, and restarts, go through the launcher.
+        (("train_base.sh", "split0", "coco", "4"), {}, [(*LAUNCHER, "4", *COCO)]),
+        (("train_base.sh", "split0", "coco", "1"), {"NNODES": "2"}, [(*LAUNCHER, "1", *COCO)]),
+        (
+            ("train_base.sh", "split0", "coco", "1"),
+            {"MAX_RESTARTS": "3"},
+            [(*LAUNCHER, "1", *COCO)],
+        ),
+        (("train_base.sh", "split0", "coco", "1"), {"MAX_RESTARTS": "0"}, [COCO]),
+        (("train_base.sh", "split0", "coco", "1"), {"MAX_RESTARTS": ""}, [COCO]),
+    ],
+)
+def test_scripts_call_python_with_the_words_unchanged(repository, words, settings, expected):
+    done, calls = run(repository, *words, **settings)
     assert done.returncode == 0, done.stderr
-    config = "config/pascal/pascal_split2_resnet50.yaml"
-    assert calls == [call("test.py", "--config", config, "--opts", "weight", "a b/*.pth", "x=")]
-
-
-def test_train_runs_the_base_learner_where_it_is_missing_first(repository):
-    done, calls = run(repository, "train.sh", "split1", "demo", "1", "epochs", "1", NET="vgg")
-    assert done.returncode == 0, done.stderr
-    options = ("--config", "config/demo/demo_split1_vgg.yaml", "--opts", "epochs", "1")
-    assert calls == [call("train_base.py", *options, "--if-missing"), call("train.py", *options)]
-
-
-def test_several_processes_and_nodes_go_through_the_launcher(repository):
-    options = ("train_base.py", "--config", "config/coco/coco_split0_resnet50.yaml", "--opts")
-    _, calls = run(repository, "train_base.sh", "split0", "coco", "4")
-    assert calls == [call("-m", "util.launch", "4", *options)]
-    _, calls = run(repository, "train_base.sh", "split0", "coco", "1", NNODES="2")
-    assert calls == [call("-m", "util.launch", "1", *options)]
-
-
-def test_restarts_need_the_launcher_for_one_process_too(repository):
-    options = ("train_base.py", "--config", "config/coco/coco_split0_resnet50.yaml", "--opts")
-    for restarts, launcher in (("3", ("-m", "util.launch", "1")), ("0", ()), ("", ())):
-        _, calls = run(repository, "train_base.sh", "split0", "coco", "1", MAX_RESTARTS=restarts)
-        assert calls == [call(*launcher, *options)]
-
-
-def test_the_demo_has_its_own_default_backbone(repository):
-    _, calls = run(repository, "test.sh", "split0", "demo", "1")
-    assert calls == [call("test.py", "--config", "config/demo/demo_split0_resnet18.yaml", "--opts")]
+    assert calls == [call(*words) for words in expected]
 
 
 def test_a_dataset_needs_only_its_description(repository):
     (repository / "config/datasets/birds.yaml").write_text("Data: {num_classes: 8}\n")
     _, calls = run(repository, "test.sh", "split3", "birds", "1", "shot", "5")
-    options = ("--config", "config/base/resnet50.yaml", "--opts")
-    assert calls == [
-        call("test.py", *options, "data_set", "birds", "split", "3", "shot", "5"),
-    ]
+    words = ("--config", "config/base/resnet50.yaml", "--opts", "data_set", "birds", "split", "3")
+    assert calls == [call("test.py", *words, "shot", "5")]
     done, _ = run(repository, "test.sh", "first", "birds", "1")
     assert done.returncode == 2 and "EXP = first: must be split0, split1" in done.stderr
 

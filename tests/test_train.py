@@ -9,11 +9,11 @@ from torch import Tensor
 
 import train
 from model import build_hdmnet
-from train import build_model
 from util.checkpoints.io import save_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config.schema import Config
 from util.runtime.distributed import Processes
+from util.training.schedule import hdmnet_optimizer
 
 
 class OverlapLoss(NamedTuple):
@@ -31,11 +31,11 @@ def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gr
 
     nets = []
 
-    def build_and_keep(*arguments):
-        nets.append(build_model(*arguments))
-        return nets[-1]
+    def optimizer_and_keep(net, *arguments):
+        nets.append(net)
+        return hdmnet_optimizer(net, *arguments)
 
-    monkeypatch.setattr(train, "build_model", build_and_keep)
+    monkeypatch.setattr(train, "hdmnet_optimizer", optimizer_and_keep)
     images = (tiny_voc / "train.txt").read_text().splitlines()[:80]
     (tmp_path / "train.txt").write_text("\n".join(images))
     path = tmp_path / "start.pth"

@@ -1,14 +1,21 @@
-"""Everything around the model: configuration, data, training and evaluation."""
+"""Everything around the model: configuration, data, training and evaluation.
+
+Every command imports this package first, and ends here with one line where no command can run. The
+scripts import it by its name, because the model, which they import next, loads OpenCV as well.
+"""
 
 import sys
+
+from util.runtime.errors import EXIT_CODE, exits_on_user_error
+
+__all__ = ["exits_on_user_error"]
 
 
 def _exit(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(EXIT_CODE)
 
 
-# Here, because every command imports this package before anything that could fail.
 if sys.platform == "win32":
     _exit("this program runs on Linux and macOS; on Windows use WSL")
 try:

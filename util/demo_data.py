@@ -10,7 +10,6 @@ An interrupted command continues where it stopped when it is given again.
 import argparse
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -111,57 +110,51 @@ def write_demo(
     ):
         if not low <= value <= high:
             raise UserError(f"{name} {value}: must lie between {low} and {high}")
+    out = Path(out)
     counts = {"train": train, "val": val}
     _claim_folder(out, {"version": _VERSION, **counts, "seed": seed, "size": size})
-    listing = {part: _pairs(part, counts[part]) for part in PARTS}
-    texts = {f"{part}.txt": _lines(" ".join(pair) for pair in listing[part]) for part in PARTS}
-    texts["classes.txt"] = _lines(CLASS_NAMES)
-    missing = [
-        (PARTS.index(part), index, pair)
-        for part in PARTS
-        for index, pair in enumerate(listing[part])
-        if not all(os.path.exists(os.path.join(out, name)) for name in pair)
-    ]
-    if not missing and all(os.path.exists(os.path.join(out, name)) for name in texts):
+    texts = {"classes.txt": "".join(f"{name}\n" for name in CLASS_NAMES)}
+    missing = []
+    for number, part in enumerate(PARTS):
+        stems = [f"{part}_{index:04d}" for index in range(counts[part])]
+        pairs = [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
+        texts[f"{part}.txt"] = "".join(f"{image} {mask}\n" for image, mask in pairs)
+        missing += [
+            (number, index, out / image, out / mask)
+            for index, (image, mask) in enumerate(pairs)
+            if not ((out / image).exists() and (out / mask).exists())
+        ]
+    if not missing and all((out / name).exists() for name in texts):
         return False
-    for part, index, (image_name, mask_name) in tqdm(
+    for number, index, image_path, mask_path in tqdm(
         missing, desc="demo data", unit="image", disable=None
     ):
-        image, label = draw_picture(seed, part, index, size)
+        image, label = draw_picture(seed, number, index, size)
         jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
-        write_atomically(os.path.join(out, mask_name), cv2.imencode(".png", label)[1].tobytes())
-        write_atomically(os.path.join(out, image_name), jpeg.tobytes())
+        write_atomically(mask_path, cv2.imencode(".png", label)[1].tobytes())
+        write_atomically(image_path, jpeg.tobytes())
     for name, text in texts.items():
-        write_atomically(os.path.join(out, name), text)
+        write_atomically(out / name, text)
     return True
 
 
-def _claim_folder(out: str | os.PathLike[str], arguments: dict[str, int]) -> None:
+def _claim_folder(out: Path, arguments: dict[str, int]) -> None:
     """Make the folder with its stamp, or check that its stamp names the same arguments."""
-    if os.path.exists(out) and not os.path.isdir(out):
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a new folder as --out")
-    stamp, text = Path(out, STAMP), json.dumps(arguments, indent=1) + "\n"
+    stamp, text = out / STAMP, json.dumps(arguments, indent=1) + "\n"
     try:
         if stamp.exists():
             if stamp.read_bytes() != text.encode():
                 raise UserError(
                     f"{out} holds a demo dataset of other arguments, see {stamp}: give a new --out"
                 )
-        elif os.path.isdir(out) and any(not name.startswith(STAMP) for name in os.listdir(out)):
+        elif out.is_dir() and any(not path.name.startswith(STAMP) for path in out.iterdir()):
             raise UserError(f"{out} is not empty and not a demo dataset: give a new --out")
         else:
             write_atomically(stamp, text)
     except OSError as error:
         raise UserError(f"{out} cannot be used ({error.strerror}): give a new --out") from error
-
-
-def _pairs(part: str, count: int) -> list[tuple[str, str]]:
-    stems = [f"{part}_{index:04d}" for index in range(count)]
-    return [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
-
-
-def _lines(texts: Iterable[str]) -> str:
-    return "".join(f"{text}\n" for text in texts)
 
 
 @exits_on_user_error

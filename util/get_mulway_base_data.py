@@ -6,6 +6,7 @@ Training needs them only if base_data_root is set: without it the same labels ar
 the fly.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -14,31 +15,24 @@ import cv2
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from util.config import load_config, parse_args
+from util.config import config_parser, load_config
 from util.data.dataset import base_label_dir, base_label_path, check_distinct_names
 from util.data.folds import Fold, base_label_table
 from util.data.images import Entry, check_labels, read_mask
-from util.data.list_cache import available_cores
 from util.data.lists import existing_entries
 from util.data.loaders import config_fold, data_paths
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
+from util.runtime.machine import available_cores
 
 
 def write_base_labels(
     data_root: str, entries: Sequence[Entry], fold: Fold, folder: str, progress: bool = True
 ) -> int:
-    """Store the base label of every mask, and return how many files were written.
+    """Store the base labels of all masks of a fold in a folder, and return how many were written.
 
     Files that already hold the right label are left as they are, so an interrupted run continues
     where it stopped.
-
-    Args:
-        data_root: The folder that the entries' paths are relative to.
-        entries: Images and masks.
-        fold: Which classes are base classes.
-        folder: The folder of the labels.
-        progress: Whether to show a progress bar.
 
     Raises:
         UserError: A mask is unreadable or holds other classes, or two masks have one file name.
@@ -60,23 +54,19 @@ def _store(
     check_labels(mask, num_classes, mask_path)
     label = table[mask]
     path = base_label_path(folder, mask_name)
-    if _holds(path, label):
-        return False
+    # There may be no file, or a damaged one.
+    with contextlib.suppress(UserError):
+        if np.array_equal(read_mask(path), label):
+            return False
     write_atomically(path, cv2.imencode(".png", label)[1].tobytes())
     return True
-
-
-def _holds(path: str, label: np.ndarray) -> bool:
-    try:
-        return np.array_equal(read_mask(path), label)
-    except UserError:
-        return False  # There is no file, or a damaged one.
 
 
 @exits_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Run the command line `argv` (that of the process if None)."""
-    args = parse_args("Write the base learner's labels of one fold as files.", argv=argv)
+    parser = config_parser("Write the base learner's labels of one fold as files.")
+    args = parser.parse_args(argv)
     cfg = load_config(args.config, args.opts)
     if not cfg.base_data_root:
         raise UserError("base_data_root is not set; it is the folder the labels are written to")

@@ -19,16 +19,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from util.data.list_cache import available_cores
 from util.runtime.device import count_gpus
 from util.runtime.distributed import LOST_CONNECTION
 from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
+from util.runtime.machine import available_cores
 from util.training.signals import STOPPED
 
 PORT_OF_SEVERAL_NODES = 29500
@@ -43,9 +42,35 @@ def _whole_number(name: str, default: int, least: int, most: int) -> int:
     return int(text)
 
 
-def _free_port(address: str) -> int:
-    """Return MASTER_PORT, or any free port; raises UserError if MASTER_PORT is taken."""
-    wanted = _whole_number("MASTER_PORT", 0, 0, 65535)
+def torchrun_arguments(processes: int) -> list[str]:
+    """Return torchrun's options for `processes` processes on this node, from the environment.
+
+    Raises UserError if the environment's settings are wrong or incomplete, or the port is taken.
+    """
+    nodes = _whole_number("NNODES", 1, 1, 10**6)
+    rank = _whole_number("NODE_RANK", 0, 0, nodes - 1)
+    address = os.environ.get("MASTER_ADDR")
+    if nodes == 1:
+        address = address or "127.0.0.1"
+        port = _free_port(address, _whole_number("MASTER_PORT", 0, 0, 65535))
+    elif address and os.environ.get("NODE_RANK"):
+        port = _whole_number("MASTER_PORT", PORT_OF_SEVERAL_NODES, 1, 65535)
+    else:
+        raise UserError(
+            f"NNODES = {nodes}: set NODE_RANK (0..{nodes - 1}) and MASTER_ADDR (node 0) as well"
+        )
+    return [
+        f"--nnodes={nodes}",
+        f"--node-rank={rank}",
+        f"--nproc-per-node={processes}",
+        f"--master-addr={address}",
+        f"--master-port={port}",
+        f"--max-restarts={_whole_number('MAX_RESTARTS', 0, 0, 1000)}",
+    ]
+
+
+def _free_port(address: str, wanted: int) -> int:
+    """Return the wanted port if it is free, for 0 any free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -57,90 +82,54 @@ def _free_port(address: str) -> int:
         return probe.getsockname()[1]
 
 
-def torchrun_arguments(processes: int) -> list[str]:
-    """Return torchrun's options for `processes` processes on this node, from the environment.
-
-    Raises UserError if the environment's settings are wrong or incomplete.
-    """
-    nodes = _whole_number("NNODES", 1, 1, 10**6)
-    rank = _whole_number("NODE_RANK", 0, 0, nodes - 1)
-    address = os.environ.get("MASTER_ADDR")
-    if nodes > 1:
-        if not address or not os.environ.get("NODE_RANK"):
-            raise UserError(
-                f"NNODES = {nodes}: set NODE_RANK (0..{nodes - 1}) and MASTER_ADDR (node 0) as well"
-            )
-        port = _whole_number("MASTER_PORT", PORT_OF_SEVERAL_NODES, 1, 65535)
-    else:
-        address = address or "127.0.0.1"
-        port = _free_port(address)
-    return [
-        f"--nnodes={nodes}",
-        f"--node-rank={rank}",
-        f"--nproc-per-node={processes}",
-        f"--master-addr={address}",
-        f"--master-port={port}",
-        f"--max-restarts={_whole_number('MAX_RESTARTS', 0, 0, 1000)}",
-    ]
+def _end(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
 
 
-def _explain_stop(number: signal.Signals, replies: list[dict[str, Any]], processes: int) -> int:
+def _explain_stop(number: signal.Signals, logs: str, processes: int) -> int:
     """Say in one line if not all processes ended in order after a signal; returns the exit code.
 
     Args:
         number: the signal.
-        replies: what the processes have left in torchrun's files of errors.
+        logs: torchrun's folder, where each process of the last start has left how it ended.
         processes: their number.
     """
-    told = 128 + number
-    for reply in replies:
-        if reply["message"]:
-            print(f"error: {reply['message']}", file=sys.stderr)
-            return EXIT_CODE
-    if len(replies) < processes:
-        print(
-            f"error: {number.name}: processes were ended before they could save; a larger "
-            "STOP_TIMEOUT gives them more time",
-            file=sys.stderr,
-        )
-        return told
-    codes = {reply["exitcode"] for reply in replies}
-    return codes.pop() if codes in ({0}, {STOPPED}) else told
-
-
-def _replies(logs: str) -> list[dict[str, Any]]:
-    """Return what the processes of the last start have left in torchrun's files of errors."""
     starts = sorted(Path(logs).glob("*/attempt_*"), key=lambda path: int(path.name[8:]))
     paths = [path for start in starts[-1:] for path in start.glob("*/error.json")]
-    return [json.loads(path.read_text()) for path in paths]
+    replies = [json.loads(path.read_text()) for path in paths]
+    for reply in replies:
+        if reply["message"]:
+            return _end(reply["message"], EXIT_CODE)
+    if len(replies) < processes:
+        return _end(
+            f"{number.name}: processes were ended before they could save; a larger STOP_TIMEOUT "
+            "gives them more time",
+            128 + number,
+        )
+    codes = {reply["exitcode"] for reply in replies}
+    return codes.pop() if codes in ({0}, {STOPPED}) else 128 + number
 
 
 def _explain(failures: dict[int, ProcessFailure]) -> int:
     """Say in one line what ended the processes, unless they said it; returns the exit code."""
     rank, failure = _cause(failures)
-    if failure.exitcode == STOPPED:
-        return STOPPED
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
+    code, message = failure.exitcode, str(failure.message)
+    if code == STOPPED:
+        return code
+    if code < 0:
+        name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        print(f"error: process {rank} was ended by {name}{hint}", file=sys.stderr)
-        return 128 - failure.exitcode
+        return _end(f"process {rank} was ended by {name}{hint}", 128 - code)
     if failure.message and os.path.isfile(failure.error_file):
-        whose = f"process {rank}: " if _is_its_own(failure, failures) else ""
-        print(f"error: {whose}{failure.message}", file=sys.stderr)
-    elif failure.exitcode != EXIT_CODE:
-        print(
-            f"error: process {rank} failed with exit code {failure.exitcode}; see above",
-            file=sys.stderr,
-        )
-    return failure.exitcode
-
-
-def _is_its_own(failure: ProcessFailure, failures: dict[int, ProcessFailure]) -> bool:
-    """Return whether another process failed differently: all meet a wrong setting in time."""
-    others = [other for other in failures.values() if other.exitcode != -signal.SIGTERM]
-    differ = any(other.message != failure.message for other in others)
-    return differ and LOST_CONNECTION not in str(failure.message)
+        # Named where the failures differ: all processes meet a wrong setting in time.
+        others = [other for other in failures.values() if other.exitcode != -signal.SIGTERM]
+        differ = any(other.message != failure.message for other in others)
+        own = differ and LOST_CONNECTION not in message
+        return _end(f"process {rank}: {message}" if own else message, code)
+    if code != EXIT_CODE:
+        return _end(f"process {rank} failed with exit code {code}; see above", code)
+    return code
 
 
 def _cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
@@ -182,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ChildFailedError as error:
             sys.exit(_explain(error.failures))
         except SignalException as stop:
-            sys.exit(_explain_stop(signal.Signals(stop.sigval), _replies(logs), processes))
+            sys.exit(_explain_stop(signal.Signals(stop.sigval), logs, processes))
 
 
 if __name__ == "__main__":

@@ -37,30 +37,6 @@ CATEGORIES = 80
 _HINT = "give COCO 2014 as --coco: a folder with annotations/, train2014/ and val2014/"
 
 
-def _image_folder(part: str) -> str:
-    """Return the folder of the images of a part, relative to COCO's folder and to the data root."""
-    return f"{part}2014"
-
-
-def _entry(part: str, image: AnnotatedImage) -> Entry:
-    folder = _image_folder(part)
-    return f"{folder}/{image.file_name}", f"annotations/{folder}/{image.mask_name}"
-
-
-def _annotation_file(coco: FilePath, part: str) -> str:
-    return os.path.join(coco, "annotations", f"instances_{_image_folder(part)}.json")
-
-
-def _place(coco: FilePath, root: DataRoot, part: str, image: AnnotatedImage) -> Placed:
-    def make_mask() -> np.ndarray:
-        where = f"{_annotation_file(coco, part)}: {image.file_name}"
-        return draw_mask(image.height, image.width, json.loads(image.annotations), where)
-
-    source = os.path.join(coco, _image_folder(part), image.file_name)
-    sources = [image.annotations, image.height, image.width]
-    return prepare_pair(root, source, _entry(part, image), sources, make_mask)
-
-
 def prepare_coco(coco: FilePath, root: DataRoot) -> list[str]:
     """Make the data root and the lists from the folder of COCO 2014.
 
@@ -70,37 +46,52 @@ def prepare_coco(coco: FilePath, root: DataRoot) -> list[str]:
     Raises:
         UserError: Something in `coco` is missing or wrong, or a folder cannot be written.
     """
-    folders = [_image_folder(part) for part in PARTS]
+    folders = [f"{part}2014" for part in PARTS]
     for folder in ("annotations", *folders):
         require_folder(os.path.join(coco, folder), _HINT)
-    require_files([_annotation_file(coco, part) for part in PARTS], _HINT)
+    files = {part: os.path.join(coco, f"annotations/instances_{part}2014.json") for part in PARTS}
+    require_files(files.values(), _HINT)
     root.open(*folders, *(f"annotations/{folder}" for folder in folders))
-    instances = {part: _read(coco, part) for part in PARTS}
+    instances = {part: _read(coco, part, files[part]) for part in PARTS}
     categories = instances["train"].categories
     if instances["val"].categories != categories:
         raise UserError(
-            f"{_annotation_file(coco, 'train')} and {_annotation_file(coco, 'val')} have different "
-            "categories: give two of one dataset"
+            f"{files['train']} and {files['val']} have different categories: give two of one "
+            "dataset"
         )
     lines = [count_line("categories", len(categories), CATEGORIES)]
     for part, (images, total, _) in instances.items():
-        work = partial(_place, coco, root, part)
+        work = partial(_place, coco, root, part, files[part])
         lines += pair_summary(run_parallel(work, images, root.workers, f"COCO {part}"))
         line = root.write_list(part, (_entry(part, image) for image in images), COUNTS[part])
         lines.append(f"{line}; {total:,} images with and without annotations")
     return lines
 
 
-def _read(coco: FilePath, part: str) -> Instances:
-    file = _annotation_file(coco, part)
+def _read(coco: FilePath, part: str, file: str) -> Instances:
     # Without its folder, whose name may be no text.
     print(f"reading {os.path.basename(file)}", flush=True)
     instances = read_instances(file)
     if not instances.images:
         raise UserError(f"{file} has no annotations: {_HINT}")
-    folder = os.path.join(coco, _image_folder(part))
-    require_files((os.path.join(folder, image.file_name) for image in instances.images), _HINT)
+    names = (_entry(part, image)[0] for image in instances.images)
+    require_files((os.path.join(coco, name) for name in names), _HINT)
     return instances
+
+
+def _entry(part: str, image: AnnotatedImage) -> Entry:
+    folder = f"{part}2014"  # of the images, under COCO's folder and under the data root
+    return f"{folder}/{image.file_name}", f"annotations/{folder}/{image.mask_name}"
+
+
+def _place(coco: FilePath, root: DataRoot, part: str, file: str, image: AnnotatedImage) -> Placed:
+    def make_mask() -> np.ndarray:
+        annotations = json.loads(image.annotations)
+        return draw_mask(image.height, image.width, annotations, f"{file}: {image.file_name}")
+
+    entry = _entry(part, image)
+    sources = [image.annotations, image.height, image.width]
+    return prepare_pair(root, os.path.join(coco, entry[0]), entry, sources, make_mask)
 
 
 @resumable

@@ -8,7 +8,7 @@ command continues; when images were added, it includes them.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,18 +21,18 @@ from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts, load_counts
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
-from util.preparation.custom_masks import index_mask, merged_mask
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
     MASK_FOLDER,
     PARTS,
     Pair,
     find_pairs,
+    place,
     read_text,
     split,
 )
-from util.preparation.custom_report import class_lines, fold_lines
-from util.preparation.masks import Placed, pair_summary, prepare_pair
+from util.preparation.custom_report import report_lines
+from util.preparation.masks import Placed, pair_summary
 from util.preparation.shared import (
     DataRoot,
     add_shared_options,
@@ -55,38 +55,29 @@ def read_class_names(text: str) -> list[str]:
     """Return the class names of --class_names: a file with one per line, or names and commas.
 
     Raises:
-        UserError: A name is empty or occurs twice, or there are too many.
+        UserError: There is no such file, a name is empty or occurs twice, or there are too many.
     """
     if os.path.isfile(text):
-        names = [line for line in read_text(text).splitlines() if line.strip()]
-    elif "," not in text and (text.endswith(".txt") or os.sep in text):
-        raise UserError(f"--class_names {text}: there is no such file")
+        names = [line.strip() for line in read_text(text).splitlines() if line.strip()]
     else:
-        names = text.split(",")
-    names = [name.strip() for name in names]
-    if not names or "" in names:
-        raise UserError(f"--class_names {text}: a name is empty")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"--class_names {text}: the name {twice[0]} occurs twice")
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"--class_names {text}: {len(names)} classes; at most {MAX_CLASSES} fit")
+        names = [name.strip() for name in text.split(",")]
+    problem = ""
+    if names == [text] and (text.endswith(".txt") or os.sep in text):
+        problem = "there is no such file"
+    elif not names or "" in names:
+        problem = "a name is empty"
+    elif twice := [name for name in names if names.count(name) > 1]:
+        problem = f"the name {twice[0]} occurs twice"
+    elif len(names) > MAX_CLASSES:
+        problem = f"{len(names)} classes; at most {MAX_CLASSES} fit"
+    if problem:
+        raise UserError(f"--class_names {text}: {problem}")
     return names
-
-
-def _require_apart(images: str, masks: str, out: str) -> None:
-    for option, folder, other_option, other in (
-        ("--images", images, "--masks", masks),
-        ("--out", out, "--masks", masks),
-        ("--out", out, "--images", images),
-    ):
-        if Path(folder).resolve().is_relative_to(Path(other).resolve()):
-            raise UserError(f"{option} {folder} lies in {other_option} {other}: separate them")
 
 
 def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[Placed]:
     """Check all pairs and put them under the data root; UserError, and a file, with all problems."""
-    results = run_parallel(partial(_place, root), pairs, root.workers, name)
+    results = run_parallel(partial(place, root), pairs, root.workers, name)
     path = os.path.join(root.folder, "problems.txt")
     Path(path).unlink(missing_ok=True)
     problems = [result for result in results if isinstance(result, str)]
@@ -98,56 +89,35 @@ def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[Placed]
     return [result for result in results if not isinstance(result, str)]
 
 
-def _place(root: DataRoot, pair: Pair) -> Placed | str:
-    """Check a pair and put it under the data root; returns the message of what is wrong."""
-    sources: list[object]
-    if isinstance(pair.mask, str):
-        data = Path(pair.mask).read_bytes()
-        sources, make_mask = [data], partial(index_mask, pair.mask, data)
-    else:
-        files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
-        sources = [source for class_id, _, data in files for source in (class_id, data)]
-        make_mask = partial(merged_mask, files)
-    try:
-        return prepare_pair(root, pair.image, pair.entry, sources, make_mask)
-    except UserError as error:
-        return str(error)
-
-
 def _num_classes(
-    parts: Mapping[str, Sequence[Pair]],
-    counts: Mapping[str, Sequence[Counts]],
-    class_names: Sequence[str] | None,
+    pairs: Sequence[Pair], counts: Sequence[Counts], class_names: Sequence[str] | None
 ) -> int:
     """Return the number of classes: of the names if there are any, else of values in the masks.
 
     Raises:
         UserError: No mask holds a class, or the values are not 1, 2, ….
     """
-    found = [
-        (max(pixels), pair)
-        for part in PARTS
-        for pair, pixels in zip(parts[part], counts[part], strict=True)
-        if pixels
-    ]
-    if not found:
+    present: dict[int, Pair] = {}  # class id → the first pair that holds it
+    for pair, pixels in zip(pairs, counts, strict=True):
+        present = dict.fromkeys(pixels, pair) | present
+    if not present:
         raise UserError(
             "no mask holds a class: index masks hold 0 background, 1, 2, … classes, 255 ignored; "
             "binary masks (0 and 255) belong in a folder of their class, CLASS/IMAGE.png"
         )
-    highest, pair = max(found, key=lambda item: item[0])
-    if class_names is None:
-        present = {class_id for part in PARTS for pixels in counts[part] for class_id in pixels}
-        absent = min(set(range(1, highest + 1)) - present, default=None)
-        if absent is not None:
-            raise UserError(
-                f"mask {pair.mask} holds the value {highest}, but none holds {absent}: values are "
-                "class ids 1, 2, …; if some classes have no image yet, name all by --class_names"
-            )
-        return highest
-    if highest > len(class_names):
-        raise unknown_class(str(pair.mask), highest, len(class_names))
-    return len(class_names)
+    highest = max(present)
+    if class_names:
+        if highest > len(class_names):
+            raise unknown_class(str(present[highest].mask), highest, len(class_names))
+        return len(class_names)
+    absent = min(set(range(1, highest)) - set(present), default=None)
+    if absent is not None:
+        raise UserError(
+            f"mask {present[highest].mask} holds the value {highest}, but none holds {absent}: "
+            "values are class ids 1, 2, …; if some classes have no image yet, name all by "
+            "--class_names"
+        )
+    return highest
 
 
 def _parser() -> Parser:
@@ -195,11 +165,14 @@ def main(arguments: list[str] | None = None) -> None:
     require_free_name(name)
     require_folder(options.images, "give the folder of the images as --images")
     require_folder(masks, "give the folder of the masks as --masks")
-    _require_apart(options.images, masks, out)
+    for inner, outer in (("images", "masks"), ("out", "masks"), ("out", "images")):
+        folder, other = getattr(options, inner), getattr(options, outer)
+        if Path(folder).resolve().is_relative_to(Path(other).resolve()):
+            raise UserError(f"--{inner} {folder} lies in --{outer} {other}: separate them")
     pairs, class_names = find_pairs(options.images, masks, class_names)
     check_names(pair.entry for pair in pairs)
     if class_names:
-        require_text(class_names)
+        require_text(*class_names)
         divide(len(class_names), options.folds)
     parts = split(pairs, options.val, options.val_share, options.seed)
     root = DataRoot(out, lists, options.copy, options.workers)
@@ -215,7 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
         part: load_counts(out, path, entries[part], LIST_DIR, root.workers)
         for part, path in list_files.items()
     }
-    num_classes = _num_classes(parts, counts, class_names)
+    num_classes = _num_classes(
+        [*parts["train"], *parts["val"]], [*counts["train"], *counts["val"]], class_names
+    )
     data = {
         "data_root": path_in_config(out),
         **{f"{part}_list": path_in_config(path) for part, path in list_files.items()},
@@ -225,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         "min_pixels": options.min_pixels,
     }
     write_config(name, data)
-    lines += class_lines(data, counts) + fold_lines(data, entries, counts, list_files)
+    lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")
 
 

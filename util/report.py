@@ -29,70 +29,35 @@ _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
 _FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
 # Settings that tests in one row may differ in.
 _NOT_PROTOCOL = (
-    "weight",
-    "dataset",
-    "split",
-    "fold_count",
-    "fold_list",
-    "shot",
-    "backbone",
-    "seeds",
+    *("weight", "dataset", "split", "fold_count", "fold_list", "shot", "backbone", "seeds"),
     "baselines",
 )
 
 
 class Experiment(NamedTuple):
-    """What the tests in one row share.
-
-    Attributes:
-        dataset: The name of the dataset.
-        backbone: The name of the backbone.
-        root: The folder that the runs lie in.
-        name: EXP of the run's folder without fold and shot.
-        protocol: The other settings as sorted pairs.
-    """
+    """What the tests in one row share."""
 
     dataset: str
     backbone: str
-    root: str
-    name: str
-    protocol: tuple[tuple[str, str], ...]
+    root: str  # the folder that the runs lie in
+    name: str  # EXP of the run's folder without fold and shot
+    protocol: tuple[tuple[str, str], ...]  # the other settings, sorted
 
 
 class Result(NamedTuple):
-    """The result of one test.
-
-    Attributes:
-        path: The file.
-        experiment: The row that it belongs in.
-        shot: The number of supports.
-        split: The index of the fold.
-        fold_count: The number of folds, None where the file does not say.
-        trained_shot: The number of supports that the weights were trained with.
-        mean: {score: mean over the runs, within 0 and 1}.
-    """
+    """The result of one test."""
 
     path: Path
-    experiment: Experiment
+    experiment: Experiment  # the row that it belongs in
     shot: int
     split: int
-    fold_count: int | None
+    fold_count: int | None  # None where the file does not say
     trained_shot: int
-    mean: dict[str, float]
+    mean: dict[str, float]  # {score: mean over the runs, within 0 and 1}
 
 
-class Row(NamedTuple):
-    """A row of a table, in percent.
-
-    Attributes:
-        name: The name of the experiment.
-        backbone: The name of the backbone.
-        cells: {(shot, column): score}, where a column is the index of a fold or one of MEANS.
-    """
-
-    name: str
-    backbone: str
-    cells: dict[tuple[int, int | str], float]
+# {(shot, column): percent}, where a column is the index of a fold or one of MEANS.
+Cells = dict[tuple[int, int | str], float]
 
 
 def find_results(paths: Iterable[str | Path]) -> list[Result]:
@@ -113,17 +78,17 @@ def find_results(paths: Iterable[str | Path]) -> list[Result]:
 def _read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        settings = content["settings"]
-        experiment = _experiment(path, settings)
-        mean = {
-            score: float(content["mean"][score])
-            for score in SCORES
-            if score != BASE_SCORE or score in content["mean"]
-        }
-        shot, split = int(settings["shot"]), int(settings["split"])
+        settings, mean = content["settings"], content["mean"]
         count = settings.get("fold_count")
-        count = None if count is None else int(count)
-        return Result(path, experiment, shot, split, count, int(content["trained_shot"]), mean)
+        return Result(
+            path,
+            _experiment(path, settings),
+            int(settings["shot"]),
+            int(settings["split"]),
+            None if count is None else int(count),
+            int(content["trained_shot"]),
+            {key: float(mean[key]) for key in SCORES if key != BASE_SCORE or key in mean},
+        )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -145,32 +110,26 @@ def _experiment(path: Path, settings: dict[str, Any]) -> Experiment:
     }
     protocol["runs"] = str(len(settings["seeds"]))
     if settings.get("fold_list"):
-        protocol["fold_list"] = _without_fold(settings["fold_list"], settings["split"])
+        # The lists of all folds share a row: * is in the place of the fold.
+        fold = rf"(?<!\d){settings['split']}(?!\d)"
+        protocol["fold_list"] = re.sub(fold, "*", Path(settings["fold_list"]).name)
     return Experiment(
-        dataset=settings["dataset"],
-        backbone=settings["backbone"],
-        root=os.path.relpath(root),
-        name=name,
-        protocol=tuple(sorted(protocol.items())),
+        settings["dataset"],
+        settings["backbone"],
+        os.path.relpath(root),
+        name,
+        tuple(sorted(protocol.items())),
     )
 
 
-def _without_fold(fold_list: str, split: int) -> str:
-    """Return the name of a fold list with * for its fold: the lists of all folds share a row."""
-    return re.sub(rf"(?<!\d){split}(?!\d)", "*", Path(fold_list).name)
-
-
-def experiment_names(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
-    """Return the name of each experiment in the table: what tells it from the others, nothing else."""
+def _row_names(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
+    """Return what tells each experiment from the others, nothing else."""
     several_roots = len({experiment.root for experiment in experiments}) > 1
-    alike = defaultdict(list)
-    for experiment in experiments:
-        alike[experiment[:-1]].append(dict(experiment.protocol))
     names = {}
     for experiment in experiments:
+        others = [dict(other.protocol) for other in experiments if other[:-1] == experiment[:-1]]
         words = [experiment.root] if several_roots else []
         words += [experiment.name] if experiment.name else []
-        others = alike[experiment[:-1]]
         settings = [
             f"{key} {value}"
             for key, value in experiment.protocol
@@ -199,27 +158,35 @@ def paper_tables(
         UserError: There is a result of a fold beyond.
     """
     newest, notes = _newest(results)
+    names = _row_names(sorted({result.experiment for result in newest}))
     shots = sorted({*SHOTS, *(result.shot for result in newest)})
-    names = experiment_names(sorted({result.experiment for result in newest}))
+    mark, title, table = "", "### {}, {} in %\n\n", markdown_table
+    if style == "latex":
+        mark, title, table = "% ", "% {}, {} in %\n", latex_table
     parts = []
     for dataset in sorted({experiment.dataset for experiment in names}):
         of_dataset = [result for result in newest if result.experiment.dataset == dataset]
-        columns = folds or _fold_count(of_dataset, FOLDS)
-        rows = []
+        count = folds or _fold_count(of_dataset, FOLDS)
+        rows: list[tuple[str, str, Cells]] = []
         for experiment, name in names.items():
-            of_row = [result for result in of_dataset if result.experiment == experiment]
-            if of_row:
-                rows.append(_row(name, of_row, metric, folds or _fold_count(of_row, columns)))
-        if metric == "mIoU" and columns == FOLDS:
-            rows += _published(dataset, {row.backbone for row in rows})
-        rows.sort(key=lambda row: row.backbone)
-        header, cells = _as_text(rows, shots, columns)
-        title = f"{dataset}, {metric} in %"
-        if style == "latex":
-            parts.append(f"% {title}\n{latex_table(header, cells, left=(0, 1))}")
-        else:
-            parts.append(f"### {title}\n\n{markdown_table(header, cells, left=(0, 1))}")
-    mark = "% " if style == "latex" else ""
+            if of_row := [result for result in of_dataset if result.experiment == experiment]:
+                cells = _cells(of_row, metric, folds or _fold_count(of_row, count))
+                rows.append((name, experiment.backbone, cells))
+        if metric == "mIoU" and count == FOLDS:
+            for backbone in sorted({backbone for _, backbone, _ in rows}):
+                if published := _published(dataset, backbone):
+                    rows.append((PUBLISHED_NAME, backbone, published))
+        rows.sort(key=lambda row: row[1])
+        columns: list[int | str] = [*range(count), *MEANS]
+        header = ["experiment", "backbone"]
+        for shot in shots:
+            header += [f"{shot}-shot fold0", *(f"fold{k}" for k in range(1, count)), *MEANS]
+        keys = [(shot, column) for shot in shots for column in columns]
+        text = [
+            [name, backbone, *(f"{cells[key]:.1f}" if key in cells else MISSING for key in keys)]
+            for name, backbone, cells in rows
+        ]
+        parts.append(title.format(dataset, metric) + table(header, text, left=(0, 1)))
     notes = ["A mean is shown where the results of all folds were found.", *notes]
     return "\n".join([*parts, *(f"{mark}{note}" for note in notes)]) + "\n"
 
@@ -233,11 +200,11 @@ def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
         if cell in cells:
             notes.append(f"Not shown: {cells[cell].path}, older than {result.path}.")
         cells[cell] = result
-    for result in cells.values():
-        if result.trained_shot != result.shot:
-            notes.append(
-                f"{result.path}: {result.shot}-shot with weights of {result.trained_shot}-shot."
-            )
+    notes += [
+        f"{result.path}: {result.shot}-shot with weights of {result.trained_shot}-shot."
+        for result in cells.values()
+        if result.trained_shot != result.shot
+    ]
     return list(cells.values()), notes
 
 
@@ -246,49 +213,32 @@ def _fold_count(results: Sequence[Result], otherwise: int) -> int:
     return max((result.fold_count for result in results if result.fold_count), default=otherwise)
 
 
-def _row(name: str, results: Sequence[Result], metric: str, folds: int) -> Row:
-    scores = (metric, "FBIoU_m" if metric.endswith("_m") else "FBIoU")
-    cells: dict[tuple[int, int | str], float] = {}
+def _cells(results: Sequence[Result], metric: str, folds: int) -> Cells:
+    """Return the cells of one experiment."""
+    cells: Cells = {}
+    means: dict[int, list[dict[str, float]]] = defaultdict(list)
     for result in results:
         if result.split >= folds:
             raise UserError(f"{result.path}: fold {result.split} of {folds}; give --folds")
         if metric in result.mean:
             cells[result.shot, result.split] = 100 * result.mean[metric]
-    for shot in {shot for shot, _ in cells}:
-        of_shot = [r.mean for r in results if r.shot == shot and metric in r.mean]
+            means[result.shot].append(result.mean)
+    scores = (metric, "FBIoU_m" if metric.endswith("_m") else "FBIoU")
+    for shot, of_shot in means.items():
         if len(of_shot) == folds:
             for column, score in zip(MEANS, scores, strict=True):
                 cells[shot, column] = 100 * sum(mean[score] for mean in of_shot) / folds
-    return Row(name, results[0].experiment.backbone, cells)
+    return cells
 
 
-def _published(dataset: str, backbones: Iterable[str]) -> list[Row]:
-    rows = []
-    for backbone in sorted(backbones):
-        cells: dict[tuple[int, int | str], float] = {}
-        for shot in SHOTS:
-            if result := PUBLISHED.get((dataset, backbone, shot)):
-                cells |= {(shot, split): value for split, value in enumerate(result.folds)}
-                cells[shot, MEANS[0]] = result.mean
-        if cells:
-            rows.append(Row(PUBLISHED_NAME, backbone, cells))
-    return rows
-
-
-def _as_text(
-    rows: Sequence[Row], shots: Sequence[int], folds: int
-) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table as text."""
-    names = [f"fold{split}" for split in range(folds)] + [*MEANS]
-    header = ["experiment", "backbone"]
-    for shot in shots:
-        header += [f"{shot}-shot {names[0]}", *names[1:]]
-    columns = [(shot, column) for shot in shots for column in (*range(folds), *MEANS)]
-    cells = [
-        [f"{row.cells[key]:.1f}" if key in row.cells else MISSING for key in columns]
-        for row in rows
-    ]
-    return header, [[row.name, row.backbone, *text] for row, text in zip(rows, cells, strict=True)]
+def _published(dataset: str, backbone: str) -> Cells:
+    """Return the cells of the paper; none where it has no results."""
+    cells: Cells = {}
+    for shot in SHOTS:
+        if result := PUBLISHED.get((dataset, backbone, shot)):
+            miou_of_folds, cells[shot, MEANS[0]] = result
+            cells |= {(shot, split): miou for split, miou in enumerate(miou_of_folds)}
+    return cells
 
 
 @exits_on_user_error

@@ -30,15 +30,7 @@ def verify(
     workers: int | None = None,
     processes: int = 1,
 ) -> list[Row]:
-    """Return all rows of the table.
-
-    Args:
-        cfg: The experiment.
-        settings: The words of the command line that give `cfg`.
-        full: Read every image and mask.
-        workers: Processes of this check; None: all cores.
-        processes: Processes that are to train.
-    """
+    """Return all rows of the table; the arguments are those of `data_rows`."""
     described = f"fold {cfg.split} of {cfg.data_set}, {cfg.backbone}, {cfg.shot}-shot"
     return [
         Row(OK, "settings", described),

@@ -9,7 +9,8 @@ export  write a checkpoint of ours with the names of the published code
 import argparse
 from typing import Any
 
-from util.checkpoints.io import read_checkpoint, save_checkpoint, to_published
+from util.checkpoints.io import read_checkpoint, save_checkpoint
+from util.checkpoints.published_names import to_published
 from util.checkpoints.run_files import find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable

@@ -2,21 +2,18 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
+from tests.processes import start_python
 from util.checkpoints.io import read_checkpoint
 from util.demo_data import write_demo
-from util.runtime.files import ROOT
 from util.runtime.machine import environment_line
 
-EPOCHS, SAVE_ITERS = 6, 4
+EPOCHS, SAVE_ITERS = 4, 4
 # Of the table that a training logs: epoch/epochs, iteration/iterations.
 _ITERATION = re.compile(r"^\S+ \S+ +\d+/\d+ +(\d+)/(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"resumed from .*: (\d+) epochs and (\d+) iterations done")
@@ -27,18 +24,10 @@ _LIMIT = 240  # seconds until a run counts as hanging
 class Run:
     """One start of the training command, its output in a file."""
 
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str], limit: int = 0):
+    def __init__(self, words: list[str], log: Path, environment: dict[str, str], limit: int = 0):
         self.log = log
-        with open(log, "wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=partial(_limit_file_size, limit) if limit else None,
-            )
+        log.touch()
+        self.process = start_python(words, log, environment=environment, limit=limit)
 
     @property
     def text(self) -> str:
@@ -61,8 +50,8 @@ class Run:
     def wait_for(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened, or until the run has ended well."""
         deadline = time.monotonic() + _LIMIT
-        while not happened() and self.process.poll() != 0:
-            if self.process.poll():
+        while not happened() and self.process.exitcode != 0:
+            if self.process.exitcode:
                 raise RuntimeError(f"it failed:\n{self.text}")
             if time.monotonic() > deadline:
                 self.kill()
@@ -71,16 +60,16 @@ class Run:
 
     def wait(self) -> int:
         """Wait for the end and return the exit code."""
-        try:
-            return self.process.wait(_LIMIT)
-        except subprocess.TimeoutExpired:
+        self.process.join(_LIMIT)
+        if self.process.exitcode is None:
             self.kill()
-            raise RuntimeError(f"it hangs:\n{self.text}") from None
+            raise RuntimeError(f"it hangs:\n{self.text}")
+        return self.process.exitcode
 
     def kill(self) -> None:
         """kill -9 of the process and all that it started."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.join()
 
     def children(self) -> list[int]:
         """Return the ids of the processes that the command has started."""
@@ -132,9 +121,9 @@ class Laboratory:
     def _start(
         self, name: str, script: str, processes: int, *settings: str, limit: int = 0, **environment
     ) -> Run:
-        command = [sys.executable, script]
+        command = [script]
         if processes > 1:
-            command = [sys.executable, "-m", "util.launch", str(processes), script]
+            command = ["-m", "util.launch", str(processes), script]
         command += ["--config", "config/demo/demo_split0_resnet18.yaml", "--opts"]
         command += [*self.settings, f"exp_dir={self.folder}/{name}", *settings]
         number = len(list(self.folder.glob(f"{name}-*.log")))
@@ -204,8 +193,3 @@ class Laboratory:
         lost = f"iterations lost (checkpoints every {SAVE_ITERS})"
         header = f"| fault | times | {lost} | same weights at the end |"
         return "\n".join([f"\n{environment_line()}\n", header, "|-|-|-|-|", *self._rows])
-
-
-def _limit_file_size(size: int) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

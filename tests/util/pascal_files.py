@@ -7,7 +7,7 @@ from scipy.sparse import csc_matrix
 
 from tests.util.prepare_files import write_jpeg
 from util.data.lists import read_entries
-from util.preparation.voc_masks import voc_colour
+from util.preparation.pascal import voc_colour
 
 HEIGHT, WIDTH = 48, 64
 ODD = "2008_ü 1"  # an id with a letter beyond ASCII and a blank

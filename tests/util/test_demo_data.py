@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.util.prepare_files import contents
 from util.demo.background import TEXTURES
 from util.demo.scene import PATTERNS
 from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, silhouette
@@ -35,18 +36,6 @@ def entries(folder, part):
     return [line.split(" ") for line in (folder / f"{part}.txt").read_text().splitlines()]
 
 
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def refuse_to_draw(*arguments):
-    raise AssertionError("a picture was drawn")
-
-
 def test_layout(demo):
     names = {"train.txt", "val.txt", "classes.txt", "demo.json"}
     for part, count in zip(PARTS, (TRAIN, VAL), strict=True):
@@ -58,29 +47,38 @@ def test_layout(demo):
             names |= {image_name, mask_name}
     assert set(contents(demo)) == names
     assert (demo / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
+    stamp = json.loads((demo / "demo.json").read_text())
+    del stamp["version"]
+    assert stamp == {"train": TRAIN, "val": VAL, "seed": 0, "size": 240}
 
 
 def test_pictures_and_masks(demo):
     portraits = set()
-    for image_name, mask_name in entries(demo, "train") + entries(demo, "val"):
-        image = cv2.imread(str(demo / image_name))
-        mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
-        assert mask.dtype == np.uint8 and mask.ndim == 2
-        assert image.shape == (*mask.shape, 3)
-        assert min(mask.shape) >= 170 and max(mask.shape) <= 240
-        portraits.add(mask.shape[0] > mask.shape[1])
-        values, counts = np.unique(mask, return_counts=True)
-        sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
-        assert sizes.pop(0) > 0.2 * mask.size
-        assert 0 < sizes.pop(255) < 0.15 * mask.size
-        assert 1 <= len(sizes) <= 3 and set(sizes) <= set(range(1, 21))
-        assert all(2048 < size < 0.36 * mask.size for size in sizes.values())
+    for number, part in enumerate(PARTS):
+        seen = set()
+        for index, (image_name, mask_name) in enumerate(entries(demo, part)):
+            image = cv2.imread(str(demo / image_name))
+            mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
+            assert mask.dtype == np.uint8 and mask.ndim == 2
+            assert image.shape == (*mask.shape, 3)
+            assert min(mask.shape) >= 170 and max(mask.shape) <= 240
+            portraits.add(mask.shape[0] > mask.shape[1])
+            values, counts = np.unique(mask, return_counts=True)
+            sizes = dict(zip(values.tolist(), counts.tolist(), strict=True))
+            assert sizes.pop(0) > 0.2 * mask.size
+            assert 0 < sizes.pop(255) < 0.15 * mask.size
+            assert 1 <= len(sizes) <= 3
+            assert all(2048 < size < 0.36 * mask.size for size in sizes.values())
+            planned = scene_classes(0, number, index)
+            assert planned[0] in sizes and set(sizes) <= set(planned)
+            seen |= set(sizes)
+        assert seen == set(range(1, 21))
     assert portraits == {True, False}
 
 
-def test_outlines_are_thin_and_closed():
-    for index in range(6):
-        _, mask = draw_picture(0, 0, index, 240)
+def test_outlines_are_thin_and_closed(demo):
+    for _, mask_name in entries(demo, "train")[:6]:
+        mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
         ignored = (mask == 255).astype(np.uint8)
         assert not cv2.erode(ignored, np.ones((6, 6), np.uint8), borderValue=0).any()
         for down, right in ((0, 1), (1, 0)):
@@ -90,38 +88,19 @@ def test_outlines_are_thin_and_closed():
             assert not touching.any()  # no class touches another or the background
 
 
-def test_every_planned_class_is_drawn_and_all_classes_occur(demo):
-    for number, part in enumerate(PARTS):
-        seen = set()
-        for index, (_, mask_name) in enumerate(entries(demo, part)):
-            mask = cv2.imread(str(demo / mask_name), cv2.IMREAD_UNCHANGED)
-            present = set(np.unique(mask).tolist()) - {0, 255}
-            planned = scene_classes(0, number, index)
-            assert planned[0] in present and present <= set(planned)
-            seen |= present
-        assert seen == set(range(1, 21))
-
-
-def test_same_seed_same_files_and_other_seed_other_files(demo, tmp_path):
-    write_demo(tmp_path / "again", TRAIN, VAL)
-    assert contents(tmp_path / "again") == contents(demo)
-    image, mask = draw_picture(0, 1, 3, 240)
-    other_image, other_mask = draw_picture(1, 1, 3, 240)
-    assert image.shape != other_image.shape or (image != other_image).any()
-    assert mask.shape != other_mask.shape or (mask != other_mask).any()
-
-
-def test_parts_do_not_share_pictures():
-    train, val = draw_picture(0, 0, 0, 240)[1], draw_picture(0, 1, 0, 240)[1]
-    assert train.shape != val.shape or (train != val).any()
-
-
 def test_a_shorter_set_is_the_start_of_a_longer_one(demo, tmp_path):
-    write_demo(tmp_path / "short", 2, 1)
+    write_demo(tmp_path / "short", 4, 2)
     long = contents(demo)
     for name, data in contents(tmp_path / "short").items():
         if "/" in name:
             assert long[name] == data
+
+
+def test_seeds_and_parts_share_no_picture():
+    (image, mask), *others = (draw_picture(*which, 3, 160) for which in ((0, 1), (1, 1), (0, 0)))
+    for other_image, other_mask in others:
+        assert image.shape != other_image.shape or (image != other_image).any()
+        assert mask.shape != other_mask.shape or (mask != other_mask).any()
 
 
 def test_complete_set_is_left_alone_and_a_broken_one_completed(demo, tmp_path, monkeypatch, capsys):
@@ -132,7 +111,7 @@ def test_complete_set_is_left_alone_and_a_broken_one_completed(demo, tmp_path, m
     (folder / "notes.txt").write_text("mine")
     assert write_demo(folder, TRAIN, VAL) is True
     assert contents(folder) == {**contents(demo), "notes.txt": b"mine"}
-    monkeypatch.setattr("util.demo_data.draw_picture", refuse_to_draw)
+    monkeypatch.setattr("util.demo_data.draw_picture", None)
     assert write_demo(folder, TRAIN, VAL) is False
     main(["--out", str(folder), "--train", str(TRAIN), "--val", str(VAL)])
     assert "complete" in capsys.readouterr().out
@@ -166,10 +145,13 @@ def test_other_arguments_are_refused(demo, change):
     assert contents(demo) == before
 
 
-def test_foreign_folder_is_refused_and_untouched(tmp_path):
+def test_foreign_folder_is_refused_and_untouched(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        write_demo(tmp_path, 2, 1)
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "not empty" in error and error.count("\n") == 1
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     with pytest.raises(UserError, match="is a file"):
         write_demo(tmp_path / "thesis.txt", 2, 1)
@@ -186,24 +168,6 @@ def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, na
     with pytest.raises(UserError, match=f"--{name} {value}"):
         write_demo(tmp_path / "set", **{name: value})
     assert not os.listdir(tmp_path)
-
-
-def test_command_reports_user_errors_in_one_line(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stop:
-        main(["--out", str(tmp_path)])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_stamp_names_the_arguments(demo):
-    stamp = json.loads((demo / "demo.json").read_text())
-    assert {key: stamp[key] for key in ("train", "val", "seed", "size")} == {
-        "train": TRAIN,
-        "val": VAL,
-        "seed": 0,
-        "size": 240,
-    }
 
 
 def test_classes_are_told_apart():

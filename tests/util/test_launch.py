@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,7 +11,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.paths import ROOT
-from util.launch import _explain, torchrun_arguments
+from tests.processes import start_python
+from util.launch import _explain, main, torchrun_arguments
 from util.runtime.distributed import LOST_CONNECTION
 from util.runtime.errors import UserError
 from util.training.signals import STOPPED
@@ -104,6 +103,15 @@ else:
 """
 
 
+def launched(folder, script, *words, **environment):
+    """Start the launcher with a script of two processes; returns it and its two output files."""
+    path, out, err = (folder / name for name in ("a script.py", "out", "err"))
+    path.write_text(script)
+    out.touch()
+    words = ["-m", "util.launch", "2", path, *words]
+    return start_python(words, out, err, {"PYTHONPATH": str(ROOT), **environment}), out, err
+
+
 @pytest.mark.parametrize(
     ("how", "code", "stderr"),
     [
@@ -114,22 +122,16 @@ else:
         ("fails", 5, "error: process 1 failed with exit code 5; see above\n"),
     ],
 )
-def test_the_processes_end_with_one_line_and_their_code(tmp_path, how, code, stderr):
-    script = tmp_path / "a worker.py"
-    script.write_text(WORKER)
-    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "util.launch", "2", str(script), how],
-        cwd=ROOT,
-        env=env | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (code, stderr)
+def test_the_processes_end_with_one_line_and_their_code(tmp_path, monkeypatch, how, code, stderr):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    launcher, out, err = launched(tmp_path, WORKER, how, TMPDIR=str(temporary))
+    launcher.join(120)
+    assert (launcher.exitcode, err.read_text()) == (code, stderr)
     if how == "fine":
-        assert sorted(done.stdout.split("\n")) == ["", "rank 0 of 2", "rank 1 of 2"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a worker.py"]
+        assert sorted(out.read_text().split("\n")) == ["", "rank 0 of 2", "rank 1 of 2"]
+    assert list(temporary.iterdir()) == []
 
 
 def failure(path, code, message=None, timestamp=100):
@@ -213,28 +215,21 @@ TOO_SOON = "processes were ended before they could save; a larger STOP_TIMEOUT g
 def test_after_a_signal_it_waits_and_says_whether_all_was_saved(
     tmp_path, hows, number, code, stderr
 ):
-    script = tmp_path / "stopping.py"
-    script.write_text(STOPPING)
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "util.launch", "2", str(script), *hows],
-        cwd=ROOT,
-        env=os.environ | {"STOP_TIMEOUT": "2", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert [launcher.stdout.readline() for _ in hows] == ["ready\n"] * 2
+    launcher, out, err = launched(tmp_path, STOPPING, *hows, STOP_TIMEOUT="2")
+    while out.read_text() != "ready\n" * 2:
+        assert launcher.exitcode is None
+        time.sleep(0.02)
     started = time.monotonic()
-    launcher.send_signal(number)
-    assert (launcher.communicate(timeout=60)[1], launcher.returncode) == (stderr, code)
+    os.kill(launcher.pid, number)
+    launcher.join(60)
+    assert (err.read_text(), launcher.exitcode) == (stderr, code)
     # Older releases of torch give them 30 seconds.
     newer = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
     assert time.monotonic() - started < (15 if newer else 45)
 
 
-def test_the_usage_is_one_line():
-    done = subprocess.run(
-        [sys.executable, "-m", "util.launch", "x"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: usage: python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]\n"
+def test_the_usage_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["x"])
+    usage = "error: usage: python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]\n"
+    assert capsys.readouterr().err == usage

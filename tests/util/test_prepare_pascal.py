@@ -123,13 +123,10 @@ def test_what_is_missing_is_named_before_anything_is_written(data, tmp_path, mis
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_none_is_named(data, tmp_path):
+def test_a_folder_that_is_none_and_an_empty_list_are_named(data, tmp_path):
     for voc, sbd, name in ((tmp_path / "no", data, "voc"), (data, tmp_path / "no", "sbd")):
         with pytest.raises(UserError, match=rf"/no is not a folder: give .*--{name}"):
             prepare_pascal(voc, sbd, DataRoot(tmp_path / "out", tmp_path / "lists"))
-
-
-def test_an_empty_list_is_named(data, tmp_path):
     write_lines(data / V / "ImageSets" / "Segmentation" / "train.txt", [""])
     with pytest.raises(UserError, match=r"Segmentation/train\.txt is empty"):
         prepare(data, tmp_path / "out")
@@ -144,12 +141,12 @@ def test_an_empty_list_is_named(data, tmp_path):
         (
             S + "cls/2008_2.mat",
             lambda path: write_mat(path, area(1), field="Other"),
-            r"has no field GTcls\.Segmentation",
+            "has no field",
         ),
         (
             S + "cls/2008_2.mat",
             lambda path: write_mat(path, area(1), name="GTinst"),
-            r"has no field GTcls\.Segmentation",
+            "has no field",
         ),
         (S + "cls/2008_2.mat", lambda path: write_mat(path, area(21)), "holds the value 21"),
         (

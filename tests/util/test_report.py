@@ -8,16 +8,8 @@ from util.report import find_results, main, paper_tables
 from util.runtime.errors import UserError
 
 SETTINGS = {
-    "weight": "w.pth",
-    "dataset": "pascal",
-    "split": 0,
-    "shot": 1,
-    "backbone": "resnet50",
-    "size": 473,
-    "episodes": 1000,
-    "seeds": [510, 365],
-    "workers": 8,
-    "baselines": False,
+    **{"weight": "w.pth", "dataset": "pascal", "split": 0, "shot": 1, "backbone": "resnet50"},
+    **{"size": 473, "episodes": 1000, "seeds": [510, 365], "workers": 8, "baselines": False},
 }
 
 
@@ -25,12 +17,8 @@ def write(root, exp="split0", miou=0.5, name="best", trained_shot=None, **change
     """A result as the test writes it; mIoU_m is half of mIoU, FBIoU a tenth more."""
     settings = {**SETTINGS, **changed}
     mean = {**dict.fromkeys(SCORES, 0.0), "mIoU": miou, "mIoU_m": miou / 2, "FBIoU": miou + 0.1}
-    content = {
-        "settings": settings,
-        "trained_shot": trained_shot or settings["shot"],
-        "runs": [],
-        "mean": mean,
-    }
+    shot = trained_shot or settings["shot"]
+    content = {"settings": settings, "trained_shot": shot, "runs": [], "mean": mean}
     folder = root / settings["dataset"] / "HDMNet" / exp / settings["backbone"] / "result"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"test-{settings['shot']}shot-{name}.json"
@@ -61,30 +49,31 @@ def row(found, name, backbone="resnet50"):
 
 
 NONE = ["-"] * 6
+PASCAL = ["50.0", "51.0", "52.0", "53.0", "51.5", "61.5"]  # what `write_folds` gives by default
 
 
 def test_folds_and_shots_join_to_one_row_beside_the_paper(tmp_path):
     write_folds(tmp_path)
+    write_folds(tmp_path, shot=2, first=0.3)
     write_folds(tmp_path, shot=5, first=0.6)
     found = table(tmp_path)
-    columns = ["fold0", "fold1", "fold2", "fold3", "mean", "FB-IoU"]
-    shots = [f"1-shot {columns[0]}", *columns[1:], f"5-shot {columns[0]}", *columns[1:]]
+    columns = ["fold1", "fold2", "fold3", "mean", "FB-IoU"]
+    shots = [word for shot in (1, 2, 5) for word in (f"{shot}-shot fold0", *columns)]
     assert found[0] == ["experiment", "backbone", *shots]
-    one = ["50.0", "51.0", "52.0", "53.0", "51.5", "61.5"]
+    two = ["30.0", "31.0", "32.0", "33.0", "31.5", "41.5"]
     five = ["60.0", "61.0", "62.0", "63.0", "61.5", "71.5"]
-    assert row(found, "HDMNet") == one + five
+    assert row(found, "HDMNet") == PASCAL + two + five
     published = row(found, "HDMNet (published)")
     assert published[:6] == ["71.0", "75.4", "68.9", "62.1", "69.4", "-"]
-    assert published[6:] == ["71.3", "76.2", "71.3", "68.5", "71.8", "-"]
+    assert published[6:] == [*NONE, "71.3", "76.2", "71.3", "68.5", "71.8", "-"]
     assert len(found) == 4
 
 
 def test_no_mean_over_some_of_the_folds(tmp_path):
     write_folds(tmp_path, folds=(0, 1, 3))
     assert row(table(tmp_path), "HDMNet") == ["50.0", "51.0", "-", "53.0", "-", "-", *NONE]
-    assert "A mean is shown where the results of all folds were found" in paper_tables(
-        find_results([tmp_path])
-    )
+    text = paper_tables(find_results([tmp_path]))
+    assert "A mean is shown where the results of all folds were found" in text
 
 
 def test_other_scores_stand_without_the_paper(tmp_path):
@@ -92,22 +81,20 @@ def test_other_scores_stand_without_the_paper(tmp_path):
     found = table(tmp_path, metric="mIoU_m")
     assert row(found, "HDMNet") == ["25.0", "25.5", "26.0", "26.5", "25.8", "0.0", *NONE]
     assert len(found) == 3
-
-
-def test_tests_without_the_score_leave_their_cells_empty(tmp_path):
-    write_folds(tmp_path, folds=(0, 1))
+    # A test without the score leaves its cell empty.
     path = write(tmp_path, "split2", split=2)
     content = json.loads(path.read_text())
     del content["mean"]["mIoU_b"]
     path.write_text(json.dumps(content))
     found = table(tmp_path, metric="mIoU_b")
-    assert row(found, "HDMNet") == ["0.0", "0.0", "-", "-", "-", "-", *NONE]
+    assert row(found, "HDMNet") == ["0.0", "0.0", "-", "0.0", "-", "-", *NONE]
 
 
-def test_settings_without_a_value_do_not_tell_tests_apart(tmp_path):
-    write_folds(tmp_path, folds=(0, 1), generalised=None)
+@pytest.mark.parametrize("said", [{"generalised": None}, {"fold_count": 4, "fold_list": None}])
+def test_settings_without_a_value_do_not_tell_tests_apart(tmp_path, said):
+    write_folds(tmp_path, folds=(0, 1), **said)
     write_folds(tmp_path, folds=(2, 3))
-    assert row(table(tmp_path), "HDMNet")[4] == "51.5"
+    assert row(table(tmp_path), "HDMNet") == PASCAL + NONE
 
 
 def test_experiments_backbones_and_datasets_have_rows_of_their_own(tmp_path):
@@ -115,18 +102,15 @@ def test_experiments_backbones_and_datasets_have_rows_of_their_own(tmp_path):
     write_folds(tmp_path, exp="wide_", first=0.7)
     write_folds(tmp_path, backbone="vgg16", first=0.3)
     write_folds(tmp_path, dataset="demo", backbone="resnet18", first=0.2)
+    for split in range(4):
+        write(tmp_path, f"split{split}_contiguous", split=split, dataset="coco")
     found = table(tmp_path)
     assert row(found, "wide")[4] == "71.5" and row(found, "HDMNet")[4] == "51.5"
     assert row(found, "HDMNet", "vgg16")[4] == "31.5"
     assert row(found, "HDMNet", "resnet18")[4] == "21.5"
-    assert [cells[0] for cells in found].count("HDMNet (published)") == 2
-    assert [cells[0] for cells in found].count("experiment") == 2
-
-
-def test_contiguous_folds_are_told_apart(tmp_path):
-    for split in range(4):
-        write(tmp_path, f"split{split}_contiguous", split=split, dataset="coco")
-    assert row(table(tmp_path), "contiguous")[4] == "50.0"
+    assert row(found, "contiguous")[4] == "50.0"
+    assert [cells[0] for cells in found].count("HDMNet (published)") == 3
+    assert [cells[0] for cells in found].count("experiment") == 3
 
 
 def test_tests_of_other_settings_never_share_a_row(tmp_path):
@@ -147,19 +131,14 @@ def test_several_folders_are_named(tmp_path, monkeypatch):
     assert row(found, "ours")[4] == "51.5" and row(found, "theirs")[4] == "21.5"
 
 
-def test_of_two_tests_the_newer_stands_and_it_says_so(tmp_path):
+def test_of_two_tests_the_newer_stands_and_notes_say_so(tmp_path):
     old = write(tmp_path, miou=0.9, name="b")
-    new = write(tmp_path, miou=0.4, name="a")
+    new = write(tmp_path, miou=0.4, name="a", trained_shot=5)
     os.utime(old, (1000, 1000))
-    results = find_results([old, new, old])
-    text = paper_tables(results)
+    text = paper_tables(find_results([old, new, old]))
     assert row(rows(text), "HDMNet")[0] == "40.0"
     assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
-
-
-def test_weights_of_another_shot_are_noted(tmp_path):
-    path = write(tmp_path, "split0_5shot", shot=5, trained_shot=1)
-    assert f"{path}: 5-shot with weights of 1-shot." in paper_tables(find_results([path]))
+    assert f"{new}: 1-shot with weights of 5-shot." in text
 
 
 def test_another_number_of_folds(tmp_path):
@@ -183,12 +162,6 @@ def test_the_tests_say_the_number_of_folds_of_each_dataset(tmp_path):
     assert row(found, "HDMNet")[:6] == ["50.0", "51.0", "52.0", "53.0", "-", "-"]
 
 
-def test_tests_that_do_not_say_the_number_of_folds_share_a_row_with_those_that_do(tmp_path):
-    write_folds(tmp_path, folds=(0, 1))
-    write_folds(tmp_path, folds=(2, 3), fold_count=4, fold_list=None)
-    assert row(table(tmp_path), "HDMNet")[4] == "51.5"
-
-
 def test_the_fold_lists_of_all_folds_share_a_row(tmp_path):
     write_folds(tmp_path)
     for split in range(4):
@@ -197,13 +170,6 @@ def test_the_fold_lists_of_all_folds_share_a_row(tmp_path):
     found = table(tmp_path)
     assert row(found, "HDMNet")[4] == "51.5"
     assert row(found, "HDMNet, fold_list fold*.txt")[4] == "10.0"
-
-
-def test_shots_beside_one_and_five_get_columns(tmp_path):
-    write_folds(tmp_path, shot=2)
-    found = table(tmp_path)
-    assert [name for name in found[0] if "shot" in name] == [f"{k}-shot fold0" for k in (1, 2, 5)]
-    assert row(found, "HDMNet")[6:12] == ["50.0", "51.0", "52.0", "53.0", "51.5", "61.5"]
 
 
 def test_the_command_writes_latex(tmp_path, capsys):
@@ -235,12 +201,16 @@ def test_other_files_are_one_line(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_report_is_one_line(tmp_path, capsys):
-    with pytest.raises(UserError, match="none cannot be read"):
-        find_results([tmp_path / "none"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none cannot be read"),
+        (["."], "no test-*.json below it"),
+        ([".", "--folds", "0"], "--folds: 0 is no number"),
+    ],
+)
+def test_nothing_to_report_is_one_line(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path)])
-    assert caught.value.code == 2 and "no test-*.json below it" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path), "--folds", "0"])
-    assert caught.value.code == 2 and "--folds: 0 is no number" in capsys.readouterr().err
+        main(words)
+    assert caught.value.code == 2 and message in capsys.readouterr().err

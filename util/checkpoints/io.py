@@ -19,24 +19,10 @@ from util.checkpoints.published_names import (
     from_published,
     from_timm,
     is_published,
-    to_published,
     without_wrappers,
 )
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
-
-__all__ = [
-    "check_backbone",
-    "check_classes",
-    "check_fit",
-    "from_published",
-    "imagenet_state",
-    "load_backbone",
-    "load_weights",
-    "read_checkpoint",
-    "save_checkpoint",
-    "to_published",
-]
 
 # The names under which files keep their weights; other files are the weights themselves.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -58,13 +44,16 @@ _CAUSES = [
 ]
 
 
-def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, *, unsafe: bool = False, mapped: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint of ours, of the published code or a safetensors file, on the CPU.
 
     Args:
         path: The file.
         unsafe: Read what is more than tensors and plain values too, which runs code of the file.
             For files that the user trusts, never in training or testing.
+        mapped: Leave the tensors in the file until they are used, where names and shapes suffice.
 
     Returns:
         What our `save_checkpoint` was given; of a foreign file at least "state_dict". Its entries
@@ -76,7 +65,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path}: there is no such file")
-    content = _read(path, unsafe)
+    content = _read(path, unsafe, mapped)
     state = _state_in(content)
     if state is None:
         raise UserError(f"checkpoint {path}: holds no state_dict of tensors")
@@ -88,7 +77,7 @@ def read_checkpoint(path: str | Path, *, unsafe: bool = False) -> dict[str, Any]
         raise UserError(f"{error} (in {path})") from None
 
 
-def _read(path: str | Path, unsafe: bool) -> Any:
+def _read(path: str | Path, unsafe: bool, mapped: bool) -> Any:
     """Return the content of a file of torch or safetensors."""
     try:
         with open(path, "rb") as file:
@@ -99,7 +88,8 @@ def _read(path: str | Path, unsafe: bool) -> Any:
         # Safetensors: eight bytes hold the length of a JSON header, which follows.
         if start[7:9] == b"\0{":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=not unsafe)
+        mapped = mapped and zipfile.is_zipfile(path)  # Older files of torch cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=not unsafe, mmap=mapped)
     except UserError:
         raise
     except Exception as error:

@@ -17,24 +17,18 @@ _PYRAMID = [
 ]
 _PSPNET = [("layer{i}.", "backbone.stages.{i}."), *_PYRAMID, ("cls.4.", "classifier.2.")]
 _TRANSFORMER = "transformer.mix_transformer."
-_FFN = [
-    ("ffn.layers.0.", "ffn.expand."),
-    ("ffn.layers.1.", "ffn.depthwise."),
-    ("ffn.layers.4.", "ffn.project."),
-]
-_ATTENTION = [
+_LAYER = [
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
     ("attn.attn.linear_q.", "attention.query."),
     ("attn.attn.linear_k.", "attention.key."),
     ("attn.attn.linear_v.", "attention.value."),
     ("attn.attn.linear_o.", "attention.project."),
-]
-_LAYER = [
-    ("norm1.", "norm1."),
-    ("norm2.", "norm2."),
-    *_ATTENTION,
     ("attn.sr.", "attention.reduce."),
     ("attn.norm.", "attention.norm."),
-    *_FFN,
+    ("ffn.layers.0.", "ffn.expand."),
+    ("ffn.layers.1.", "ffn.depthwise."),
+    ("ffn.layers.4.", "ffn.project."),
 ]
 
 

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,69 +105,43 @@ def _best_files(snapshot: Path) -> list[Best]:
     ]
 
 
-@dataclass(frozen=True)
 class RunFiles:
-    """The files of both stages of one experiment, as its settings place them."""
+    """The files of both stages of one experiment, as its settings place them.
 
-    cfg: Config
+    Attributes:
+        fold: The name of the fold in paths.
+        folder: The folder of stage 2, exp/DATASET/HDMNet/EXP/NET. EXP is `exp_name` or `fold`;
+            a run of several shots appends their number (split0_5shot), so that it never
+            overwrites the 1-shot one, and one without a base learner appends _nobase.
+        base_folder: The folder of stage 1, exp/DATASET/PSPNet/splitN/NET.
+        snapshot, base_snapshot: The folders of their checkpoints.
+        result: The folder of test reports and pictures.
+        published_base: The file in which the published code looks for the base learner.
+        imagenet_weight: `backbone_weight` or, where it is unset, the file that the published code
+            starts from. For a backbone of timm this is PUBLIC: its weights are in the cache of
+            huggingface_hub.
+    """
 
-    @property
-    def folder(self) -> Path:
-        """The folder of stage 2, exp/DATASET/HDMNet/EXP/NET.
-
-        EXP is `exp_name` or the name of the fold; a run of several shots appends their number
-        (split0_5shot), so that it never overwrites the 1-shot one, and one without a base learner
-        appends _nobase.
-        """
-        experiment = self.cfg.exp_name or self.fold
-        if self.cfg.shot != 1:
-            experiment += f"_{self.cfg.shot}shot"
-        if self.cfg.base_learner == "none":
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
+        contiguous = cfg.effective_folds != cfg.folds  # use_split_coco: False
+        self.fold = f"split{cfg.split}" + ("_contiguous" if contiguous else "")
+        experiment = cfg.exp_name or self.fold
+        if cfg.shot != 1:
+            experiment += f"_{cfg.shot}shot"
+        if cfg.base_learner == "none":
             experiment += "_nobase"
-        return self._stage("HDMNet") / experiment / self.cfg.net_name
-
-    @property
-    def base_folder(self) -> Path:
-        """The folder of stage 1, exp/DATASET/PSPNet/splitN/NET."""
-        return self._stage("PSPNet") / self.fold / self.cfg.net_name
-
-    @property
-    def fold(self) -> str:
-        """The name of the fold in paths: splitN, with an ending for `use_split_coco: False`."""
-        contiguous = self.cfg.effective_folds != self.cfg.folds
-        return f"split{self.cfg.split}" + ("_contiguous" if contiguous else "")
-
-    @property
-    def snapshot(self) -> Path:
-        """The folder of the checkpoints of stage 2."""
-        return self.folder / "snapshot"
-
-    @property
-    def base_snapshot(self) -> Path:
-        """The folder of the checkpoints of stage 1."""
-        return self.base_folder / "snapshot"
-
-    @property
-    def result(self) -> Path:
-        """The folder of test reports and pictures."""
-        return self.folder / "result"
-
-    @property
-    def published_base(self) -> Path:
-        """The file in which the published code looks for the base learner."""
-        dataset, net = self.cfg.data_set, self.cfg.net_name
-        return Path("initmodel", "PSPNet", dataset, self.fold, net, PUBLISHED_BASE)
-
-    @property
-    def imagenet_weight(self) -> str | None:
-        """`backbone_weight` or, where it is unset, the file that the published code starts from.
-
-        For a backbone of timm this is PUBLIC: its weights are in the cache of huggingface_hub.
-        """
-        entry = find_backbone(self.cfg.backbone)
-        if self.cfg.backbone_weight is None and entry.hub:
-            return str(Path("initmodel", entry.file)) if entry.file else PUBLIC
-        return self.cfg.backbone_weight
+        root = Path(cfg.exp_dir, cfg.data_set)
+        self.folder = root / "HDMNet" / experiment / cfg.net_name
+        self.base_folder = root / "PSPNet" / self.fold / cfg.net_name
+        self.snapshot, self.base_snapshot = self.folder / "snapshot", self.base_folder / "snapshot"
+        self.result = self.folder / "result"
+        published = Path("initmodel", "PSPNet", cfg.data_set, self.fold, cfg.net_name)
+        self.published_base = published / PUBLISHED_BASE
+        self.imagenet_weight = cfg.backbone_weight
+        entry = find_backbone(cfg.backbone)
+        if cfg.backbone_weight is None and entry.hub:
+            self.imagenet_weight = str(Path("initmodel", entry.file)) if entry.file else PUBLIC
 
     def find_base_learner(self) -> BaseLearner | None:
         """Return what stage 2 builds on.
@@ -229,15 +202,12 @@ class RunFiles:
         shot += " base_learner none" if cfg.base_learner == "none" else ""
         return f"NET={cfg.net} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
 
-    def _stage(self, model: str) -> Path:
-        return Path(self.cfg.exp_dir, self.cfg.data_set, model)
-
 
 def _epochs_done(snapshot: Path) -> float:
     """Return the epochs of the last checkpoint; unlimited where only a best one was left."""
     if not (snapshot / LAST).exists():
         return math.inf
     try:
-        return read_checkpoint(snapshot / LAST)["run"]["epoch"]
+        return read_checkpoint(snapshot / LAST, mapped=True)["run"]["epoch"]
     except (UserError, KeyError):
         return 0  # It is damaged: the training that resumes finds out from which checkpoint.

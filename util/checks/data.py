@@ -4,22 +4,25 @@ import os
 import random
 import shlex
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
 
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
 from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
-from util.data.images import read_image, read_mask, require_same_size, unknown_class
-from util.data.list_cache import load_counts
+from util.data.images import (
+    Entry,
+    read_mask,
+    read_whole_image,
+    require_same_size,
+    unknown_class,
+)
+from util.data.list_cache import Counts, load_counts
 from util.data.lists import check_any, filter_entries, parse_entries, shortages
 from util.data.loaders import base_batch_size, check_batch, config_fold
-from util.preparation.masks import image_size
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
@@ -32,8 +35,6 @@ _PUBLISHED_COUNTS = {
     "pascal": {"train": SBD_COUNT + VOC_COUNT, "val": VAL_COUNT},
     "coco": COCO_COUNTS,
 }
-
-Entry = tuple[str, str]
 
 
 def data_rows(
@@ -63,23 +64,21 @@ def data_rows(
             found = f"there is no file {list_file}" if list_file else "is not set"
             yield Row(ERROR, f"{part}_list", found, remedy=remedy)
         elif root:
-            checks = _Part(cfg, part, root, list_file, workers, remedy, processes)
-            yield from checks.rows(full, settings)
+            yield from _Part(cfg, part, root, list_file, workers, remedy, processes).rows(
+                full, settings
+            )
 
 
 def _how_to_get(cfg: Config) -> str:
     """Return the command that makes the dataset."""
     out = shlex.quote(cfg.data_root or "DIR")
-    folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
-    lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
     if cfg.data_set == "demo":
         return f"python -m util.demo_data --out {out}"
-    if cfg.data_set == "pascal":
-        return f"python -m util.prepare_pascal --voc DIR --sbd DIR --out {out}{lists}"
-    if cfg.data_set == "coco":
-        return f"python -m util.prepare_coco --coco DIR --out {out}{lists}"
-    name = f"--name {cfg.data_set} --images DIR --masks DIR"
-    return f"python -m util.prepare_custom {name} --out {out}{lists}"
+    sources = {"pascal": "pascal --voc DIR --sbd DIR", "coco": "coco --coco DIR"}
+    command = sources.get(cfg.data_set, f"custom --name {cfg.data_set} --images DIR --masks DIR")
+    folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
+    lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
+    return f"python -m util.prepare_{command} --out {out}{lists}"
 
 
 @dataclass(frozen=True)
@@ -95,28 +94,52 @@ class _Part:
     processes: int
 
     def rows(self, full: bool, settings: str) -> Iterator[Row]:
+        cfg, part = self.cfg, self.part
         try:
             listed, problems = parse_entries(self.root, self.list_file)
         except UserError as error:
-            yield Row(ERROR, f"{self.part}_list", str(error), remedy=self.remedy)
+            yield Row(ERROR, f"{part}_list", str(error), remedy=self.remedy)
             return
-        yield self._list_row(listed, problems)
-        there = yield from self._existing(listed)
+        yield self._list_row(len(listed), problems)
+
+        exist = run_parallel(
+            partial(_exist, self.root), listed, self.workers, f"finding {part} files"
+        )
+        missing = tuple(
+            os.path.join(self.root, name)
+            for entry, both in zip(listed, exist, strict=True)
+            for name, there in zip(entry, both, strict=True)
+            if not there
+        )
+        if missing:
+            found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
+            yield Row(ERROR, f"{part} files", found, missing, self.remedy)
+        there = [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
         if not there:
             return
-        read = there
-        if not full and len(there) > SAMPLE:
-            read = random.Random(0).sample(there, SAMPLE)
-        damaged = yield from self._read(read, len(there))
+
+        sampled = not full and len(there) > SAMPLE
+        read = random.Random(0).sample(there, SAMPLE) if sampled else there
+        wrong = run_parallel(
+            partial(_pair_problems, self.root), read, self.workers, f"reading {part} files"
+        )
+        found = f"{len(read):,} of {len(there):,} read with their masks"
+        if wrongs := tuple(problem for of_pair in wrong for problem in of_pair):
+            remedy = f"replace these files, or all: {self.remedy}"
+            found = f"{len(wrongs):,} problems in {found}"
+            yield Row(ERROR, f"{part} images", found, wrongs, remedy)
+        else:
+            yield Row(OK, f"{part} images", found + ("; --full reads all" if sampled else ""))
+        damaged = {entry for entry, of_pair in zip(read, wrong, strict=True) if of_pair}
         usable = [entry for entry in there if entry not in damaged]
-        if self.cfg.base_data_root:
-            yield self._base_label_row(usable, settings)
-        if self.part == "train" and needs_stage_1(self.cfg):
+        if cfg.base_data_root:
+            yield self._base_label_row(cfg.base_data_root, usable, settings)
+        if part == "train" and needs_stage_1(cfg):
             yield self._stage_1_row(len(usable))
         yield from self._class_rows(usable, whole=usable == listed and not problems)
 
-    def _list_row(self, listed: list[Entry], problems: list[str]) -> Row:
-        subject, count = f"{self.part}_list", len(listed) + len(problems)
+    def _list_row(self, pairs: int, problems: list[str]) -> Row:
+        subject, count = f"{self.part}_list", pairs + len(problems)
         found = f"{self.list_file}: {count:,} lines"
         expected = _PUBLISHED_COUNTS.get(self.cfg.data_set, {}).get(self.part, count)
         if problems:
@@ -127,45 +150,8 @@ class _Part:
             return Row(WARNING, subject, found, remedy=self.remedy)
         return Row(OK, subject, found)
 
-    def _existing(self, listed: list[Entry]) -> Generator[Row, None, list[Entry]]:
-        """Yield a row of missing files; return the entries whose two files exist."""
-        exist = run_parallel(
-            partial(_exist, self.root), listed, self.workers, f"finding {self.part} files"
-        )
-        missing = [
-            os.path.join(self.root, name)
-            for entry, both in zip(listed, exist, strict=True)
-            for name, there in zip(entry, both, strict=True)
-            if not there
-        ]
-        if missing:
-            found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
-            yield Row(ERROR, f"{self.part} files", found, tuple(missing), self.remedy)
-        return [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
-
-    def _read(self, entries: list[Entry], total: int) -> Generator[Row, None, set[Entry]]:
-        """Yield the row of unreadable files; return the entries that cannot be used."""
-        found = run_parallel(
-            partial(_pair_problems, self.root),
-            entries,
-            self.workers,
-            f"reading {self.part} files",
-        )
-        problems = [problem for of_pair in found for problem in of_pair]
-        subject = f"{self.part} images"
-        text = f"{len(entries):,} of {total:,} read with their masks"
-        if problems:
-            remedy = f"replace these files, or all: {self.remedy}"
-            text = f"{len(problems):,} problems in {text}"
-            yield Row(ERROR, subject, text, tuple(problems), remedy)
-        else:
-            sample = "" if len(entries) == total else "; --full reads all"
-            yield Row(OK, subject, text + sample)
-        return {entry for entry, of_pair in zip(entries, found, strict=True) if of_pair}
-
-    def _base_label_row(self, entries: list[Entry], settings: str) -> Row:
-        assert self.cfg.base_data_root is not None  # The row is asked for only where it is set.
-        folder = base_label_dir(self.cfg.base_data_root, self.part, self.cfg.split)
+    def _base_label_row(self, base_data_root: str, entries: list[Entry], settings: str) -> Row:
+        folder = base_label_dir(base_data_root, self.part, self.cfg.split)
         subject = f"{self.part} base labels"
         remedy = f"python -m util.get_mulway_base_data {settings}"
         try:
@@ -181,19 +167,14 @@ class _Part:
 
     def _stage_1_row(self, images: int) -> Row:
         """Check that the images suffice for an iteration of stage 1, which trains on all of them."""
-        cfg, subject = self.cfg, "stage 1 batch"
-        size = base_batch_size(cfg, self.processes)
+        size, accum = base_batch_size(self.cfg, self.processes), self.cfg.grad_accum
         try:
-            check_batch(
-                self.list_file, images, size, self.processes, cfg.grad_accum, "base_batch_size"
-            )
+            check_batch(self.list_file, images, size, self.processes, accum, "base_batch_size")
         except UserError as error:
-            return Row(
-                ERROR, subject, str(error), remedy=f"more images, or base_batch_size {images}"
-            )
-        return Row(
-            OK, subject, f"{size} × {self.processes} × {cfg.grad_accum} of {images:,} images"
-        )
+            remedy = f"more images, or base_batch_size {images}"
+            return Row(ERROR, "stage 1 batch", str(error), remedy=remedy)
+        found = f"{size} × {self.processes} × {accum} of {images:,} images"
+        return Row(OK, "stage 1 batch", found)
 
     def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
         """Check the values of all masks, and the images that each fold finds.
@@ -202,42 +183,39 @@ class _Part:
             entries: Usable entries of the list.
             whole: Whether they are the whole list: only then are the counts kept for training.
         """
-        subject = f"{self.part} masks"
+        cfg, subject = self.cfg, f"{self.part} masks"
         try:
             with tempfile.TemporaryDirectory() as elsewhere:
-                folder = self.cfg.list_dir if whole else elsewhere
+                folder = cfg.list_dir if whole else elsewhere
                 counts = load_counts(self.root, self.list_file, entries, folder, self.workers)
         except UserError as error:
             found = f"classes not counted: {error}"
             yield Row(ERROR, subject, found, remedy="--full names all such masks")
             return
-        beyond = [bool(pixels) and max(pixels) > self.cfg.num_classes for pixels in counts]
-        illegal = tuple(
-            str(unknown_class(os.path.join(self.root, mask), max(pixels), self.cfg.num_classes))
-            for (_, mask), pixels, wrong in zip(entries, counts, beyond, strict=True)
-            if wrong
-        )
+        pairs, illegal = [], []
+        for entry, pixels in zip(entries, counts, strict=True):
+            if pixels and max(pixels) > cfg.num_classes:
+                path = os.path.join(self.root, entry[1])
+                illegal.append(str(unknown_class(path, max(pixels), cfg.num_classes)))
+            else:
+                pairs.append((entry, pixels))
         if illegal:
             found = f"{len(illegal):,} of {len(counts):,} hold values that are no class"
             remedy = f"{self.remedy}; or set num_classes, or the data_set that the masks are of"
-            yield Row(ERROR, subject, found, illegal, remedy)
+            yield Row(ERROR, subject, found, tuple(illegal), remedy)
         else:
-            found = f"values of all {len(counts):,} within 0..{self.cfg.num_classes} and 255"
+            found = f"values of all {len(counts):,} within 0..{cfg.num_classes} and 255"
             yield Row(OK, subject, found)
-        kept = [i for i, wrong in enumerate(beyond) if not wrong]
-        entries, counts = [entries[i] for i in kept], [counts[i] for i in kept]
-        own = self.cfg.split
-        for split in sorted(range(self.cfg.fold_count), key=lambda split: (split != own, split)):
-            yield self._fold_row(split, self.part, entries, counts)
-        if self.part == "val" and self.cfg.select_on == "base":
-            yield self._fold_row(own, "train", entries, counts)
+        for split in sorted(range(cfg.fold_count), key=lambda split: (split != cfg.split, split)):
+            yield self._fold_row(split, self.part, pairs)
+        if self.part == "val" and cfg.select_on == "base":
+            yield self._fold_row(cfg.split, "train", pairs)
 
-    def _fold_row(
-        self, split: int, part: str, entries: list[Entry], counts: list[dict[int, int]]
-    ) -> Row:
+    def _fold_row(self, split: int, part: str, pairs: Sequence[tuple[Entry, Counts]]) -> Row:
         """Check what a fold finds in this list by the rules of `part`."""
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
+        entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
         lists = filter_entries(entries, counts, fold, part, cfg.min_pixels)
         problems = list(shortages(lists, cfg.shot, cfg.class_names, self.list_file))
         try:
@@ -254,21 +232,21 @@ class _Part:
             f"{len(lists.entries):,} images, {min(sizes):,} to {max(sizes):,} of each of "
             f"{len(sizes)} classes, for {cfg.shot}-shot"
         )
-        other = " (base classes)" if part != self.part else ""
-        subject = f"fold {split} {self.part}{other}"
+        subject = f"fold {split} {self.part}" + (" (base classes)" if part != self.part else "")
         if problems:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
             remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
             return Row(status, subject, found, tuple(problems), remedy)
-        if unseen := [class_id for class_id, files in lists.class_files.items() if not files]:
-            details = tuple(f"class {_name(cfg, class_id)} is in none" for class_id in unseen)
-            return Row(WARNING, subject, found, details, "images of them, or leave them out")
+        names = cfg.class_names
+        unseen = tuple(
+            f"class {class_id}{f' ({names[class_id - 1]})' if names else ''} is in none"
+            for class_id, files in lists.class_files.items()
+            if not files
+        )
+        if unseen:
+            return Row(WARNING, subject, found, unseen, "images of them, or leave them out")
         return Row(OK, subject, found)
-
-
-def _name(cfg: Config, class_id: int) -> str:
-    return f"{class_id} ({cfg.class_names[class_id - 1]})" if cfg.class_names else str(class_id)
 
 
 def _exist(root: str, entry: Entry) -> list[bool]:
@@ -277,22 +255,16 @@ def _exist(root: str, entry: Entry) -> list[bool]:
 
 def _pair_problems(root: str, entry: Entry) -> list[str]:
     """Return what is wrong with an image and its mask."""
-    image_path, mask_path = (os.path.join(root, name) for name in entry)
     problems, pixels = [], []
-    for read, path in ((_read_whole_image, image_path), (read_mask, mask_path)):
+    paths = [os.path.join(root, name) for name in entry]
+    for read, path in zip((read_whole_image, read_mask), paths, strict=True):
         try:
             pixels.append(read(path))
         except UserError as error:
             problems.append(str(error))
     if not problems:
         try:
-            require_same_size(pixels[0], image_path, pixels[1], mask_path)
+            require_same_size(pixels[0], paths[0], pixels[1], paths[1])
         except UserError as error:
             problems.append(str(error))
     return problems
-
-
-def _read_whole_image(path: str) -> np.ndarray:
-    # OpenCV, which training reads with, takes half a JPEG for an image.
-    image_size(path)
-    return read_image(path)

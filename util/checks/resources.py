@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from model.hdmnet import HDMNet
 from util.checkpoints.run_files import RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
@@ -28,18 +29,17 @@ def resource_rows(cfg: Config) -> Iterator[Row]:
     Activations are left out: on a GPU they are not in this memory, and on the CPU their size is not
     known beforehand.
     """
-    stage_1 = needs_stage_1(cfg)
-    yield _disk_row(cfg, stage_1)
-    yield from _memory_rows(cfg, stage_1)
+    net, stage_1 = meta_hdmnet(cfg), needs_stage_1(cfg)
+    yield _disk_row(cfg, checkpoint_bytes(cfg, net, stage_1))
+    yield from _memory_rows(cfg, _weights_bytes(net), stage_1)
 
 
-def checkpoint_bytes(cfg: Config, stage_1: bool) -> int:
+def checkpoint_bytes(cfg: Config, net: HDMNet, stage_1: bool) -> int:
     """Return the most bytes that the checkpoints of stage 2 and, with `stage_1`, of stage 1 take.
 
     A stage keeps its best weights and its last two states (weights and the optimiser's values), and
     for a moment one more while it is written.
     """
-    net = meta_hdmnet(cfg)
     groups = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw).param_groups
     trained = sum(p.numel() for group in groups for p in group["params"]) * _FLOAT
     weights = _weights_bytes(net)
@@ -55,7 +55,7 @@ def _weights_bytes(net: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-def _disk_row(cfg: Config, stage_1: bool) -> Row:
+def _disk_row(cfg: Config, checkpoints: int) -> Row:
     folder = Path(cfg.exp_dir).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -64,7 +64,7 @@ def _disk_row(cfg: Config, stage_1: bool) -> Row:
         for snapshot in (RunFiles(cfg).snapshot, RunFiles(cfg).base_snapshot)
         for path in snapshot.glob("*.pth")
     )
-    needed, free = max(0, checkpoint_bytes(cfg, stage_1) - kept), shutil.disk_usage(folder).free
+    needed, free = max(0, checkpoints - kept), shutil.disk_usage(folder).free
     found = (
         f"checkpoints take about {_size(needed)} more (estimate), {_size(free)} free in {folder}"
     )
@@ -75,14 +75,14 @@ def _disk_row(cfg: Config, stage_1: bool) -> Row:
     return Row(OK, "disk", found)
 
 
-def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
+def _memory_rows(cfg: Config, weights: int, stage_1: bool) -> Iterator[Row]:
     episode = (1 + cfg.shot) * 3 * _FLOAT + (2 + cfg.shot) * _INDEX  # bytes a pixel
     batches = {"stage 2": cfg.batch_size * episode * cfg.train_h * cfg.train_w}
     if stage_1:
         images = -(-cfg.base_batch_size // cfg.grad_accum)
         batches["stage 1"] = images * (3 * _FLOAT + _INDEX) * cfg.base_h * cfg.base_w
     waiting = max(cfg.workers, 1) * _PREFETCHED * max(batches.values())
-    needed = _TRAINING + cfg.workers * _LOADER + waiting + 2 * _weights_bytes(meta_hdmnet(cfg))
+    needed = _TRAINING + cfg.workers * _LOADER + waiting + 2 * weights
     remedy = "lower workers (the published test has 8) or batch_size"
     found = (
         f"a training process and its {cfg.workers} loaders take about {_size(needed)} (estimate, "
@@ -91,18 +91,17 @@ def _memory_rows(cfg: Config, stage_1: bool) -> Iterator[Row]:
     free = _free_memory()
     if free is None:
         yield Row(OK, "memory", f"{found}; what is free cannot be told here")
-    elif free < needed:
-        yield Row(WARNING, "memory", f"{found}, {_size(free)} free", remedy=remedy)
     else:
-        yield Row(OK, "memory", f"{found}, {_size(free)} free")
+        yield _row("memory", f"{found}, {_size(free)} free", free >= needed, remedy)
     if cfg.workers and os.path.isdir(_SHARED):
         free = shutil.disk_usage(_SHARED).free
         found = f"batches of the loaders take about {_size(waiting)} (estimate), {_size(free)} free"
-        if free < waiting:
-            larger = "a larger /dev/shm (docker run --shm-size), or "
-            yield Row(WARNING, "shared memory", f"{found} in {_SHARED}", remedy=larger + remedy)
-        else:
-            yield Row(OK, "shared memory", f"{found} in {_SHARED}")
+        remedy = f"a larger {_SHARED} (docker run --shm-size), or {remedy}"
+        yield _row("shared memory", f"{found} in {_SHARED}", free >= waiting, remedy)
+
+
+def _row(subject: str, found: str, enough: bool, remedy: str) -> Row:
+    return Row(OK, subject, found) if enough else Row(WARNING, subject, found, remedy=remedy)
 
 
 def _free_memory() -> int | None:

@@ -40,9 +40,5 @@ def table(rows: Iterable[Row], shown: int) -> str:
         if row.remedy:
             lines.append(f"{indent}remedy: {row.remedy}")
     counts = {status: sum(row.status == status for row in rows) for status in (ERROR, WARNING)}
-    lines.append(", ".join(f"{_number(count, status)}" for status, count in counts.items()))
-    return "\n".join(lines)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+    numbers = (f"{n or 'no'} {status}{'s' * (n != 1)}" for status, n in counts.items())
+    return "\n".join([*lines, ", ".join(numbers)])

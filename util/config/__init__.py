@@ -1,6 +1,6 @@
 """The settings: YAML files and command lines are read into one validated `Config`."""
 
-from util.config.command_line import VIZ, Parser, config_parser, parse_args
+from util.config.command_line import VIZ, Parser, config_parser
 from util.config.loading import DATASETS, OPTS, dump_config, load_config
 from util.config.schema import Config
 
@@ -13,5 +13,4 @@ __all__ = [
     "config_parser",
     "dump_config",
     "load_config",
-    "parse_args",
 ]

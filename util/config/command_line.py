@@ -26,27 +26,16 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def parse_args(
-    description: str | None, flags: Sequence[tuple[str, str]] = (), argv: list[str] | None = None
-) -> argparse.Namespace:
-    """Parse the command line that train_base, train, test and the tools share.
+def config_parser(description: str | None, flags: Sequence[tuple[str, str]] = ()) -> Parser:
+    """Return the parser that the commands with settings share.
 
     Args:
         description: What the command does.
         flags: Pairs (option, help) of further switches, for instance `VIZ`.
-        argv: The words of the command line; None: those of the process.
 
     Returns:
-        `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
-
-    Raises:
-        UserError: The command line is wrong.
+        A parser of `config` (path), `opts` (list of words for `load_config`) and one bool per flag.
     """
-    return config_parser(description, flags).parse_args(argv)
-
-
-def config_parser(description: str | None, flags: Sequence[tuple[str, str]] = ()) -> Parser:
-    """Return the parser of `parse_args`, for a tool that adds options of its own."""
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file of the settings")
     parser.add_argument(

@@ -9,13 +9,12 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
-from util.config.fields import SECTION_NAMES, SECTION_OF, SECTIONS
+from util.config.fields import SECTION_NAMES, SECTION_OF, SECTIONS, Name
 from util.config.schema import KEEPS_NO_VALUE, NO_VALUE, Config
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
@@ -24,10 +23,15 @@ DATASETS = os.fspath(ROOT / "config" / "datasets")
 BASES = os.fspath(ROOT / "config" / "base")  # a file per backbone, among others
 BASE_KEY = "_base_"
 OPTS = "--opts"
+# Settings whose value in --opts is no YAML, so that `exp_name 2024` means the word "2024".
+_TEXT = {
+    key
+    for key, field in Config.model_fields.items()
+    if field.annotation in (str, str | None, Name | None)
+}
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """A value as the user gave it, and where: a file's path or `--opts`."""
 
     value: Any
@@ -51,12 +55,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _shown(value: Any) -> str:
-    return str(value) if not isinstance(value, str) or value else "''"
-
-
 def _error(key: str, given: Given, text: str) -> UserError:
-    return UserError(f"{given.origin}: {key} = {_shown(given.value)}: {text}")
+    shown = "''" if given.value == "" else given.value
+    return UserError(f"{given.origin}: {key} = {shown}: {text}")
 
 
 def _nearest(name: str, valid: Iterable[str]) -> str:
@@ -108,8 +109,7 @@ def _read_sections(path: str, content: dict[Any, Any]) -> dict[str, Given]:
             if value is None:
                 continue
             if key in values and values[key].value != value:
-                text = f"another section of this file says {_shown(values[key].value)}"
-                raise _error(key, given, text)
+                raise _error(key, given, f"another section of this file says {values[key].value}")
             values[key] = given
     return values
 
@@ -150,12 +150,10 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
     values: dict[str, Given] = {}
     words = iter(opts)
     for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            try:
-                text = next(words)
-            except StopIteration:
-                raise UserError(f"{OPTS}: {name}: the value is missing") from None
+        name, equals, after = word.partition("=")
+        text = after if equals else next(words, None)
+        if text is None:
+            raise UserError(f"{OPTS}: {name}: the value is missing")
         section, dot, key = name.rpartition(".")
         if dot and section.lower() not in SECTION_NAMES:
             hint = _nearest(section, SECTIONS)
@@ -163,29 +161,14 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
         if key not in SECTION_OF:
             raise _error(name, Given(text, OPTS), f"unknown key{_nearest(key, SECTION_OF)}")
         try:
-            value = yaml.safe_load(text)
+            value = (text or None) if key in _TEXT else yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        if _is_text(key):
-            value = text or None
         if value is None:
             values.pop(key, None)
         else:
             values[key] = Given(value, OPTS)
     return values
-
-
-def _is_text(key: str) -> bool:
-    """Tell whether the setting is a string, so that `--opts exp_name 2024` means the word "2024"."""
-    kind = Config.model_fields[key].annotation
-    plain = [
-        get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(kind)
-    ]
-    return kind is str or set(plain) == {str, type(None)}
-
-
-def _dataset_file(name: str) -> str:
-    return os.path.join(DATASETS, f"{name}.yaml")
 
 
 def _with_backbone(values: dict[str, Given]) -> dict[str, Given]:
@@ -202,7 +185,7 @@ def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
     data_set = values.get("data_set")
     if data_set is None:
         raise UserError(f"{path}: data_set is not set; name the dataset under Train:")
-    description = _dataset_file(data_set.value)
+    description = os.path.join(DATASETS, f"{data_set.value}.yaml")
     if os.path.isfile(description):
         values = _over(_read_file(os.path.relpath(description)), values)
     if "num_classes" not in values:
@@ -249,14 +232,9 @@ def load_config(path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] 
 
 def dump_config(cfg: Config, path: str | os.PathLike[str]) -> None:
     """Write every setting of `cfg` to the YAML file `path`, which loads to an equal `Config`."""
-    settings = cfg.model_dump()
-    content = {
-        section: {key: _dumped(key, settings[key]) for key in fields.model_fields}
-        for section, fields in SECTIONS.items()
-    }
+    content: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, value in cfg.model_dump().items():
+        # "none" wins over the dataset's description; an empty value would fall back to it.
+        unset = value is None and key not in KEEPS_NO_VALUE
+        content[SECTION_OF[key]][key] = NO_VALUE if unset else value
     write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _dumped(key: str, value: Any) -> Any:
-    # "none" wins over the dataset's description; an empty value would fall back to it.
-    return NO_VALUE if value is None and key not in KEEPS_NO_VALUE else value

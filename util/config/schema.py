@@ -5,6 +5,7 @@ settings with their types and defaults, `util.config.loading` the reading and th
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
@@ -31,11 +32,6 @@ def net_name(backbone: str) -> str:
     return "vgg" if backbone == "vgg16" else re.sub(r"[:/=]", "_", backbone)
 
 
-def _impossible(keys: tuple[str, ...], text: str) -> PydanticCustomError:
-    """Return the error of a combination; `keys` are the wrong settings, the likeliest first."""
-    return PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
-
-
 class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     """Every setting, validated. Raises `pydantic.ValidationError` when built from wrong values."""
 
@@ -48,113 +44,91 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def _spelled_out_no_value(cls, value: Any, info: ValidationInfo) -> Any:
         """Read the word `none` as an explicit "no value", for keys that can be without one."""
         if isinstance(value, str) and value.lower() == NO_VALUE:
-            if info.field_name in KEEPS_NO_VALUE:
-                return NO_VALUE
-            return None
+            return NO_VALUE if info.field_name in KEEPS_NO_VALUE else None
         return value
 
     @model_validator(mode="after")
     def _possible_together(self) -> "Config":
-        self._set_backbone()
-        for low, high in (
-            ("scale_min", "scale_max"),
-            ("rotate_min", "rotate_max"),
-            ("base_scale_min", "base_scale_max"),
-            ("base_rotate_min", "base_rotate_max"),
-        ):
+        published = "vgg16" if self.vgg else f"resnet{self.layers}"
+        name = self.backbone or published
+        # The object is frozen, but not yet complete.
+        object.__setattr__(self, "backbone", "vgg16" if name == "vgg" else name)
+        for keys, text in self._contradictions():
+            raise PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
+        return self
+
+    def _contradictions(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield settings that do not fit together, the likeliest wrong one first, and the reason."""
+        try:
+            sizes = find_backbone(self.backbone).sizes
+        except ValueError as error:
+            yield ("backbone",), str(error)
+            return
+        for key in SIZES:
+            size, near = getattr(self, key), sizes.nearest(getattr(self, key))
+            if sizes.rest == 0 and size % 8 == 1:
+                # 473 of a dataset's YAML file is meant for the published nets.
+                object.__setattr__(self, key, near)
+            elif not sizes.fit(size):
+                text = f"must be {sizes.describe()}; the nearest is {near}"
+                yield (key, "backbone", "vgg"), f"{text} (backbone {self.backbone})"
+        for part in ("scale", "rotate", "base_scale", "base_rotate"):
+            low, high = f"{part}_min", f"{part}_max"
             bottom, top = getattr(self, low), getattr(self, high)
             if bottom > top:
-                raise _impossible((low, high), f"{low} {bottom:g} is above {high} {top:g}")
+                yield (low, high), f"{low} {bottom:g} is above {high} {top:g}"
         if self.train_h != self.train_w:
-            raise _impossible(
+            yield (
                 ("train_w", "train_h"),
                 f"episodes are square: train_h {self.train_h} and train_w {self.train_w} differ",
             )
         if self.start_epoch >= self.epochs:
-            raise _impossible(
-                ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
-            )
-        self._check_classes()
-        return self
-
-    def _set_backbone(self) -> None:
-        """Set the name of the backbone, and bring the sizes to ones that it takes."""
-        published = "vgg16" if self.vgg else f"resnet{self.layers}"
-        name = self.backbone or published
-        # The model is frozen, but not yet complete.
-        object.__setattr__(self, "backbone", "vgg16" if name == "vgg" else name)
-        try:
-            sizes = find_backbone(self.backbone).sizes
-        except ValueError as error:
-            raise _impossible(("backbone",), str(error)) from None
-        for key in SIZES:
-            size = getattr(self, key)
-            if sizes.fit(size):
-                continue
-            if sizes.rest == 0 and size % 8 == 1:
-                # 473 of a dataset's YAML file is meant for the published nets.
-                object.__setattr__(self, key, sizes.nearest(size))
-                continue
-            raise _impossible(
-                (key, "backbone", "vgg"),
-                f"must be {sizes.describe()}; the nearest is {sizes.nearest(size)} "
-                f"(backbone {self.backbone})",
-            )
-
-    def _check_classes(self) -> None:
+            yield ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
-            raise _impossible(
-                ("class_names", "num_classes"),
-                f"{len(names)} class names for num_classes {self.num_classes}",
-            )
+            text = f"{len(names)} class names for num_classes {self.num_classes}"
+            yield ("class_names", "num_classes"), text
         if names is not None and len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise _impossible(("class_names",), f"the name {twice} occurs twice")
+            yield ("class_names",), f"the name {twice} occurs twice"
         if self.folds != SEEN:
-            self._check_division()
+            yield from self._wrong_folds()
         if self.split >= self.fold_count:
-            raise _impossible(
-                ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
-            )
+            yield ("split", "folds", "num_folds"), f"the folds are 0..{self.fold_count - 1}"
 
-    def _check_division(self) -> None:
-        """Check that the folds hold classes out and leave some to train on."""
-        folds = self.folds
-        if self.num_classes == 1:
-            raise _impossible(
+    def _wrong_folds(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield what is wrong where folds must hold classes out and leave some to train on."""
+        folds, classes = self.folds, self.num_classes
+        if classes == 1:
+            yield (
                 ("folds", "num_classes"),
                 "a single class cannot be both trained on and held out; set folds to seen",
             )
-        if isinstance(folds, str):
-            divides = self.num_classes % self.num_folds == 0
-            if self.num_folds > self.num_classes or (
-                self.effective_folds == "contiguous" and not divides
-            ):
-                raise _impossible(
+        elif isinstance(folds, str):
+            unequal = self.effective_folds == "contiguous" and classes % self.num_folds
+            if self.num_folds > classes or unequal:
+                yield (
                     ("num_folds", "num_classes", "folds"),
-                    f"{self.num_classes} classes do not split into {self.num_folds} equal folds; "
+                    f"{classes} classes do not split into {self.num_folds} equal folds; "
                     "list the held-out classes of each fold in folds",
                 )
         elif not folds:
-            raise _impossible(("folds",), "the list of folds is empty")
+            yield ("folds",), "the list of folds is empty"
         else:
             for index, held_out in enumerate(folds):
-                self._check_fold(index, held_out)
-
-    def _check_fold(self, index: int, held_out: list[int]) -> None:
-        outside = [label for label in held_out if not 1 <= label <= self.num_classes]
-        if outside:
-            text = f"class {outside[0]} is not within 1..{self.num_classes}"
-        elif len(set(held_out)) != len(held_out):
-            text = "a class occurs twice"
-        elif not held_out:
-            text = "no class is held out"
-        elif len(held_out) == self.num_classes:
-            text = "all classes are held out, none is left to train on; folds: seen holds none out"
-        else:
-            return
-        raise _impossible(("folds", "num_classes"), f"fold {index}: {text}")
+                keys, fold = ("folds", "num_classes"), f"fold {index}"
+                if outside := [label for label in held_out if not 1 <= label <= classes]:
+                    yield keys, f"{fold}: class {outside[0]} is not within 1..{classes}"
+                if len(set(held_out)) != len(held_out):
+                    yield keys, f"{fold}: a class occurs twice"
+                if not held_out:
+                    yield keys, f"{fold}: no class is held out"
+                if len(held_out) == classes:
+                    yield (
+                        keys,
+                        f"{fold}: all classes are held out, none is left to train on; "
+                        "folds: seen holds none out",
+                    )
 
     @property
     def fold_count(self) -> int:

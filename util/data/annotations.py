@@ -29,13 +29,8 @@ SHORTEST = 0.5  # smallest share of the path through a component that a scribble
 def annotation_stream(image: str, class_id: int, seed: int) -> np.random.Generator:
     """Return the random stream of one annotation.
 
-    The annotation of a support depends neither on the episode it is drawn in, nor on the order of
-    the episodes, nor on the number of processes that share them.
-
-    Args:
-        image: Name of the image in the list file.
-        class_id: Class of the support.
-        seed: Seed of all annotations.
+    The annotation of a support depends on the name of its image in the list file, its class and
+    the seed alone: neither on the episodes and their order, nor on the number of processes.
     """
     # surrogateescape, because a file name may be any bytes.
     name = image.encode(errors="surrogateescape")
@@ -71,17 +66,6 @@ def annotate(mask: np.ndarray, ann_type: str, rng: np.random.Generator) -> np.nd
     return annotated
 
 
-# Each takes a component, uint8 (h, w) in {0, 1}, the longer side of its image and the random stream.
-
-
-def _mask(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    return component
-
-
-def _bbox(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    return np.ones_like(component)
-
-
 def _point(component: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     y, x = np.nonzero(component)
     chosen = rng.integers(len(x))
@@ -98,9 +82,10 @@ def _scribble(component: np.ndarray, side: int, rng: np.random.Generator) -> np.
     return _drawn(path[start : start + length], component, STROKE * side)
 
 
+# Each takes a component, uint8 (h, w) in {0, 1}, the longer side of its image and the random stream.
 ANNOTATIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "mask": _mask,
-    "bbox": _bbox,
+    "mask": lambda component, side, rng: component,
+    "bbox": lambda component, side, rng: np.ones_like(component),
     "scribble": _scribble,
     "point": _point,
 }

@@ -98,8 +98,7 @@ class TrainLoader(Loader):
         dataset: The dataset, whose items are dicts.
         sampler: The order of the items.
         batch_size: Items of a batch.
-        workers: Number of loader processes; 0 loads in this process.
-        options: Further arguments of `DataLoader`.
+        workers: See `Loader`, as for `options`.
     """
 
     def __init__(
@@ -134,12 +133,9 @@ class TrainLoader(Loader):
         }
 
     def resume_at(self, position: dict[str, Any]) -> None:
-        """Make the next pass the rest of an epoch.
+        """Make the next pass the rest of an epoch, from a value that `position` returned.
 
         When the pass begins, this process's global streams are set to those of the position as well.
-
-        Args:
-            position: A value that `position` returned.
         """
         self._epoch_start = position["epoch_start"]
         self._worker_streams = list(position["workers"])

@@ -111,9 +111,8 @@ class BaseDataset(Dataset):
         return ", ".join(self.entries[index][0] for index in batch["index"].tolist())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        entry = self.entries[index]
-        mask_path = os.path.join(self.data_root, entry[1])
-        image, mask = read_pair(self.data_root, entry)
+        mask_path = os.path.join(self.data_root, self.entries[index][1])
+        image, mask = read_pair(self.data_root, self.entries[index])
         check_labels(mask, self.num_classes, mask_path)
         label = self.base_labels(mask, mask_path)
         if self.part == "val":

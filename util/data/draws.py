@@ -18,13 +18,7 @@ PROTOCOL_SEED = 123
 
 
 class Draw(NamedTuple):
-    """One episode.
-
-    Attributes:
-        index: The query, an index into the lists.
-        class_id: The class.
-        supports: The supports, indices into the lists in the order of drawing.
-    """
+    """One episode: query and supports (in the order of drawing) as indices into the lists."""
 
     index: int  # type: ignore[assignment]  # a tuple has a method of this name
     class_id: int

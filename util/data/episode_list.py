@@ -31,13 +31,7 @@ def list_digest(text: str) -> str:
 
 
 def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) -> list[DrawnRun]:
-    """Read the runs of a file that holds `list_text`.
-
-    Args:
-        path: The file.
-        episodes: The dataset that the episodes will be loaded from.
-        data_set: Name of the dataset.
-        split: The fold.
+    """Read the runs of a file that holds `list_text` with the same arguments.
 
     Raises:
         UserError: The file cannot be read, or is of another dataset, list, fold or shot.
@@ -56,14 +50,25 @@ def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) ->
         raise UserError(f"--episodes {path}: is no file of drawn episodes") from None
     for key, wanted in _header(episodes, data_set, split).items():
         if found[key] != wanted:
-            what = "other " + key if isinstance(wanted, list) else f"{key} {found[key]}"
-            here = "" if isinstance(wanted, list) else f", this test has {wanted}"
-            raise UserError(f"--episodes {path}: drawn for {what}{here}; name another file")
+            what = f"{key} {found[key]}, this test has {wanted}"
+            what = f"other {key}" if isinstance(wanted, list) else what
+            raise UserError(f"--episodes {path}: drawn for {what}; name another file")
     lengths = {len(run.draws) for run in runs}
     if len(lengths) != 1 or 0 in lengths:
         raise UserError(f"--episodes {path}: its runs are empty or not of one length")
-    for draw in (draw for run in runs for draw in run.draws):
-        _check_draw(path, draw, episodes)
+    present = episodes.lists.present
+    for index, class_id, supports in (draw for run in runs for draw in run.draws):
+        images = [index, *supports]
+        if not (
+            len(supports) == episodes.shot
+            and all(isinstance(image, int) and 0 <= image < len(present) for image in images)
+            and all(class_id in present[image] for image in images)
+            and index not in supports
+        ):
+            raise UserError(
+                f"--episodes {path}: the episode {[index, class_id, *supports]} cannot be: a query "
+                f"and {episodes.shot} others as supports have to show the class"
+            )
     return runs
 
 
@@ -92,18 +97,3 @@ def _header(episodes: EpisodeDataset, data_set: str, split: int) -> dict:
         "classes": list(episodes.classes),
         "images": [image for image, _ in episodes.lists.entries],
     }
-
-
-def _check_draw(path: str, draw: Draw, episodes: EpisodeDataset) -> None:
-    present = episodes.lists.present
-    images = [draw.index, *draw.supports]
-    if not (
-        len(draw.supports) == episodes.shot
-        and all(isinstance(image, int) and 0 <= image < len(present) for image in images)
-        and all(draw.class_id in present[image] for image in images)
-        and draw.index not in draw.supports
-    ):
-        raise UserError(
-            f"--episodes {path}: the episode {[draw.index, draw.class_id, *draw.supports]} cannot be: "
-            f"a query and {episodes.shot} others as supports have to show the class"
-        )

@@ -23,16 +23,10 @@ from util.data.transform import Compose, RandomStream
 def draw_episode(
     rng: RandomStream, entry_index: int, lists: ImageLists, shot: int
 ) -> tuple[int, list[int]]:
-    """Draw the class and the supports of an episode.
+    """Draw the class and the supports of an episode, whose query is `lists.entries[entry_index]`.
 
     The number of draws is that of the published code, which includes one draw per support that
     nothing uses. `check_enough(lists, shot)` has to hold, else the drawing never ends.
-
-    Args:
-        rng: The random stream.
-        entry_index: The query, an index into `lists.entries`.
-        lists: The images of the part.
-        shot: Number of supports.
 
     Returns:
         One of the classes in the query, of whatever size, and `shot` distinct indices into
@@ -120,24 +114,17 @@ class EpisodeDataset(Dataset):
     def load(
         self, index: int, class_id: int, supports: list[int], rng: RandomStream
     ) -> dict[str, Any]:
-        """Return the item of a drawn episode.
-
-        Args:
-            index: The query.
-            class_id: The episode's class.
-            supports: The supports in the order of drawing.
-            rng: The stream that the transforms draw from.
-        """
+        """Return the item of a drawn episode; the transforms draw from `rng`."""
         to_class = class_label_table(class_id)
-        image, mask = read_pair(self.data_root, self.lists.entries[index])
+        entries = self.lists.entries
+        image, mask = read_pair(self.data_root, entries[index])
         label = cv2.LUT(mask, to_class)
-        mask_path = os.path.join(self.data_root, self.lists.entries[index][1])
-        base_label = self.base_labels(mask, mask_path)
+        base_label = self.base_labels(mask, os.path.join(self.data_root, entries[index][1]))
         query, query_mask, base_mask = self.transform(rng, image, label, base_label)
         images = torch.empty(len(supports), 3, *self.transform.size)
         masks = []
         for support, place in zip(supports, reversed(images.unbind()), strict=True):
-            image, mask = read_pair(self.data_root, self.lists.entries[support])
+            image, mask = read_pair(self.data_root, entries[support])
             _, support_mask = self.transform(rng, image, cv2.LUT(mask, to_class), out=place)
             masks.append(support_mask)
         item: dict[str, Any] = {

@@ -18,14 +18,7 @@ from util.runtime.errors import UserError
 def draw_fold_list(
     path: str, lists: ImageLists, shot: int, number: int, runs: int
 ) -> list[DrawnRun]:
-    """Return runs of test episodes with the seeds 0, 1, 2, … (HSNet's is 0).
-
-    Args:
-        path: The fold list.
-        lists: The images of the test.
-        shot: Supports of an episode.
-        number: Episodes of a run.
-        runs: Number of runs.
+    """Return `runs` runs of `number` test episodes, with the seeds 0, 1, 2, … (HSNet's is 0).
 
     Raises:
         UserError: The file cannot be read, has a line of another form, names an image that `lists`
@@ -38,23 +31,20 @@ def draw_fold_list(
     for class_id, images in of_class.items():
         if len(set(images)) == 1:
             raise UserError(f"fold_list {path}: class {class_id} has one image; it needs two")
-    return [DrawnRun(seed, _draw(pairs, of_class, shot, number, seed)) for seed in range(runs)]
-
-
-def _draw(
-    pairs: list[tuple[int, int]], of_class: dict[int, list[int]], shot: int, number: int, seed: int
-) -> list[Draw]:
-    stream = np.random.RandomState(seed)
-    draws = []
-    for episode in range(number):
-        query, class_id = pairs[episode % len(pairs)]
-        supports: list[int] = []
-        while len(supports) < shot:
-            support = int(stream.choice(of_class[class_id], 1, replace=False)[0])
-            if support != query:
-                supports.append(support)
-        draws.append(Draw(query, class_id, supports))
-    return draws
+    drawn = []
+    for seed in range(runs):
+        stream = np.random.RandomState(seed)
+        draws = []
+        for episode in range(number):
+            query, class_id = pairs[episode % len(pairs)]
+            supports: list[int] = []
+            while len(supports) < shot:
+                support = int(stream.choice(of_class[class_id], 1, replace=False)[0])
+                if support != query:
+                    supports.append(support)
+            draws.append(Draw(query, class_id, supports))
+        drawn.append(DrawnRun(seed, draws))
+    return drawn
 
 
 def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
@@ -71,8 +61,8 @@ def _read_pairs(path: str, lists: ImageLists) -> list[tuple[int, int]]:
     index_of = {PurePath(image).stem: i for i, (image, _) in enumerate(lists.entries)}
     pairs = []
     for line in lines:
-        name, mark, class_text = line.rpartition("__")
-        if not mark or not class_text.isdecimal():
+        name, _, class_text = line.rpartition("__")
+        if not class_text.isdecimal() or "__" not in line:
             raise UserError(f"fold_list {path}: {line!r} is not IMAGE__CLASS")
         index, class_id = index_of.get(name), int(class_text)
         if index is None or class_id not in lists.present[index]:

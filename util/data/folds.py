@@ -22,17 +22,13 @@ Folds = str | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Fold:
-    """The classes of one fold.
+    """The classes of one fold: ids counted from 1, ascending.
 
     The two tuples are disjoint and hold all classes together, or each holds all classes (SEEN).
-
-    Attributes:
-        base: Class ids that are trained on, counted from 1, ascending.
-        novel: Class ids that are tested, counted from 1, ascending.
     """
 
-    base: tuple[int, ...]
-    novel: tuple[int, ...]
+    base: tuple[int, ...]  # trained on
+    novel: tuple[int, ...]  # tested
 
     @property
     def num_classes(self) -> int:
@@ -74,41 +70,34 @@ def fold_classes(num_classes: int, folds: Folds, split: int, num_folds: int = 4)
     classes = tuple(range(1, num_classes + 1))
     if folds == SEEN:
         return Fold(base=classes, novel=classes)
-    if isinstance(folds, str):
-        novel = _novel_by_rule(num_classes, folds, split, num_folds)
-    else:
-        novel = _novel_from_list(num_classes, folds[split], split)
-    base = tuple(c for c in classes if c not in novel)
-    if not base or not novel:
-        side = "held-out" if not novel else "base"
-        raise UserError(f"fold {split} of {num_classes} classes has no {side} class")
-    return Fold(base=base, novel=novel)
-
-
-def _novel_by_rule(num_classes: int, rule: str, split: int, num_folds: int) -> tuple[int, ...]:
-    if rule == "interleaved":
-        return tuple(range(split + 1, num_classes + 1, num_folds))
-    if rule == "contiguous":
+    if folds == "interleaved":
+        novel = classes[split::num_folds]
+    elif folds == "contiguous":
         size, rest = divmod(num_classes, num_folds)
         if rest:
             raise UserError(
                 f"{num_classes} classes do not divide into {num_folds} contiguous folds; "
                 "give the held-out classes of each fold as lists"
             )
-        return tuple(range(split * size + 1, (split + 1) * size + 1))
-    raise UserError(
-        f"folds is {rule!r}; use contiguous, interleaved, seen or lists of held-out classes"
-    )
-
-
-def _novel_from_list(num_classes: int, held_out: Sequence[int], split: int) -> tuple[int, ...]:
-    novel = tuple(sorted(held_out))
-    for class_id in novel:
-        if not 1 <= class_id <= num_classes:
-            raise UserError(f"fold {split} holds out class {class_id}; ids are 1..{num_classes}")
-    if len(set(novel)) != len(novel):
-        raise UserError(f"fold {split} names a class twice: {list(held_out)}")
-    return novel
+        novel = classes[split * size : (split + 1) * size]
+    elif isinstance(folds, str):
+        raise UserError(
+            f"folds is {folds!r}; use contiguous, interleaved, seen or lists of held-out classes"
+        )
+    else:
+        novel = tuple(sorted(folds[split]))
+        for class_id in novel:
+            if not 1 <= class_id <= num_classes:
+                raise UserError(
+                    f"fold {split} holds out class {class_id}; ids are 1..{num_classes}"
+                )
+        if len(set(novel)) != len(novel):
+            raise UserError(f"fold {split} names a class twice: {list(folds[split])}")
+    base = tuple(c for c in classes if c not in novel)
+    if not base or not novel:
+        side = "held-out" if not novel else "base"
+        raise UserError(f"fold {split} of {num_classes} classes has no {side} class")
+    return Fold(base=base, novel=novel)
 
 
 def base_label_table(fold: Fold) -> np.ndarray:

@@ -12,14 +12,16 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from util.data.folds import IGNORE
 from util.data.images import Entry, read_mask
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.machine import available_cores
 
 VERSION = 1
 
@@ -54,40 +56,38 @@ def load_counts(
     """
     workers = workers or available_cores()
     stamps = file_stamps(data_root, list_file, entries, workers)
-    path = cache_path(cache_dir, list_file, entries)
-    known = _known(path, stamps)
-    counts = [pixels for pixels in known if pixels is not None]
-    if len(counts) == len(known):
-        return counts
+    text = "\n".join("\t".join(entry) for entry in entries)
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+    name = os.path.basename(list_file)
+    path = os.path.join(cache_dir, f"{os.path.splitext(name)[0]}-{digest}.json")
+    counts = _known(path, stamps)
     try:
-        os.makedirs(cache_dir, exist_ok=True)
-        with _locked(path + ".lock"):
-            known = _known(path, stamps)
-            counts = _scan(data_root, entries, known, list_file, workers, progress)
-            if None in known:
-                masks = [[*stamp, pixels] for stamp, pixels in zip(stamps, counts, strict=True)]
-                write_atomically(path, json.dumps({"version": VERSION, "masks": masks}))
+        if None in counts:
+            os.makedirs(cache_dir, exist_ok=True)
+            with _locked(path + ".lock"):
+                counts = _known(path, stamps)
+                gaps = [i for i, pixels in enumerate(counts) if pixels is None]
+                masks = [os.path.join(data_root, entries[i][1]) for i in gaps]
+                found = thread_map(
+                    _count,
+                    masks,
+                    max_workers=workers,
+                    desc=f"scanning masks of {name}",
+                    disable=None if progress else True,
+                )
+                for i, pixels in zip(gaps, found, strict=True):
+                    counts[i] = pixels
+                if gaps:
+                    records = [
+                        [*stamp, pixels] for stamp, pixels in zip(stamps, counts, strict=True)
+                    ]
+                    write_atomically(path, json.dumps({"version": VERSION, "masks": records}))
     except OSError as error:
         raise UserError(
             f"cannot write the cache of {list_file} in {cache_dir}: {error.strerror}; "
             "set list_dir to a writable folder"
         ) from error
-    return counts
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cache_path(cache_dir: str, list_file: str, entries: Sequence[Entry]) -> str:
-    """Return the cache file for a list file with these entries."""
-    text = "\n".join("\t".join(entry) for entry in entries)
-    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
-    stem = os.path.splitext(os.path.basename(list_file))[0]
-    return os.path.join(cache_dir, f"{stem}-{digest}.json")
+    return cast(list[Counts], counts)
 
 
 def file_stamps(
@@ -126,43 +126,16 @@ def _known(path: str, stamps: list[Stamp]) -> list[Counts | None]:
     try:
         with open(path, encoding="utf-8") as handle:
             cached = json.load(handle)
-        if cached["version"] != VERSION or len(cached["masks"]) != len(stamps):
-            return [None] * len(stamps)
-        return [
-            {int(class_id): pixels for class_id, pixels in counts.items()}
-            if stamp == [size, time]
-            else None
-            for stamp, (size, time, counts) in zip(stamps, cached["masks"], strict=True)
-        ]
+        if cached["version"] == VERSION:
+            return [
+                {int(class_id): pixels for class_id, pixels in counts.items()}
+                if stamp == [size, time]
+                else None
+                for stamp, (size, time, counts) in zip(stamps, cached["masks"], strict=True)
+            ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # There is no cache yet, or a damaged one: both are written afterwards.
-        return [None] * len(stamps)
-
-
-def _scan(
-    data_root: str,
-    entries: Sequence[Entry],
-    known: list[Counts | None],
-    list_file: str,
-    workers: int,
-    progress: bool,
-) -> list[Counts]:
-    """Return `known` with its gaps filled by the counts of the masks."""
-    gaps = [i for i, pixels in enumerate(known) if pixels is None]
-    paths = [os.path.join(data_root, entries[i][1]) for i in gaps]
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            found = tqdm(
-                pool.map(_count, paths),
-                total=len(paths),
-                desc=f"scanning masks of {os.path.basename(list_file)}",
-                disable=None if progress else True,
-            )
-            scanned = dict(zip(gaps, found, strict=True))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [scanned[i] if pixels is None else pixels for i, pixels in enumerate(known)]
+        pass  # There is no cache yet, or a damaged one: both are written afterwards.
+    return [None] * len(stamps)
 
 
 def _count(path: str) -> Counts:

@@ -63,18 +63,17 @@ def load_lists(
     entries = read_entries(data_root, list_file)
     counts = load_counts(data_root, list_file, entries, cache_dir, workers, progress)
     lists = filter_entries(entries, counts, fold, part, min_pixels, data_root)
-    check_any(lists, fold, part, min_pixels, where=list_file)
+    check_any(lists, fold, part, min_pixels, list_file)
     return lists
 
 
-def check_any(
-    lists: ImageLists, fold: Fold, part: str, min_pixels: int, where: str = "lists"
-) -> None:
+def check_any(lists: ImageLists, fold: Fold, part: str, min_pixels: int, list_file: str) -> None:
     """Raise a UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
     if not lists.entries:
+        classes = ", ".join(map(str, fold.classes(part)))
         raise UserError(
-            f"no image of {where} can be used: none has {min_pixels} pixels or more of "
-            f"a class of this fold's {part} part (classes {_span(fold.classes(part))})"
+            f"no image of {list_file} can be used: none has {min_pixels} pixels or more of "
+            f"a class of this fold's {part} part (classes {classes})"
             + (" and no held-out class" if part == "train" and fold.base != fold.novel else "")
         )
 
@@ -89,13 +88,8 @@ def filter_entries(
 ) -> ImageLists:
     """Return the lists that the rules of `load_lists` give for all entries of a list file.
 
-    Args:
-        entries: The entries.
-        counts: Pixels per class of the mask of each entry, background and ignore left out.
-        fold: The fold.
-        part: "train" or "val".
-        min_pixels: As of `load_lists`.
-        data_root: The folder of the masks, for messages.
+    `counts` are the pixels per class of the mask of each entry, background and ignore left out. The
+    other arguments are those of `load_lists`; `data_root` is for messages only.
 
     Raises:
         UserError: A mask holds a value that is no class of the dataset.
@@ -121,17 +115,7 @@ def filter_entries(
 def check_enough(
     lists: ImageLists, shot: int, class_names: Sequence[str] | None = None, where: str = "lists"
 ) -> None:
-    """Raise a UserError unless every episode that can be drawn finds `shot` supports.
-
-    A class that is in any image needs shot + 1 different files that it covers enough of: the
-    supports, and the query, which is never its own support.
-
-    Args:
-        lists: The images of the part.
-        shot: Number of supports.
-        class_names: Names of the classes 1, 2, ….
-        where: What the message calls the lists.
-    """
+    """Raise a UserError with the first message of `shortages`, if there is one."""
     for shortage in shortages(lists, shot, class_names, where):
         raise UserError(shortage)
 
@@ -139,7 +123,12 @@ def check_enough(
 def shortages(
     lists: ImageLists, shot: int, class_names: Sequence[str] | None = None, where: str = "lists"
 ) -> Iterator[str]:
-    """Yield the message of `check_enough` for each class that has too few images."""
+    """Yield a message for each class of which an episode may not find `shot` supports.
+
+    A class that is in any image needs shot + 1 different files that it covers enough of: the
+    supports, and the query, which is never its own support. `class_names` are those of the classes
+    1, 2, …, and `where` is what the messages call the lists.
+    """
     candidates = Counter(class_id for present in lists.present for class_id in present)
     for class_id in sorted(candidates):
         files = {lists.entries[i] for i in lists.class_files.get(class_id, [])}
@@ -161,14 +150,7 @@ def existing_entries(data_root: str, list_file: str) -> list[Entry]:
 
 
 def read_entries(data_root: str, list_file: str) -> list[Entry]:
-    """Read all entries of a list file, in order.
-
-    Image and mask are separated by a tab or a blank. A line without a tab and with several blanks
-    is divided at the one blank where both halves name existing files. Empty lines are skipped.
-
-    Raises:
-        UserError: The list file or the root is missing, or a line is no pair.
-    """
+    """Read all entries of a list file, in order; UserError for the first problem."""
     entries, problems = parse_entries(data_root, list_file)
     for problem in problems:
         raise UserError(problem)
@@ -178,6 +160,9 @@ def read_entries(data_root: str, list_file: str) -> list[Entry]:
 def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str]]:
     """Read the entries of a list file and collect the problems of lines that are no pair.
 
+    Image and mask are separated by a tab or a blank. A line without a tab and with several blanks
+    is divided at the one blank where both halves name existing files. Empty lines are skipped.
+
     Raises:
         UserError: The list file or the root is missing, or the list is empty.
     """
@@ -186,43 +171,32 @@ def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str
     try:
         # surrogateescape, because a file name may be any bytes.
         with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as handle:
-            lines = handle.read().split("\n")
+            lines = [line.strip() for line in handle.read().split("\n")]
     except OSError as error:
         raise UserError(f"cannot read list file {list_file}: {error.strerror}") from error
+    if not any(lines):
+        raise UserError(f"list file {list_file} is empty")
     entries: list[Entry] = []
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entries.append(_split_line(line.strip(), data_root, f"{list_file} line {number}"))
-            except UserError as error:
-                problems.append(str(error))
-    if not entries and not problems:
-        raise UserError(f"list file {list_file} is empty")
+        if not line:
+            continue
+        separator = "\t" if "\t" in line else " "
+        cuts = [i for i, character in enumerate(line) if character == separator]
+        pairs = list(dict.fromkeys((line[:i].strip(), line[i:].strip()) for i in cuts))
+        reason = ""
+        if len(pairs) > 1:
+            pairs = [
+                pair
+                for pair in pairs
+                if all(os.path.isfile(os.path.join(data_root, name)) for name in pair)
+            ]
+            reason = (
+                f" it divides at {'several blanks' if pairs else 'no blank'} into two files that "
+                f"exist under {data_root}; put a tab between the two:"
+            )
+        if len(pairs) == 1:
+            entries += pairs
+        else:
+            problems.append(f'{list_file} line {number} is not "IMAGE MASK":{reason} {line!r}')
     return entries, problems
-
-
-def _split_line(line: str, data_root: str, where: str) -> Entry:
-    separator = "\t" if "\t" in line else " "
-    cuts = [i for i, character in enumerate(line) if character == separator]
-    pairs = list(dict.fromkeys((line[:i].strip(), line[i:].strip()) for i in cuts))
-    if len(pairs) == 1:
-        return pairs[0]
-    if not pairs:
-        raise UserError(f'{where} is not "IMAGE MASK": {line!r}')
-    existing = [
-        pair
-        for pair in pairs
-        if all(os.path.isfile(os.path.join(data_root, name)) for name in pair)
-    ]
-    if len(existing) == 1:
-        return existing[0]
-    problem = "at several blanks" if existing else "at no blank"
-    raise UserError(
-        f'{where} is not "IMAGE MASK": it divides {problem} into two files that exist under '
-        f"{data_root}; put a tab between the two: {line!r}"
-    )
-
-
-def _span(classes: Iterable[int]) -> str:
-    return ", ".join(map(str, classes))

@@ -46,12 +46,7 @@ def build_train_loader(
 
 def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
     """Return a loader of one item a batch, in order."""
-    return Loader(
-        dataset,
-        batch_size=1,
-        workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+    return Loader(dataset, workers, batch_size=1, pin_memory=torch.cuda.is_available())
 
 
 @data_errors()
@@ -72,7 +67,8 @@ def build_episodes(
         UserError: There are too few images.
     """
     transform: Compose
-    data_root, list_file = data_paths(cfg, list_part or part)
+    list_part = list_part or part
+    data_root, list_file = data_paths(cfg, list_part)
     fold = config_fold(cfg)
     lists = load_lists(
         data_root, list_file, fold, part, cfg.list_dir, cfg.min_pixels, progress=progress
@@ -81,13 +77,9 @@ def build_episodes(
     if testing:
         transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
     else:
-        transform = train_transform(
-            (cfg.train_h, cfg.train_w),
-            (cfg.scale_min, cfg.scale_max),
-            (cfg.rotate_min, cfg.rotate_max),
-            cfg.padding_label,
-        )
-    folder = _base_label_folder(cfg, list_part or part)
+        scale, rotate = (cfg.scale_min, cfg.scale_max), (cfg.rotate_min, cfg.rotate_max)
+        transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate, cfg.padding_label)
+    folder = _base_label_folder(cfg, list_part)
     return EpisodeDataset(
         lists, fold, part, cfg.shot, data_root, transform, folder, originals=testing
     )
@@ -105,12 +97,9 @@ def build_base_data(
     """
     batch_size = base_batch_size(cfg, world_size)
     size = (cfg.base_h, cfg.base_w)
-    transform = base_train_transform(
-        size,
-        (cfg.base_scale_min, cfg.base_scale_max),
-        (cfg.base_rotate_min, cfg.base_rotate_max),
-        cfg.padding_label,
-    )
+    scale = (cfg.base_scale_min, cfg.base_scale_max)
+    rotate = (cfg.base_rotate_min, cfg.base_rotate_max)
+    transform = base_train_transform(size, scale, rotate, cfg.padding_label)
     images = _base_images(cfg, "train", transform)
     _, list_file = data_paths(cfg, "train")
     check_batch(list_file, len(images), batch_size, world_size, cfg.grad_accum, "base_batch_size")
@@ -142,12 +131,10 @@ def data_paths(cfg: Config, part: str) -> tuple[str, str]:
     Raises:
         UserError: One of the two is not set.
     """
-    paths = []
-    for key in ("data_root", f"{part}_list"):
-        if not (path := getattr(cfg, key)):
-            raise UserError(f"{key} is not set; set it in the configuration or by --opts")
-        paths.append(path)
-    data_root, list_file = paths
+    data_root, list_file = cfg.data_root, getattr(cfg, f"{part}_list")
+    if not data_root or not list_file:
+        key = f"{part}_list" if data_root else "data_root"
+        raise UserError(f"{key} is not set; set it in the configuration or by --opts")
     return data_root, list_file
 
 
@@ -164,7 +151,7 @@ def check_batch(
     grad_accum: int = 1,
     key: str = "batch_size",
 ) -> None:
-    """Check that the training images of a list suffice for one iteration.
+    """Raise a UserError if a list gives fewer training images than one iteration takes.
 
     Args:
         list_file: The list, for the message.
@@ -173,19 +160,15 @@ def check_batch(
         world_size: Number of processes.
         grad_accum: Batches of a process in an iteration.
         key: The setting that `batch_size` comes from: batch_size, or base_batch_size in stage 1.
-
-    Raises:
-        UserError: They do not suffice.
     """
     needed = batch_size * world_size * grad_accum
     if images < needed:
-        lower = key
-        lower += " or grad_accum" if grad_accum > 1 else ""
-        lower += " or the number of processes" if world_size > 1 else ""
+        accumulated = " or grad_accum" if grad_accum > 1 else ""
+        processes = " or the number of processes" if world_size > 1 else ""
         raise UserError(
             f"{list_file} gives {images} training images, and an iteration takes {needed} "
-            f"({batch_size} × {world_size} processes × {grad_accum} accumulated); "
-            f"lower {lower}"
+            f"({batch_size} × {world_size} process{'es' * (world_size > 1)} × "
+            f"{grad_accum} accumulated); lower {key}{accumulated}{processes}"
         )
 
 

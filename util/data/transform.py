@@ -5,7 +5,8 @@ labels, uint8 (H, W). How often and in which order a transform draws from `rng` 
 published protocol: the transforms of an episode's supports continue on the stream of its query's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol, cast
 
 import cv2
@@ -18,6 +19,7 @@ from model.preprocessing import MEAN, normalise
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # lowest, highest
 Labels = list[np.ndarray]
+Arrays = tuple[np.ndarray, Labels]  # the image, float32 (h, w, 3) in 0..255, and its labels
 
 
 class RandomStream(Protocol):
@@ -28,31 +30,19 @@ class RandomStream(Protocol):
     def randint(self, a: int, b: int) -> int: ...
 
 
-class Step(Protocol):
-    """One step of a transform; the image is float32 (h, w, 3) in 0..255."""
-
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]: ...
-
-
-class LastStep(Step, Protocol):
-    """The step that sets the size, (h, w) in pixels."""
-
-    size: Size
+Step = Callable[[RandomStream, np.ndarray, Labels], Arrays]  # one step of a transform
 
 
 class Compose:
     """The steps of a transform in order, followed by `to_tensors`.
 
     Args:
-        steps: The steps before the last one.
-        last: The step that sets the size of the result.
+        steps: The steps.
+        size: Height and width of the result.
     """
 
-    def __init__(self, steps: Iterable[Step], last: LastStep):
-        self.steps = [*steps, last]
-        self.size = last.size
+    def __init__(self, steps: Iterable[Step], size: Size):
+        self.steps, self.size = list(steps), size
 
     def __call__(
         self,
@@ -86,12 +76,12 @@ class EvalTransform(Compose):
     """
 
     def __init__(self, size: Size, resized: bool = True, padding_label: int = 255):
-        self._last = Resize(size) if resized else FitInside(size, padding_label)
-        super().__init__([], self._last)
+        self._fit = None if resized else FitInside(size, padding_label)
+        super().__init__([self._fit or partial(resize, size)], size)
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width fills of the result."""
-        return self._last.fitted_size(height, width)
+        return self._fit.fitted_size(height, width) if self._fit else self.size
 
 
 def train_transform(size: Size, scale: Range, rotate: Range, padding_label: int = 255) -> Compose:
@@ -103,107 +93,94 @@ def train_transform(size: Size, scale: Range, rotate: Range, padding_label: int 
         rotate: Lowest and highest angle in degrees.
         padding_label: Label of what rotation brings into view.
     """
-    return Compose(_augmentation(scale, rotate, padding_label), Resize(size))
+    return Compose([*_augmentation(scale, rotate, padding_label), partial(resize, size)], size)
 
 
 def base_train_transform(
     size: Size, scale: Range, rotate: Range, padding_label: int = 255
 ) -> Compose:
     """Return the transform of base-learner training: as `train_transform`, but with a random crop."""
-    return Compose(_augmentation(scale, rotate, padding_label), RandomCrop(size, padding_label))
+    crop = partial(random_crop, size, padding_label)
+    return Compose([*_augmentation(scale, rotate, padding_label), crop], size)
 
 
 def _augmentation(scale: Range, rotate: Range, padding_label: int) -> list[Step]:
-    return [RandomScale(*scale), RandomRotate(*rotate, padding_label), RandomBlur(), RandomFlip()]
+    rotation = partial(random_rotate, rotate, padding_label)
+    return [partial(random_scale, scale), rotation, random_blur, random_flip]
 
 
-class RandomScale:
-    """Scale both sides by one factor drawn from low..high."""
+def random_scale(scale: Range, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
+    """Scale both sides by one factor drawn from `scale`."""
+    factor = scale[0] + (scale[1] - scale[0]) * rng.random()
 
-    def __init__(self, low: float, high: float):
-        self.low, self.high = low, high
+    def scaled(array: np.ndarray, interpolation: int) -> np.ndarray:
+        return cv2.resize(array, None, fx=factor, fy=factor, interpolation=interpolation)
 
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        factor = self.low + (self.high - self.low) * rng.random()
-        return (
-            cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR),
-            [
-                cv2.resize(label, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
-                for label in labels
-            ],
-        )
+    return scaled(image, cv2.INTER_LINEAR), [scaled(label, cv2.INTER_NEAREST) for label in labels]
 
 
-class RandomRotate:
-    """With probability 1/2 rotate about the centre by an angle from low..high degrees.
+def random_rotate(
+    rotate: Range, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
+) -> Arrays:
+    """With probability 1/2 rotate about the centre by an angle drawn from `rotate`, in degrees.
 
     What comes into view has the mean colour and, in labels, `padding_label`.
     """
-
-    def __init__(self, low: float, high: float, padding_label: int = 255):
-        self.low, self.high, self.padding_label = low, high, padding_label
-
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        if rng.random() < 0.5:
-            angle = self.low + (self.high - self.low) * rng.random()
-            height, width = image.shape[:2]
-            matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
-
-            def warp(array: np.ndarray, flags: int, border: float | Sequence[float]) -> np.ndarray:
-                return cv2.warpAffine(
-                    array,
-                    matrix,
-                    (width, height),
-                    flags=flags,
-                    borderMode=cv2.BORDER_CONSTANT,
-                    borderValue=border,
-                )
-
-            image = warp(image, cv2.INTER_LINEAR, MEAN)
-            labels = [warp(label, cv2.INTER_NEAREST, self.padding_label) for label in labels]
-        return image, labels
+    if rng.random() < 0.5:
+        angle = rotate[0] + (rotate[1] - rotate[0]) * rng.random()
+        height, width = image.shape[:2]
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+        size = (width, height)
+        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=MEAN)
+        labels = [
+            cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=padding_label)
+            for label in labels
+        ]
+    return image, labels
 
 
-class RandomBlur:
+def random_blur(rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """With probability 1/2 blur the image by a 5×5 Gaussian."""
-
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        if rng.random() < 0.5:
-            image = cv2.GaussianBlur(image, (5, 5), 0)
-        return image, labels
+    return cv2.GaussianBlur(image, (5, 5), 0) if rng.random() < 0.5 else image, labels
 
 
-class RandomFlip:
+def random_flip(rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """With probability 1/2 mirror left and right."""
-
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        if rng.random() < 0.5:
-            image, labels = cv2.flip(image, 1), [cv2.flip(label, 1) for label in labels]
-        return image, labels
+    if rng.random() < 0.5:
+        return cv2.flip(image, 1), [cv2.flip(label, 1) for label in labels]
+    return image, labels
 
 
-class Resize:
-    """Resize to (h, w) pixels; the aspect is not kept."""
+def random_crop(
+    size: Size, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
+) -> Arrays:
+    """Cut out `size` (h, w) pixels at a random place.
 
-    def __init__(self, size: Size):
-        self.size = size
+    A smaller image is first padded evenly to that size, with the mean colour and, in labels,
+    `padding_label`.
+    """
+    (height, width), (crop_h, crop_w) = image.shape[:2], size
+    pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
+    if pad_h or pad_w:
+        sides = (pad_h // 2, pad_h - pad_h // 2, pad_w // 2, pad_w - pad_w // 2)
+        image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=MEAN)
+        labels = [
+            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=padding_label)
+            for label in labels
+        ]
+    top = rng.randint(0, image.shape[0] - crop_h)
+    left = rng.randint(0, image.shape[1] - crop_w)
+    window = np.s_[top : top + crop_h, left : left + crop_w]
+    return image[window], [label[window] for label in labels]
 
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        return _resize(image, labels, self.size)
 
-    def fitted_size(self, height: int, width: int) -> Size:
-        """Return the (h, w) that an image of height × width fills: all of it."""
-        return self.size
+def resize(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
+    """Resize to `size` (h, w) pixels; the aspect is not kept."""
+    size = size[::-1]
+    return (
+        cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+        [cv2.resize(label, size, interpolation=cv2.INTER_NEAREST) for label in labels],
+    )
 
 
 class FitInside:
@@ -219,23 +196,17 @@ class FitInside:
             raise ValueError(f"the canvas has to be square, got {size}")
         self.size, self.padding_label = size, padding_label
 
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        image, labels = _resize(image, labels, self.fitted_size(*image.shape[:2]))
-        return (
-            self._paste(image, 0),
-            [self._paste(label, self.padding_label) for label in labels],
-        )
+    def __call__(self, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
+        image, labels = resize(self.fitted_size(*image.shape[:2]), rng, image, labels)
+        return self._paste(image, 0), [self._paste(label, self.padding_label) for label in labels]
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width takes on the canvas."""
         longer, canvas = max(height, width), self.size[0]
         if longer <= canvas:
             return height, width
-        ratio = canvas / longer
         height, width = (
-            max(8, (canvas if side == longer else int(side * ratio)) // 8 * 8)
+            max(8, (canvas if side == longer else int(side * (canvas / longer))) // 8 * 8)
             for side in (height, width)
         )
         return height, width
@@ -246,56 +217,9 @@ class FitInside:
         return canvas
 
 
-class RandomCrop:
-    """A crop of (h, w) pixels at a random place.
-
-    A smaller image is first padded evenly to that size, with the mean colour and, in labels,
-    `padding_label`.
-    """
-
-    def __init__(self, size: Size, padding_label: int = 255):
-        self.size, self.padding_label = size, padding_label
-
-    def __call__(
-        self, rng: RandomStream, image: np.ndarray, labels: Labels
-    ) -> tuple[np.ndarray, Labels]:
-        (height, width), (crop_h, crop_w) = image.shape[:2], self.size
-        pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
-        if pad_h or pad_w:
-            sides = (pad_h // 2, pad_h - pad_h // 2, pad_w // 2, pad_w - pad_w // 2)
-            image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=MEAN)
-            labels = [
-                cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=self.padding_label)
-                for label in labels
-            ]
-        top = rng.randint(0, image.shape[0] - crop_h)
-        left = rng.randint(0, image.shape[1] - crop_w)
-        window = np.s_[top : top + crop_h, left : left + crop_w]
-        return image[window], [label[window] for label in labels]
-
-
-def _resize(image: np.ndarray, labels: Labels, size: Size) -> tuple[np.ndarray, Labels]:
-    height, width = size
-    return (
-        cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR),
-        [cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST) for label in labels],
-    )
-
-
 def to_tensors(
     image: np.ndarray, labels: Iterable[np.ndarray], out: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Normalise the image and turn all arrays into tensors.
-
-    Args:
-        image: float32 (h, w, 3).
-        labels: uint8 (h, w).
-        out: float32 (3, h, w), where the image is written; None for new memory.
-
-    Returns:
-        The image, float32 (3, h, w), and the labels, uint8 (h, w).
-    """
-    return (
-        normalise(image, out),
-        *(torch.from_numpy(np.ascontiguousarray(label)) for label in labels),
-    )
+    """Normalise the image and turn all arrays into tensors; see `Compose.__call__`."""
+    tensors = (torch.from_numpy(np.ascontiguousarray(label)) for label in labels)
+    return normalise(image, out), *tensors

@@ -10,13 +10,9 @@ from numpy.random import RandomState
 def draw_background(
     rng: RandomState, height: int, width: int, unit: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a background.
+    """Draw a background of `height` × `width` pixels.
 
-    Args:
-        rng: The random stream.
-        height: Height in pixels.
-        width: Width in pixels.
-        unit: Scale of the texture, 1 for a picture whose longer side is 220 pixels.
+    The `unit` is the scale of the texture, 1 for a picture whose longer side is 220 pixels.
 
     Returns:
         The background, float32 (height, width, 3) RGB 0..255, and its mean colour (3,) before the

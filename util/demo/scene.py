@@ -27,19 +27,12 @@ _MIN_PIXELS = 2300  # labelled pixels every object keeps: the protocol counts a 
 
 
 class SceneObject(NamedTuple):
-    """An object to draw.
+    """An object to draw."""
 
-    Attributes:
-        class_id: Its value in the mask.
-        pattern: The name of its surface pattern.
-        shape: The name of its silhouette.
-        hues: The usual hues of the pattern's two colours, in degrees.
-    """
-
-    class_id: int
-    pattern: str
-    shape: str
-    hues: Hues
+    class_id: int  # its value in the mask
+    pattern: str  # a key of PATTERNS
+    shape: str  # a key of SILHOUETTES
+    hues: Hues  # the usual hues of the pattern's two colours, in degrees
 
 
 class _Placement(NamedTuple):
@@ -56,13 +49,8 @@ def draw_scene(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw objects, later ones in front.
 
-    The first object is always drawn; another one is left out where there is no room for it.
-
-    Args:
-        rng: The random stream.
-        objects: One to three objects.
-        height: Height in pixels.
-        width: Width in pixels.
+    The first of the one to three objects is always drawn; another one is left out where there is
+    no room for it.
 
     Returns:
         The RGB image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0, class ids,
@@ -215,20 +203,14 @@ def _object_colours(
     if rng.uniform() < _ODD_COLOURS:
         hues = rng.uniform(0, 360), rng.uniform(0, 360)
     ranges = [(hue - _HUE_SPREAD, hue + _HUE_SPREAD) for hue in hues]
-    pairs = []
-    for _ in range(12):
-        first, second = (random_colour(rng, (0.45, 1), (0.3, 1), hue) for hue in ranges)
-        pairs.append((first, second))
 
-    def contrast(pair: tuple[np.ndarray, np.ndarray]) -> float:
-        return min(
-            _difference(*pair) / 0.38,
-            _difference(pair[0], tone) / 0.26,
-            _difference(pair[1], tone) / 0.14,
-            1.0,
-        )
+    def contrast(pair: list[np.ndarray]) -> float:
+        to_tone = _difference(pair[0], tone) / 0.26, _difference(pair[1], tone) / 0.14
+        return min(_difference(*pair) / 0.38, *to_tone, 1.0)
 
-    return max(pairs, key=contrast)
+    pairs = [[random_colour(rng, (0.45, 1), (0.3, 1), hue) for hue in ranges] for _ in range(12)]
+    first, second = max(pairs, key=contrast)
+    return first, second
 
 
 def _shade_shadow(

@@ -26,8 +26,8 @@ def coverage(
         parts: The silhouette.
         matrix: A (2, 2) matrix from silhouette coordinates to pixels.
         centre: The pixel position (x, y) of the silhouette's origin.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
+        height: Pixels.
+        width: Pixels.
 
     Returns:
         uint8 (height, width), 0 to SAMPLES².
@@ -87,11 +87,11 @@ def _gear() -> np.ndarray:
 
 
 def _heart() -> np.ndarray:
-    curve = []
-    for a in (2 * math.pi * step / 64 for step in range(64)):
-        y = -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a)
-        curve.append((16 * math.sin(a) ** 3, y))
-    return np.array(curve) / 16
+    def y(a: float) -> float:
+        return -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a)
+
+    angles = [2 * math.pi * step / 64 for step in range(64)]
+    return np.array([(16 * math.sin(a) ** 3, y(a)) for a in angles]) / 16
 
 
 _LEAF = [(0.62 * math.sin(math.pi * t / 20) ** 0.8, t / 12 - 1) for t in range(21)]

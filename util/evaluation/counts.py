@@ -1,96 +1,65 @@
 """Counts of a test, all of them integers, so that sums over processes and parts never depend on order."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from util.evaluation.episode_records import episode_counts
-from util.evaluation.metrics import EpisodeMetrics
+from util.evaluation.metrics import confusion
 from util.evaluation.predictor import Prediction
-from util.evaluation.prior_baseline import PriorBaselines, PriorHistograms
+from util.evaluation.prior_baseline import BINS, VARIANTS, Threshold, prior_histograms
 
-RECORD = 10  # numbers of `episode_counts`
-PIXELS = 8  # index of the one that is never 0
-
-
-class RunCounts:
-    """The counts of the episodes of one run.
-
-    Args:
-        classes: The class ids that the episodes are about.
-        num_base: The number of base classes; 0 where the base learner is not scored.
-        prior: Counts of the similarity prior, where they are wanted.
-    """
-
-    def __init__(
-        self,
-        classes: tuple[int, ...],
-        num_base: int,
-        prior: PriorHistograms | PriorBaselines | None = None,
-    ):
-        self.metrics, self.prior = EpisodeMetrics(classes, num_base), prior
-
-    def update(self, class_id: int, prediction: Prediction) -> np.ndarray:
-        """Count one episode of a class and return its `episode_counts`, (RECORD,)."""
-        p = prediction
-        record = episode_counts(p.final, p.meta, p.label, p.classes)
-        final, meta = record[:PIXELS].reshape(2, 2, 2)
-        self.metrics.add(class_id, final, meta, p.base_counts)
-        if self.prior is not None and p.prior is not None:
-            self.prior.update(class_id, p.prior, p.label)
-        return record
-
-    def state(self) -> np.ndarray:
-        """Return all counts as a flat int64 array."""
-        parts = [self.metrics.state()]
-        if self.prior is not None:
-            parts.append(self.prior.state())
-        return np.concatenate(parts)
-
-    def load_state(self, state: np.ndarray) -> None:
-        """Replace the counts by those of a `state`."""
-        metrics, prior = np.split(state, [self.metrics.state().size])
-        self.metrics.load_state(metrics)
-        if self.prior is not None:
-            self.prior.load_state(prior)
-
-
-class UnitCounts(NamedTuple):
-    """The counts that a unit of episodes adds.
-
-    Attributes:
-        positions: The positions of its episodes among all of the test.
-        records: The `episode_counts` of each, (n, RECORD).
-        states: The counts of each run that the episodes belong to, {run: (size,)}.
-    """
-
-    positions: list[int]
-    records: np.ndarray
-    states: dict[int, np.ndarray]
+# What is counted of an episode: the `confusion` of the final and of the meta learner's prediction, and
+# of the baseline of the prior where it is wanted; the pixels of the query, and the classes in it.
+_CONFUSIONS = [(name, np.int64, (2, 2)) for name in ("final", "meta", "prior")]
+RECORD = np.dtype([*_CONFUSIONS, ("pixels", np.int64), ("classes", np.int64)])
 
 
 class Counts:
-    """The counts of a test of several runs.
+    """The counts of the episodes of some runs.
 
     Args:
-        lengths: The number of episodes of each run.
-        size: The size of the state of a run.
+        episodes: The number of episodes of all runs together.
+        runs: The number of runs.
+        num_base: The number of base classes; 0 where the base learner is not scored.
+        prior_classes: The number of classes with histograms of the prior; 0 where none are wanted.
 
     Attributes:
-        records: int64 (episodes, RECORD), run after run; zeros where nothing was counted yet.
-        states: int64 (runs, size).
+        numbers: int64 (episodes, 14), run after run; zeros where nothing was counted yet.
+        records: The same numbers by their names, RECORD (episodes,).
+        sums: int64 (runs, size), what is summed over the episodes of a run: `base` and `prior`.
+        base: The part of `sums` with the `confusion` of the base learner, (runs, N + 1, N + 1).
+        prior: The part with the `prior_histograms` of each class, (runs, classes, variants, 2, bins).
     """
 
-    def __init__(self, lengths: list[int], size: int):
-        self.records = np.zeros((sum(lengths), RECORD), np.int64)
-        self.states = np.zeros((len(lengths), size), np.int64)
+    def __init__(self, episodes: int, runs: int, num_base: int, prior_classes: int = 0):
+        self.numbers = np.zeros((episodes, RECORD.itemsize // 8), np.int64)
+        self.records = self.numbers.view(RECORD)[:, 0]
+        labels = num_base + 1 if num_base else 0
+        histograms = (prior_classes, len(VARIANTS), 2, BINS)
+        self.sums = np.zeros((runs, labels**2 + int(np.prod(histograms))), np.int64)
+        self.base = self.sums[:, : labels**2].reshape(runs, labels, labels)
+        self.prior = self.sums[:, labels**2 :].reshape(runs, *histograms)
 
-    def add(self, unit: UnitCounts) -> None:
-        """Add a unit, none of whose episodes was counted before."""
-        self.records[unit.positions] = unit.records
-        for run, state in unit.states.items():
-            self.states[run] += state
+    def count(
+        self, row: int, run: int, rank: int, prediction: Prediction, threshold: Threshold | None
+    ) -> None:
+        """Count an episode.
+
+        Args:
+            row: Its row in `records`.
+            run: The number of its run.
+            rank: The position of its class among those with histograms.
+            prediction: The predicted maps.
+            threshold: The threshold of the baseline of the prior, if it was chosen before.
+        """
+        p, record = prediction, self.records[row]
+        record["final"], record["meta"] = (confusion(x, p.label, 2) for x in (p.final, p.meta))
+        record["pixels"], record["classes"] = p.label.size, p.classes
+        if p.base_counts is not None:
+            self.base[run] += p.base_counts
+        if p.prior is not None and threshold is None:
+            self.prior[run, rank] += prior_histograms(p.prior, p.label)
+        elif p.prior is not None and threshold is not None:
+            record["prior"] = confusion(threshold.foreground(p.prior), p.label, 2)
 
     def done(self) -> np.ndarray:
         """Return whether each episode was counted, bool (episodes,)."""
-        return self.records[:, PIXELS] > 0
+        return self.records["pixels"] > 0

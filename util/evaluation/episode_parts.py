@@ -5,6 +5,7 @@ the transform of the test nor the annotations draw from the random streams of th
 """
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -18,45 +19,24 @@ from util.data.folds import IGNORE, class_label_table
 from util.data.images import read_pair
 from util.data.transform import EvalTransform
 
-
-class SupportKey(NamedTuple):
-    """A support: position of its image in the lists, its class, and how it is annotated."""
-
-    image: int
-    class_id: int
-    ann_type: str
+# A support: the position of its image in the lists, and its class.
+SupportKey = tuple[int, int]
+Support = tuple[Tensor, Tensor]  # image (3, S, S), mask uint8 (S, S) in {0, 1, 255}
 
 
 class Query(NamedTuple):
-    """A query, whatever class an episode asks for.
+    """A query, whatever class an episode asks for; its labels have the size that is compared."""
 
-    Attributes:
-        image: The transformed image, (3, S, S).
-        mask: Class ids of the dataset, uint8 (H, W) of the size that is compared, 255 = ignore.
-        base_label: Labels 0..N of the base learner, likewise.
-        fitted: The part (h, w) of S×S that the image fills.
-        classes: The number of classes in the image.
-    """
-
-    image: Tensor
-    mask: np.ndarray
-    base_label: np.ndarray
-    fitted: tuple[int, int]
-    classes: int
+    image: Tensor  # transformed, (3, S, S)
+    mask: np.ndarray  # class ids of the dataset, uint8 (H, W), 255 = ignore
+    base_label: np.ndarray  # labels 0..N of the base learner, likewise
+    fitted: tuple[int, int]  # the part (h, w) of S×S that the image fills
+    classes: int  # in the image
 
 
-class Request(NamedTuple):
-    """Queries to load, by their position in the lists, and supports."""
-
-    queries: tuple[int, ...]
-    supports: tuple[SupportKey, ...]
-
-
-class Parts(NamedTuple):
-    """Loaded queries by position, and supports by key: image (3, S, S), mask uint8 (S, S)."""
-
-    queries: dict[int, Query]
-    supports: dict[SupportKey, tuple[Tensor, Tensor]]
+# Queries by their position in the lists, and supports: what to load, and what was loaded.
+Request = tuple[Iterable[int], Iterable[SupportKey]]
+Parts = tuple[dict[int, Query], dict[SupportKey, Support]]
 
 
 class EpisodeParts(Dataset):
@@ -65,19 +45,20 @@ class EpisodeParts(Dataset):
     Args:
         episodes: The episodes of the test, with its transform.
         original_size: Whether labels have the original size of the image, else S×S.
+        ann_type: How the supports are annotated.
 
     Raises:
         UserError: A file cannot be read.
     """
 
-    def __init__(self, episodes: EpisodeDataset, original_size: bool = True):
-        self.episodes, self.original_size = episodes, original_size
+    def __init__(
+        self, episodes: EpisodeDataset, original_size: bool = True, ann_type: str = "mask"
+    ):
+        self.episodes, self.original_size, self.ann_type = episodes, original_size, ann_type
 
     def __getitem__(self, request: Request) -> Parts:
-        return Parts(
-            {index: self.query(index) for index in request.queries},
-            {key: self.support(key) for key in request.supports},
-        )
+        queries, supports = request
+        return {i: self.query(i) for i in queries}, {key: self.support(*key) for key in supports}
 
     def query(self, index: int) -> Query:
         """Load the query at a position in the lists."""
@@ -94,14 +75,14 @@ class EpisodeParts(Dataset):
             mask, base_label = (label.numpy() for label in resized)
         return Query(tensor, mask, base_label, fitted, classes)
 
-    def support(self, key: SupportKey) -> tuple[Tensor, Tensor]:
-        """Load a support for the model: image (3, S, S), mask (S, S) in {0, 1, 255}."""
-        image, mask = self.episodes.transform(None, *self.annotated(key))
+    def support(self, index: int, class_id: int) -> Support:
+        """Load a support for the model."""
+        image, mask = self.episodes.transform(None, *self.annotated(index, class_id))
         return image, mask
 
-    def annotated(self, key: SupportKey) -> tuple[np.ndarray, np.ndarray]:
+    def annotated(self, index: int, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Load a support at its original size: image (H, W, 3), annotation uint8 (H, W)."""
-        entry = self.episodes.lists.entries[key.image]
+        entry = self.episodes.lists.entries[index]
         image, mask = read_pair(self.episodes.data_root, entry)
-        stream = annotation_stream(entry[0], key.class_id, PROTOCOL_SEED)
-        return image, annotate(class_label_table(key.class_id)[mask], key.ann_type, stream)
+        stream = annotation_stream(entry[0], class_id, PROTOCOL_SEED)
+        return image, annotate(class_label_table(class_id)[mask], self.ann_type, stream)

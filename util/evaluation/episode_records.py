@@ -2,15 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from util.data.draws import DrawnRun
-from util.evaluation.metrics import as_array, confusion, foreground_iou
+from util.evaluation.metrics import foreground_iou
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.tables import markdown_table
@@ -21,51 +20,20 @@ WORST = 20
 
 
 class EpisodeRecord(NamedTuple):
-    """One tested episode.
-
-    Attributes:
-        query: The name of the query as in the list file.
-        class_name: The episode's class.
-        iou: IoU of the foreground of the final prediction, within 0 and 1.
-        iou_meta: The same of the meta learner's prediction.
-        pixels: Size of the class in the query, in pixels of the label that are not ignored.
-        share: The same as a share of all pixels.
-        classes: Number of the dataset's classes in the query.
-        seed: Seed of the run.
-        supports: The names of the supports as in the list file.
-    """
+    """One tested episode; images have their names of the list file."""
 
     query: str
     class_name: str
-    iou: float
-    iou_meta: float
-    pixels: int
-    share: float
-    classes: int
-    seed: int
+    iou: float  # of the foreground of the final prediction, within 0 and 1
+    iou_meta: float  # the same of the meta learner's prediction
+    pixels: int  # of the class in the query
+    share: float  # the same as a share of all pixels
+    classes: int  # of the dataset in the query
+    seed: int  # of the run
     supports: tuple[str, ...]
 
 
 COLUMNS = EpisodeRecord._fields[:-1]  # the supports take the columns after these, one each
-_NUMBERS: dict[str, Callable[[str], float]] = {
-    name: kind for name, kind in EpisodeRecord.__annotations__.items() if kind in (int, float)
-}
-
-
-def episode_counts(final: ArrayLike, meta: ArrayLike, label: ArrayLike, classes: int) -> np.ndarray:
-    """Count what the record of an episode needs.
-
-    Args:
-        final: The final prediction, (H, W) in {0, 1}.
-        meta: The meta learner's prediction, (H, W) in {0, 1}.
-        label: The truth, (H, W) in {0, 1, 255}.
-        classes: The number of the dataset's classes in the query.
-
-    Returns:
-        int64 (10,): the `confusion` of both predictions, the number of pixels, and `classes`.
-    """
-    confusions = [confusion(prediction, label, 2).ravel() for prediction in (final, meta)]
-    return np.array([*np.concatenate(confusions), as_array(label).size, classes], np.int64)
 
 
 def episode_records(
@@ -78,25 +46,23 @@ def episode_records(
 
     Args:
         runs: The drawn episodes.
-        counts: The `episode_counts` of each, (episodes, 10).
+        counts: The counts of each, `util.evaluation.counts.RECORD` (episodes,).
         images: The names of all images, which the draws index.
         class_names: The names of the classes 1, 2, …
     """
     drawn = [(run.seed, draw) for run in runs for draw in run.draws]
     records = []
-    for (seed, draw), row in zip(drawn, counts, strict=True):
-        final, meta = row[:8].reshape(2, 2, 2)
-        area, classes = row[8:].tolist()
-        pixels = int(final[1].sum())
+    for (seed, draw), counted in zip(drawn, counts, strict=True):
+        pixels = int(counted["final"][1].sum())
         records.append(
             EpisodeRecord(
                 query=images[draw.index],
                 class_name=class_name(draw.class_id, class_names),
-                iou=foreground_iou(final),
-                iou_meta=foreground_iou(meta),
+                iou=foreground_iou(counted["final"]),
+                iou_meta=foreground_iou(counted["meta"]),
                 pixels=pixels,
-                share=pixels / area,
-                classes=classes,
+                share=pixels / int(counted["pixels"]),
+                classes=int(counted["classes"]),
                 seed=seed,
                 supports=tuple(images[support] for support in draw.supports),
             )
@@ -134,21 +100,19 @@ def read_csv(path: str | Path) -> list[EpisodeRecord]:
         raise UserError(f"{path} cannot be read: {reason}") from None
     if tuple(header[: len(COLUMNS)]) != COLUMNS:
         raise UserError(f"{path} is no file of episodes: its columns are not {', '.join(COLUMNS)}…")
-    return [_record(path, line, row) for line, row in enumerate(rows, 2)]
-
-
-def _record(path: str | Path, line: int, row: list[str]) -> EpisodeRecord:
-    if len(row) <= len(COLUMNS):
-        raise UserError(
-            f"{path}, row {line}: {len(row)} columns, at least {len(COLUMNS) + 1} needed"
-        )
-    values: dict[str, str | float] = dict(zip(COLUMNS, row, strict=False))
-    for name, kind in _NUMBERS.items():
-        try:
-            values[name] = kind(str(values[name]))
-        except ValueError:
-            raise UserError(f"{path}, row {line}: {name} = {values[name]}: no number") from None
-    return EpisodeRecord._make([*values.values(), tuple(row[len(COLUMNS) :])])
+    records = []
+    for line, row in enumerate(rows, 2):
+        where = f"{path}, row {line}"
+        if len(row) <= len(COLUMNS):
+            raise UserError(f"{where}: {len(row)} columns, at least {len(COLUMNS) + 1} needed")
+        values = []
+        for name, text in zip(COLUMNS, row, strict=False):
+            try:
+                values.append(EpisodeRecord.__annotations__[name](text))
+            except ValueError:
+                raise UserError(f"{where}: {name} = {text}: no number") from None
+        records.append(EpisodeRecord._make([*values, tuple(row[len(COLUMNS) :])]))
+    return records
 
 
 def worst_episodes(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
@@ -175,23 +139,14 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
         f"large, {LARGE:.0%} or more": [r for r in records if r.share >= LARGE],
         "all": list(records),
     }
-    numbers = {
-        str(count): [r for r in records if r.classes == count] for count in range(1, MANY_CLASSES)
-    }
+    numbers = {str(n): [r for r in records if r.classes == n] for n in range(1, MANY_CLASSES)}
     numbers[f"{MANY_CLASSES} or more"] = [r for r in records if r.classes >= MANY_CLASSES]
     header = ["IoU", "IoU_m", "class", "share", "query", "supports", "seed"]
-    rows = [
-        [
-            _percent(r.iou),
-            _percent(r.iou_meta),
-            r.class_name,
-            _percent(r.share),
-            _printable(r.query),
-            _printable(" ".join(r.supports)),
-            str(r.seed),
-        ]
-        for r in worst_episodes(records)
-    ]
+    rows = []
+    for r in worst_episodes(records):
+        scores, query = [_percent(r.iou), _percent(r.iou_meta)], _printable(r.query)
+        supports = _printable(" ".join(r.supports))
+        rows.append([*scores, r.class_name, _percent(r.share), query, supports, str(r.seed)])
     some = len(_different(records)) > WORST
     return "\n".join(
         [

@@ -2,10 +2,9 @@
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,43 +15,30 @@ from model import PSPNet
 from util.data.dataset import BaseDataset
 from util.data.draws import Draw
 from util.data.loaders import evaluation_loader
-from util.evaluation.counts import Counts, RunCounts, UnitCounts
+from util.evaluation.counts import Counts
 from util.evaluation.journal import Journal
-from util.evaluation.metrics import base_miou, confusion
+from util.evaluation.metrics import base_miou, confusion, episode_scores
 from util.evaluation.plan import plan_units, share_units
-from util.evaluation.predictor import Prediction, Predictor, resize_logits
-from util.evaluation.prior_baseline import PriorBaselines, PriorHistograms, Threshold
+from util.evaluation.predictor import Predictor, resize_logits
+from util.evaluation.prior_baseline import Threshold, baseline_scores
 from util.runtime.distributed import Processes
 from util.runtime.log import LOGGER_NAME
 
 
 class Work(NamedTuple):
-    """The work of an evaluation, over all processes.
+    """The work of an evaluation, over all processes."""
 
-    Attributes:
-        episodes: The number of episodes that were executed, without those that a journal held.
-        seconds: The time from the first to the last.
-        hits: How often the features of a support were still in memory.
-        misses: How often they were computed.
-    """
-
-    episodes: int
+    episodes: int  # that were executed, without those that a journal held
     seconds: float
-    hits: int
-    misses: int
+    hits: int  # how often the features of a support were still in memory
+    misses: int  # how often they were computed
 
 
 class Evaluation(NamedTuple):
-    """The counts of an evaluation, over all processes.
+    """The result of an evaluation, over all processes."""
 
-    Attributes:
-        runs: The counts of each run.
-        records: The `episode_counts` of all episodes, int64 (episodes, RECORD), run after run.
-        work: What the evaluation took.
-    """
-
-    runs: list[RunCounts]
-    records: np.ndarray
+    runs: list[dict[str, Any]]  # `episode_scores` and, with a threshold, "baselines"
+    counts: Counts  # what they were computed from
     work: Work
 
 
@@ -83,18 +69,10 @@ def evaluate_episodes(
     """
     draws = [draw for run in runs for draw in run]
     run_of = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
-
-    def new_counts() -> RunCounts:
-        classes = predictor.episodes.classes
-        prior: PriorHistograms | PriorBaselines | None = None
-        if predictor.prior and threshold is not None:
-            prior = PriorBaselines(classes, threshold)
-        elif predictor.prior:
-            prior = PriorHistograms(classes)
-        return RunCounts(classes, predictor.scored_base_classes, prior)
-
-    totals = [new_counts() for _ in runs]
-    counts = Counts([len(run) for run in runs], totals[0].state().size)
+    classes, num_base = predictor.episodes.classes, predictor.scored_base_classes
+    with_histograms = predictor.prior and threshold is None
+    sizes = len(runs), num_base, len(classes) if with_histograms else 0
+    counts = Counts(len(draws), *sizes)
     if journal is not None and processes.is_main:
         journal.read(counts)
     # What the main process has read holds for all: nobody writes before everybody knows it.
@@ -118,35 +96,29 @@ def evaluate_episodes(
         ) as bar,
     ):
         for predictions in predictor.predict(draws, mine):
-            unit = _count(predictions, draws, run_of, new_counts)
-            counts.add(unit)
+            unit = Counts(len(predictions), *sizes)
+            for row, prediction in enumerate(predictions):
+                rank = classes.index(draws[prediction.position].class_id)
+                unit.count(row, run_of[prediction.position], rank, prediction, threshold)
+            positions = [prediction.position for prediction in predictions]
+            counts.numbers[positions] = unit.numbers
+            counts.sums += unit.sums
             if append is not None:
-                append(unit)
+                append(positions, unit)
             bar.update(len(predictions))
-    counts.records[...] = processes.sum(counts.records)
-    states = processes.sum(counts.states)
-    for total, state in zip(totals, states, strict=True):
-        total.load_state(state)
-    cache = predictor.cache
-    hits, misses = processes.sum(np.array([cache.hits, cache.misses])).tolist()
+    counts.numbers[...] = processes.sum(counts.numbers)
+    counts.sums[...] = processes.sum(counts.sums)
+    hits, misses = processes.sum(np.array([predictor.cache.hits, predictor.cache.misses])).tolist()
     work = Work(int((~done).sum()), time.monotonic() - start, hits, misses)
-    return Evaluation(totals, counts.records, work)
 
-
-def _count(
-    predictions: Sequence[Prediction],
-    draws: Sequence[Draw],
-    run_of: np.ndarray,
-    new_counts: Callable[[], RunCounts],
-) -> UnitCounts:
-    runs: dict[int, RunCounts] = defaultdict(new_counts)
-    records = []
-    for prediction in predictions:
-        position = prediction.position
-        run = int(run_of[position])
-        records.append(runs[run].update(draws[position].class_id, prediction))
-    states = {run: counts.state() for run, counts in runs.items()}
-    return UnitCounts([p.position for p in predictions], np.stack(records), states)
+    class_ids, results = np.array([draw.class_id for draw in draws]), []
+    for run in range(len(runs)):
+        episodes = counts.records[run_of == run], class_ids[run_of == run], classes
+        scores = episode_scores(*episodes, counts.base[run] if num_base else None)
+        if threshold is not None:
+            scores["baselines"] = baseline_scores(*episodes)
+        results.append(scores)
+    return Evaluation(results, counts, work)
 
 
 @torch.no_grad()

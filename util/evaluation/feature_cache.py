@@ -18,10 +18,9 @@ class FeatureCache:
     """
 
     def __init__(self, limit: float):
-        self.limit = limit
+        self.limit = self._free = limit
         self.hits = self.misses = 0
-        self._kept: OrderedDict[Hashable, tuple[SupportFeatures, int]] = OrderedDict()
-        self._bytes = 0
+        self._kept: OrderedDict[Hashable, SupportFeatures] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
@@ -33,15 +32,14 @@ class FeatureCache:
             return None
         self.hits += 1
         self._kept.move_to_end(key)
-        return self._kept[key][0]
+        return self._kept[key]
 
     def put(self, key: Hashable, features: SupportFeatures) -> None:
         """Keep features under a new key; those that were not used for longest are dropped for them."""
         size = feature_bytes(features)
-        if size > self.limit:
-            return
-        self._kept[key] = features, size
-        self._bytes += size
-        while self._bytes > self.limit:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self._bytes -= freed
+        if size <= self.limit:
+            self._kept[key] = features
+            self._free -= size
+            while self._free < 0:
+                _, dropped = self._kept.popitem(last=False)
+                self._free += feature_bytes(dropped)

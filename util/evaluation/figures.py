@@ -1,4 +1,4 @@
-"""Draw episodes: supports with masks, query, truth, prediction and correlation maps.
+"""Pictures of tested episodes: supports with masks, query, truth, prediction and correlation maps.
 
 Colours stay apart under the common colour-vision deficiencies: those of Okabe and Ito for the masks,
 viridis for the maps.
@@ -16,8 +16,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from util.data.draws import DrawnRun
 from util.data.folds import IGNORE
+from util.data.images import read_image
+from util.evaluation.episode_records import class_name
 from util.evaluation.metrics import confusion, foreground_iou
+from util.evaluation.plan import plan_units
+from util.evaluation.predictor import Predictor
 from util.runtime.files import write_atomically
 
 SUPPORT_COLOUR, TRUTH_COLOUR, PREDICTION_COLOUR = "#E69F00", "#009E73", "#CC79A7"
@@ -30,25 +35,14 @@ _TITLE_FONT: dict[str, Any] = {"family": "DejaVu Sans Mono", "size": 10, "parse_
 
 
 class EpisodePicture(NamedTuple):
-    """The pictures of an episode. Masks hold 1 = the class, 0 = other, 255 = ignore.
+    """The pictures of an episode. Masks (H, W) hold 1 = the class, 0 = other, 255 = ignore."""
 
-    Attributes:
-        query: uint8 (H, W, 3) RGB.
-        supports: One or more such images, each of its own size.
-        support_masks: A mask (H, W) of each support.
-        truth: The mask of the query, (H, W).
-        prediction: The predicted mask of the query, (H, W).
-        title: The class, and what else to say, of any length.
-        correlations: Maps (h, w) over the whole query, coarsest first.
-    """
-
-    query: np.ndarray
-    supports: Sequence[np.ndarray]
-    support_masks: Sequence[np.ndarray]
+    query: np.ndarray  # uint8 (H, W, 3) RGB
+    supports: Sequence[tuple[np.ndarray, np.ndarray]]  # such images and their masks, of any sizes
     truth: np.ndarray
     prediction: np.ndarray
-    title: str = ""
-    correlations: Sequence[ArrayLike] = ()
+    title: str = ""  # the class, and what else to say, of any length
+    correlations: Sequence[ArrayLike] = ()  # maps (h, w) over the whole query, coarsest first
 
 
 class _Panel(NamedTuple):
@@ -61,13 +55,56 @@ class _Panel(NamedTuple):
     values: np.ndarray | None = None
 
 
+def draw_pictures(
+    predictor: Predictor,
+    runs: list[DrawnRun],
+    first: int,
+    worst: list[int],
+    class_names: list[str] | None,
+    folder: Path,
+    suffix: str,
+) -> None:
+    """Write a PNG of each of the first and of the worst tested episodes, and a contact sheet of all.
+
+    Args:
+        predictor: One that gives maps at the original size.
+        runs: The episodes.
+        first: Number of episodes of the first run to draw, from its start.
+        worst: Positions of further episodes, counted over all runs.
+        class_names: The names of the classes 1, 2, …
+        folder: The folder of the files.
+        suffix: Of the files' names: episode-SUFFIX-N.png, worst-SUFFIX-N.png, contact-SUFFIX.png.
+    """
+    drawn = [(run.seed, number, draw) for run in runs for number, draw in enumerate(run.draws)]
+    draws = [draw for _, _, draw in drawn]
+    wanted = {f"episode-{suffix}-{n}": n for n in range(min(first, len(runs[0].draws)))}
+    wanted |= {f"worst-{suffix}-{n}": position for n, position in enumerate(worst)}
+    units = plan_units(draws, 1, sorted(set(wanted.values())))
+    predictions = {p.position: p for unit in predictor.predict(draws, units) for p in unit}
+    parts, episodes = predictor.parts, predictor.episodes
+    images = []
+    for name, position in wanted.items():
+        seed, number, draw = drawn[position]
+        prediction = predictions[position]
+        query = Path(episodes.data_root) / episodes.lists.entries[draw.index][0]
+        picture = EpisodePicture(
+            read_image(str(query)),
+            [parts.annotated(support, draw.class_id) for support in draw.supports],
+            prediction.label,
+            prediction.final,
+            f"{class_name(draw.class_id, class_names)}, seed {seed}, episode {number}",
+            prediction.correlations,
+        )
+        images.append(render(episode_figure(picture)))
+        write_png(folder / f"{name}.png", images[-1])
+    if images:
+        write_png(folder / f"contact-{suffix}.png", contact_sheet(images))
+
+
 def episode_figure(episode: EpisodePicture) -> Figure:
     """Draw an episode: its panels from the supports to the prediction, and the maps in a row below.
 
     The caption of the prediction holds its foreground IoU, that of a map its size and highest value.
-
-    Raises:
-        ValueError: There is no support, or a mask has another size than its image.
     """
     rows = _rows(episode)
     columns = max(map(len, rows))
@@ -113,15 +150,10 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 def _rows(episode: EpisodePicture) -> list[list[_Panel]]:
     query, truth, prediction = episode.query, episode.truth, episode.prediction
-    pairs = list(zip(episode.supports, episode.support_masks, strict=True))
-    if not pairs:
-        raise ValueError("an episode has at least one support")
-    for image, mask in [*pairs, (query, truth), (query, prediction)]:
-        if image.shape != (*mask.shape, 3):
-            raise ValueError(f"image {image.shape} and mask {mask.shape} do not belong together")
+    several = len(episode.supports) > 1
     shots = [
-        _Panel(image, f"support {number}" if len(pairs) > 1 else "support", mask, SUPPORT_COLOUR)
-        for number, (image, mask) in enumerate(pairs, 1)
+        _Panel(image, f"support {number}" if several else "support", mask, SUPPORT_COLOUR)
+        for number, (image, mask) in enumerate(episode.supports, 1)
     ]
     counts = confusion(prediction == 1, truth, 2)
     found = f", IoU {100 * foreground_iou(counts):.1f}" if counts.sum() > counts[0, 0] else ""

@@ -6,25 +6,16 @@ test reads the files of all processes and counts only what is left, on any numbe
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, NonNegativeInt
 
-from util.evaluation.counts import Counts, UnitCounts
+from util.evaluation.counts import Counts
 from util.runtime.errors import UserError
-
-
-class _Line(BaseModel):
-    """A line: positions and records of episodes and, of each run, where its state is not 0."""
-
-    episodes: list[NonNegativeInt]
-    records: list[list[int]]
-    runs: dict[NonNegativeInt, tuple[list[NonNegativeInt], list[int]]]
 
 
 def digest(identity: Any) -> str:
@@ -35,6 +26,9 @@ def digest(identity: Any) -> str:
 
 class Journal:
     """The journal files of one test.
+
+    A line is a checksum and, as JSON, the positions of the unit's episodes, their `Counts.numbers`,
+    and where its `Counts.sums` are not 0 and what they are there.
 
     Args:
         folder: The folder of the files.
@@ -48,32 +42,40 @@ class Journal:
         """Add to `counts` what was counted; lines that are torn or of another form are left out."""
         for path in self._files():
             for line in path.read_bytes().splitlines():
-                unit = _parsed(line, counts)
+                checksum, _, text = line.partition(b" ")
+                if checksum != _checksum(text):
+                    continue
+                positions, numbers, at, values = json.loads(text)
                 # Two tests that ran at the same time have both counted it.
-                if unit is not None and not counts.records[unit.positions].any():
-                    counts.add(unit)
+                if not counts.numbers[positions].any():
+                    counts.numbers[positions] = numbers
+                    counts.sums.flat[at] += np.array(values, np.int64)
 
     @contextmanager
-    def writing(self, rank: int) -> Iterator[Callable[[UnitCounts], None]]:
-        """Give a function that appends a unit to the file of a process at once.
+    def writing(self, rank: int) -> Iterator[Callable[[Sequence[int], Counts], None]]:
+        """Give a function that appends a unit, its positions and its counts, at once.
+
+        Args:
+            rank: The process, which has a file of its own.
 
         Raises:
             UserError: The file cannot be written.
         """
         path = self.folder / f"{self.name}-{rank}.jsonl"
-        with _explained(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+b", buffering=0)  # noqa: SIM115
+            file = open(path, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
-        def append(unit: UnitCounts) -> None:
-            with _explained(path):
-                file.write(_line(unit))
+        def append(positions: Sequence[int], unit: Counts) -> None:
+            at = np.flatnonzero(unit.sums)
+            values = unit.sums.flat[at].tolist()
+            text = json.dumps([positions, unit.numbers.tolist(), at.tolist(), values]).encode()
+            file.write(_checksum(text) + b" " + text + b"\n")
 
         with file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # The process was killed while it wrote a line.
-                    file.write(b"\n")
+            file.write(b"\n")  # ends the line at which an earlier process was killed
             yield append
 
     def remove(self) -> None:
@@ -85,34 +87,5 @@ class Journal:
         return sorted(self.folder.glob(f"{self.name}-*.jsonl"))
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _line(unit: UnitCounts) -> bytes:
-    runs = {}
-    for run, state in unit.states.items():
-        (at,) = np.nonzero(state)
-        runs[run] = (at.tolist(), state[at].tolist())
-    line = _Line(episodes=unit.positions, records=unit.records.tolist(), runs=runs)
-    return line.model_dump_json().encode() + b"\n"
-
-
-def _parsed(text: bytes, counts: Counts) -> UnitCounts | None:
-    """Return the unit of a line, or None if the line does not hold a whole one of this test."""
-    try:
-        line = _Line.model_validate_json(text)
-        records = np.array(line.records, np.int64)
-        if records.shape != counts.records[line.episodes].shape:
-            return None
-        states = {}
-        for run, (at, by) in line.runs.items():
-            states[run] = np.zeros_like(counts.states[run])
-            states[run][at] = by
-    except (ValueError, IndexError, OverflowError):  # pydantic's ValidationError is a ValueError.
-        return None
-    return UnitCounts(line.episodes, records, states)
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)

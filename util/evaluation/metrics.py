@@ -34,11 +34,9 @@ def confusion(
         Pixel counts, int64 (num_classes, num_classes): row = label, column = prediction.
 
     Raises:
-        ValueError: The shapes differ, or a class is out of range.
+        ValueError: A class is out of range.
     """
-    prediction, label = as_array(prediction), as_array(label)
-    if prediction.shape != label.shape:
-        raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ in shape")
+    prediction, label = _as_array(prediction), _as_array(label)
     valid = label != IGNORE
     rows, columns = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
     for name, classes in (("label", rows), ("prediction", columns)):
@@ -48,85 +46,38 @@ def confusion(
     return counts.reshape(num_classes, num_classes)
 
 
-class PixelCounts:
-    """Integer counts that can be summed over processes.
+def episode_scores(
+    records: np.ndarray,
+    class_ids: np.ndarray,
+    classes: Sequence[int],
+    base: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return the scores of few-shot episodes, by the evaluation protocol of the paper.
 
     Args:
-        shape: The shape of the counts.
+        records: The counts of each episode, `util.evaluation.counts.RECORD` (episodes,).
+        class_ids: The class of each episode, (episodes,).
+        classes: All classes that the episodes are about.
+        base: `confusion` (N + 1, N + 1) of the base learner; None where it is not scored.
+
+    Returns:
+        The SCORES as floats, and {class id: IoU} under "class_iou". mIoU (final) and mIoU_m (meta)
+        are means over all classes of the foreground's IoU, which is 0 for a class without episodes.
+        FBIoU and FBIoU_m are means of background and foreground IoU over all episodes together, pIoU
+        is the foreground part of FBIoU. mIoU_b is `base_miou`, and is absent without `base`.
     """
-
-    def __init__(self, *shape: int):
-        self._counts = np.zeros(shape, np.int64)
-
-    def state(self) -> np.ndarray:
-        """Return a copy of all counts as a flat int64 array."""
-        return self._counts.ravel().copy()
-
-    def load_state(self, state: ArrayLike) -> None:
-        """Replace the counts by those of a `state`."""
-        self._counts[...] = np.asarray(state).reshape(self._counts.shape)
-
-
-class EpisodeMetrics(PixelCounts):
-    """Scores of few-shot episodes, by the evaluation protocol of the paper.
-
-    Args:
-        classes: The class ids that the episodes are about.
-        num_base: The number of base classes; 0 where the base learner is not scored.
-    """
-
-    def __init__(self, classes: Sequence[int], num_base: int = 0):
-        self.classes = tuple(classes)
-        size = 4 * len(self.classes)
-        base = num_base + 1 if num_base else 0
-        super().__init__(2 * size + base**2)
-        # These are views, which count into the one array.
-        self._final = self._counts[:size].reshape(-1, 2, 2)
-        self._meta = self._counts[size : 2 * size].reshape(-1, 2, 2)
-        self._base = self._counts[2 * size :].reshape(base, base)
-
-    def add(
-        self, class_id: int, final: np.ndarray, meta: np.ndarray, base: np.ndarray | None = None
-    ) -> None:
-        """Count one episode.
-
-        Args:
-            class_id: The class of the episode.
-            final: `confusion` of the final prediction, (2, 2).
-            meta: `confusion` of the meta learner's prediction, (2, 2).
-            base: `confusion` of the base learner's prediction, (num_base + 1, num_base + 1); None
-                where the base learner is not scored.
-
-        Raises:
-            ValueError: The episodes are not about this class.
-        """
-        if class_id not in self.classes:
-            raise ValueError(f"class {class_id} is not one of {self.classes}")
-        rank = self.classes.index(class_id)
-        self._final[rank] += final
-        self._meta[rank] += meta
-        if base is not None:
-            self._base += base
-
-    def results(self) -> dict[str, Any]:
-        """Return the SCORES as floats, and {class id: IoU} under "class_iou".
-
-        mIoU (final) and mIoU_m (meta) are means over all classes of the foreground's IoU, which is 0
-        for a class without episodes; FBIoU and FBIoU_m are means of background and foreground IoU
-        over all episodes together, pIoU is the foreground part of FBIoU; mIoU_b is the base
-        learner's `base_miou`, and is absent where the base learner is not scored.
-        """
-        class_iou = _ious(self._final)[:, 1]
-        final, meta = _ious(self._final.sum(axis=0)), _ious(self._meta.sum(axis=0))
-        return {
-            "mIoU": _mean(class_iou),
-            "mIoU_m": _mean(_ious(self._meta)[:, 1]),
-            **({BASE_SCORE: base_miou(self._base)} if self._base.size else {}),
-            "FBIoU": _mean(final),
-            "FBIoU_m": _mean(meta),
-            "pIoU": float(final[1]),
-            "class_iou": dict(zip(self.classes, class_iou.tolist(), strict=True)),
-        }
+    of_class = [records[class_ids == class_id] for class_id in classes]
+    final, meta = (np.stack([r[key].sum(0) for r in of_class]) for key in ("final", "meta"))
+    class_iou, all_final = _ious(final)[:, 1], _ious(final.sum(0))
+    return {
+        "mIoU": _mean(class_iou),
+        "mIoU_m": _mean(_ious(meta)[:, 1]),
+        **({} if base is None else {BASE_SCORE: base_miou(base)}),
+        "FBIoU": _mean(all_final),
+        "FBIoU_m": _mean(_ious(meta.sum(0))),
+        "pIoU": float(all_final[1]),
+        "class_iou": dict(zip(classes, class_iou.tolist(), strict=True)),
+    }
 
 
 def base_miou(counts: np.ndarray) -> float:
@@ -159,12 +110,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
     Returns:
         The three numbers; the last two are None for a single run.
-
-    Raises:
-        ValueError: There is no run.
     """
-    if not len(values):
-        raise ValueError("no runs to summarise")
     count, mean = len(values), _mean(values)
     if count == 1:
         return mean, None, None
@@ -176,7 +122,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
     """Summarise the results of several runs.
 
     Args:
-        runs: `EpisodeMetrics.results` of each run, of at least one.
+        runs: `episode_scores` of each run, of at least one.
 
     Returns:
         {score: value} under "best", taken score by score, and under "mean", "std" and "ci95", which
@@ -192,7 +138,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
     }
 
 
-def as_array(values: ArrayLike | Tensor) -> np.ndarray:
+def _as_array(values: ArrayLike | Tensor) -> np.ndarray:
     """Return a tensor of any device, an array or a list as an array."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 

@@ -17,17 +17,11 @@ from util.runtime.errors import UserError
 
 
 class LoadedModel(NamedTuple):
-    """A model that was loaded for a test.
-
-    Attributes:
-        net: The model.
-        shot: The number of supports that its weights were trained with.
-        notes: What a reader of the scores has to know of the weights, a sentence each.
-    """
+    """A model that was loaded for a test."""
 
     net: HDMNet
-    shot: int
-    notes: list[str]
+    shot: int  # that its weights were trained with
+    notes: list[str]  # what a reader of the scores has to know of the weights, a sentence each
 
 
 def load_tested(

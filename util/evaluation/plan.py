@@ -4,7 +4,7 @@ Episodes of a query go together, over all runs, so that its features are compute
 class go together, so that the features of few supports have to be in memory at a time.
 """
 
-import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -14,9 +14,8 @@ from util.data.draws import Draw
 # all of a unit and writes a line of its journal; no two units have a query in common.
 Unit = tuple[tuple[int, ...], ...]
 
-# The cost of an episode beside the features of its images, in images (473 px, ResNet-50).
-EPISODE_COST = 0.1
-PRECISION = 0.01  # of the cost of the largest share
+# Costs of an image, for its features, and of an episode beside those (473 px, ResNet-50).
+IMAGE_COST, EPISODE_COST = 10, 1
 
 
 def plan_units(draws: Sequence[Draw], batch_size: int, positions: Iterable[int]) -> list[Unit]:
@@ -57,42 +56,30 @@ def share_units(draws: Sequence[Draw], units: Sequence[Unit], processes: int) ->
 
     The cost of a share is the images whose features it needs, and its episodes.
     """
-    needs = [_needed(draws, unit) for unit in units]
-    shares = _stretches(units, needs, math.inf)
-    low, high = 0.0, EPISODE_COST * len(draws) + sum(map(len, needs))
-    while processes > 1 and high - low > PRECISION * high:
-        middle = (low + high) / 2
-        found = _stretches(units, needs, middle)
-        if len(found) <= processes:
-            shares, high = found, middle
-        else:
-            low = middle
-    return [*shares, *([] for _ in range(processes - len(shares)))]
+    # Queries are (index, 0), supports (index, class).
+    needs: list[set[tuple[int, int]]] = []
+    for unit in units:
+        of_unit = [draws[position] for batch in unit for position in batch]
+        needs.append({(draw.index, 0) for draw in of_unit})
+        needs[-1].update((support, draw.class_id) for draw in of_unit for support in draw.supports)
 
+    def shares(most: int) -> list[list[Unit]]:
+        """Return shares that each cost at most `most` or are a single unit."""
+        found: list[list[Unit]] = []
+        seen: set[tuple[int, int]] = set()
+        cost = 0
+        for unit, needed in zip(units, needs, strict=True):
+            episodes = EPISODE_COST * sum(map(len, unit))
+            added = episodes + IMAGE_COST * len(needed - seen)
+            if not found or cost + added > most:
+                found.append([])
+                seen, cost, added = set(), 0, episodes + IMAGE_COST * len(needed)
+            found[-1].append(unit)
+            seen |= needed
+            cost += added
+        return found
 
-def _needed(draws: Sequence[Draw], unit: Unit) -> set[tuple[int, int]]:
-    """Return the images of a unit: queries as (index, 0), supports as (index, class)."""
-    needed: set[tuple[int, int]] = set()
-    for draw in (draws[position] for batch in unit for position in batch):
-        needed.add((draw.index, 0))
-        needed.update((support, draw.class_id) for support in draw.supports)
-    return needed
-
-
-def _stretches(
-    units: Sequence[Unit], needs: Sequence[set[tuple[int, int]]], most: float
-) -> list[list[Unit]]:
-    """Return shares of consecutive units; each costs at most `most` or is a single unit."""
-    shares: list[list[Unit]] = []
-    seen: set[tuple[int, int]] = set()
-    cost = 0.0
-    for unit, needed in zip(units, needs, strict=True):
-        episodes = EPISODE_COST * sum(map(len, unit))
-        added = episodes + len(needed - seen)
-        if not shares or cost + added > most:
-            shares.append([])
-            seen, cost, added = set(), 0.0, episodes + len(needed)
-        shares[-1].append(unit)
-        seen |= needed
-        cost += added
-    return shares
+    highest = EPISODE_COST * len(draws) + IMAGE_COST * sum(map(len, needs))
+    fits = bisect_left(range(highest), True, key=lambda most: len(shares(most)) <= processes)
+    found = shares(fits if processes > 1 else highest)
+    return [*found, *([] for _ in range(processes - len(found)))]

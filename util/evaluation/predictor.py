@@ -1,6 +1,7 @@
 """Run a model on drawn episodes, in units; features that episodes share are computed once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,44 +23,34 @@ from util.data.data_loader import Loader
 from util.data.draws import Draw
 from util.data.episodes import EpisodeDataset
 from util.data.folds import class_label_table
-from util.data.list_cache import available_cores
-from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, SupportKey
+from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, Support, SupportKey
 from util.evaluation.feature_cache import FeatureCache
 from util.evaluation.metrics import confusion
 from util.evaluation.plan import Unit
 from util.runtime.errors import data_errors
+from util.runtime.machine import available_cores
 
 
 class Prediction(NamedTuple):
-    """The maps of an episode at the size that is compared, on the host.
+    """The maps of an episode at the size H×W that is compared, on the host."""
 
-    Attributes:
-        position: The position of the episode among all drawn ones.
-        final: The final prediction, uint8 (H, W), 0/1.
-        meta: The meta learner's prediction, uint8 (H, W), 0/1.
-        label: The truth, uint8 (H, W), 0, 1, 255 = ignore.
-        base_counts: `confusion` of the base learner (N+1, N+1); None where it is not scored.
-        classes: The number of classes in the query.
-        prior: The similarity prior (2, H, W), where it was asked for.
-        correlations: Maps (h, w) of the part of the canvas that the query fills, coarsest first.
-    """
-
-    position: int
-    final: np.ndarray
-    meta: np.ndarray
-    label: np.ndarray
-    base_counts: np.ndarray | None
-    classes: int
-    prior: Tensor | None
-    correlations: list[Tensor]
+    position: int  # of the episode among all drawn ones
+    final: np.ndarray  # uint8 (H, W) in {0, 1}
+    meta: np.ndarray  # the meta learner's prediction, likewise
+    label: np.ndarray  # the truth, uint8 (H, W) in {0, 1, 255}
+    base_counts: np.ndarray | None  # `confusion` (N+1, N+1); None where it is not scored
+    classes: int  # in the query
+    prior: Tensor | None  # (2, H, W), where it was asked for
+    correlations: list[Tensor]  # (h, w) of the part that the query fills, coarsest first
 
 
+@dataclass
 class _EncodedQuery:
     """A query with its features, and the base learner's counts once they are known."""
 
-    def __init__(self, query: Query, features: QueryFeatures):
-        self.query, self.features = query, features
-        self.base_counts: np.ndarray | None = None
+    query: Query
+    features: QueryFeatures
+    base_counts: np.ndarray | None = None
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -67,45 +58,31 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 
+@dataclass
 class Predictor:
     """A model, and how it is run on episodes.
 
-    Args:
-        net: The model. Its base learner is scored where it has as many classes as the fold has
-            base classes; else it is of another dataset.
-        episodes: The dataset that the draws are loaded from.
-        device: The device of the model.
-        original_size: Compare at the original size of the query ("ori_resize"), else at S×S.
-        batch_size: Episodes at a time.
-        workers: Loader processes, at most; no more than there are cores.
-        cache_bytes: Memory for the features of supports. Features are the same whatever else is
-            computed at the time, so results do not depend on it.
-        ensemble: False takes the meta learner's prediction for the final one.
-        ann_type: How the supports are annotated.
-        prior: Also give the similarity prior.
+    Features are the same whatever else is computed at the time, so predictions do not depend on the
+    memory for those of supports.
     """
 
-    def __init__(
-        self,
-        net: HDMNet,
-        episodes: EpisodeDataset,
-        device: torch.device,
-        original_size: bool = True,
-        batch_size: int = 1,
-        workers: int = 0,
-        cache_bytes: float = 0,
-        ensemble: bool = True,
-        ann_type: str = "mask",
-        prior: bool = False,
-    ):
-        self.net, self.episodes, self.device = net, episodes, device
-        self.original_size, self.batch_size = original_size, batch_size
-        self.workers = min(workers, available_cores())
-        self.ensemble, self.ann_type, self.prior = ensemble, ann_type, prior
-        known = net.base.base_classes == len(episodes.base_classes)
-        self.scored_base_classes = net.base.base_classes if known else 0
-        self.cache = FeatureCache(cache_bytes)
-        self.parts = EpisodeParts(episodes, original_size)
+    net: HDMNet
+    episodes: EpisodeDataset  # that the draws are loaded from
+    device: torch.device  # of the model
+    original_size: bool = True  # compare at the original size of the query, else at S×S
+    batch_size: int = 1  # episodes at a time
+    workers: int = 0  # loader processes, at most; no more than there are cores
+    cache_bytes: float = 0  # memory for the features of supports
+    ensemble: bool = True  # False takes the meta learner's prediction for the final one
+    ann_type: str = "mask"  # how the supports are annotated
+    prior: bool = False  # also give the similarity prior
+
+    def __post_init__(self) -> None:
+        # With another number of classes, the base learner is of another dataset and not scored.
+        known = self.net.base.base_classes == len(self.episodes.base_classes)
+        self.scored_base_classes = self.net.base.base_classes if known else 0
+        self.cache = FeatureCache(self.cache_bytes)
+        self.parts = EpisodeParts(self.episodes, self.original_size, self.ann_type)
 
     def predict(self, draws: Sequence[Draw], units: Sequence[Unit]) -> Iterator[list[Prediction]]:
         """Give the predictions of each unit, in the order of its batches.
@@ -120,7 +97,7 @@ class Predictor:
         loaded = iter(
             Loader(
                 self.parts,
-                self.workers,
+                min(self.workers, available_cores()),
                 sampler=self._requests(draws, units, coming),
                 batch_size=None,
                 collate_fn=_unchanged,
@@ -133,7 +110,7 @@ class Predictor:
             for batch in unit:
                 with torch.no_grad():
                     predictions += self._predict_batch(draws, batch, next(loaded), encoded)
-                coming.difference_update(self._keys(draws, batch))
+                coming.difference_update(_support_keys(draws, batch))
             yield predictions
 
     def _requests(
@@ -147,17 +124,12 @@ class Predictor:
             asked: set[int] = set()
             for batch in unit:
                 queries = {draws[position].index for position in batch} - asked
-                distinct = dict.fromkeys(self._keys(draws, batch))
+                distinct = dict.fromkeys(_support_keys(draws, batch))
                 keys = [key for key in distinct if key not in self.cache and key not in coming]
                 asked |= queries
                 if self.cache.limit:
                     coming.update(keys)
-                yield Request(tuple(sorted(queries)), tuple(keys))
-
-    def _keys(self, draws: Sequence[Draw], batch: Sequence[int]) -> Iterator[SupportKey]:
-        for draw in (draws[position] for position in batch):
-            for support in draw.supports:
-                yield SupportKey(support, draw.class_id, self.ann_type)
+                yield sorted(queries), keys
 
     def _predict_batch(
         self,
@@ -166,42 +138,33 @@ class Predictor:
         parts: Parts,
         encoded: dict[int, _EncodedQuery],
     ) -> list[Prediction]:
-        for index, query in parts.queries.items():
+        queries, loaded = parts
+        for index, query in queries.items():
             features = self.net.encode_query(query.image[None].to(self.device))
             encoded[index] = _EncodedQuery(query, features)
         chosen = [draws[position] for position in batch]
-        height, width = encoded[chosen[0].index].query.image.shape[-2:]
         # The published model gets the supports in the reverse order of drawing.
         supports = [
-            [
-                self._support(SupportKey(support, draw.class_id, self.ann_type), parts)
-                for support in reversed(draw.supports)
-            ]
-            for draw in chosen
+            [self._support((index, d.class_id), loaded) for index in reversed(d.supports)]
+            for d in chosen
         ]
         out = self.net.segment(
             stack_queries([encoded[draw.index].features for draw in chosen]),
             stack_supports(supports),
-            (height, width),
+            self.episodes.transform.size,
             self._class_index(chosen),
         )
         return [
-            self._prediction(
-                position,
-                draw.class_id,
-                encoded[draw.index],
-                HDMNetOutput(*(_one(value, number) for value in out)),
-                (height, width),
-            )
+            self._prediction(position, draw.class_id, encoded[draw.index], out, number)
             for number, (position, draw) in enumerate(zip(batch, chosen, strict=True))
         ]
 
-    def _support(self, key: SupportKey, parts: Parts) -> SupportFeatures:
+    def _support(self, key: SupportKey, loaded: dict[SupportKey, Support]) -> SupportFeatures:
         features = self.cache.get(key)
         if features is None:
             # The cache may have dropped it since the loader was told that it need not be loaded.
             with data_errors():
-                image, mask = parts.supports.get(key) or self.parts.support(key)
+                image, mask = loaded.get(key) or self.parts.support(*key)
             encoded = self.net.encode_support(
                 image[None, None].to(self.device), mask[None, None].to(self.device)
             )
@@ -218,30 +181,25 @@ class Predictor:
         return torch.tensor(ranks, device=self.device)
 
     def _prediction(
-        self,
-        position: int,
-        class_id: int,
-        encoded: _EncodedQuery,
-        out: HDMNetOutput,
-        size: tuple[int, int],
+        self, position: int, class_id: int, encoded: _EncodedQuery, out: HDMNetOutput, number: int
     ) -> Prediction:
-        query = encoded.query
-        label = class_label_table(class_id)[query.mask]
+        """Return the prediction of one sample of a batch."""
+        one, query, size = slice(number, number + 1), encoded.query, self.episodes.transform.size
         if encoded.base_counts is None and self.scored_base_classes:
-            base = self._fit(out.base, query)
+            base = self._fit(out.base[one], query)
             encoded.base_counts = confusion(_on_host(base.argmax(0)), query.base_label, len(base))
-        meta = self._fit(out.meta, query)
-        final = self._fit(out.final, query) if self.ensemble else meta
-        prior = self._fit(resize_logits(out.prior, size), query).cpu() if self.prior else None
+        meta = self._fit(out.meta[one], query)
+        final = self._fit(out.final[one], query) if self.ensemble else meta
+        prior = resize_logits(out.prior[one], size) if self.prior else None
         return Prediction(
             position,
             _on_host(final[1] > final[0]),
             _on_host(meta[1] > meta[0]),
-            label,
+            class_label_table(class_id)[query.mask],
             encoded.base_counts,
             query.classes,
-            prior,
-            [_filled(one[0], query.fitted, size).cpu() for one in out.correlations],
+            None if prior is None else self._fit(prior, query).cpu(),
+            [_filled(maps[number], query.fitted, size).cpu() for maps in out.correlations],
         )
 
     def _fit(self, logits: Tensor, query: Query) -> Tensor:
@@ -267,15 +225,13 @@ def build_predictor(
     return Predictor(net, episodes, device, **(arguments | options))
 
 
+def _support_keys(draws: Sequence[Draw], batch: Sequence[int]) -> Iterator[SupportKey]:
+    for draw in (draws[position] for position in batch):
+        yield from ((support, draw.class_id) for support in draw.supports)
+
+
 def _unchanged(parts: Parts) -> Parts:
     return parts
-
-
-def _one(value: Any, number: int) -> Any:
-    """Return one sample of a batch, a tensor or a list of tensors, as a batch."""
-    if isinstance(value, list):
-        return [_one(tensor, number) for tensor in value]
-    return value[number : number + 1]
 
 
 def _on_host(values: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from util.evaluation.metrics import PixelCounts, confusion, foreground_iou
+from util.evaluation.metrics import episode_scores
 
 BASELINES = ("all_foreground", "prior")
 BINS = 500
@@ -29,72 +29,59 @@ class Threshold(NamedTuple):
         variant = variant.replace("f5", "f3") if base_learner == "none" else variant
         return f"prior of {variant} ≥ {self.bin / BINS:.3f}"
 
-
-class PriorHistograms(PixelCounts):
-    """Counts of prior values per class, variant, outside/inside the truth, and bin of [0, 1].
-
-    Args:
-        classes: The class ids that occur.
-    """
-
-    def __init__(self, classes: Sequence[int]):
-        self.classes = list(classes)
-        super().__init__(len(self.classes), len(VARIANTS), 2, BINS)
-
-    def update(self, class_id: int, prior: Tensor, label: np.ndarray) -> None:
-        """Count one episode.
-
-        Args:
-            class_id: The class of the episode.
-            prior: The prior of f5 and of f4, (2, H, W).
-            label: The truth, (H, W) in {0, 1, 255}.
-        """
-        row = self._counts[self.classes.index(class_id)]
-        for variant, bins in enumerate(_bins(prior)):
-            for side in (0, 1):
-                row[variant, side] += np.bincount(bins[label == side], minlength=BINS)
-
-    def miou(self) -> np.ndarray:
-        """Return the mIoU of every variant and threshold, (variants, bins).
-
-        Bin 0 takes everything for foreground.
-        """
-        above = self._counts[..., ::-1].cumsum(-1)[..., ::-1]  # (classes, variants, 2, bins)
-        intersection = above[:, :, 1]
-        union = self._counts[:, :, 1].sum(-1, keepdims=True) + above[:, :, 0]
-        return (intersection / np.maximum(union, 1)).mean(0)
-
-    def best(self) -> Threshold:
-        """Return the variant and threshold of highest mIoU."""
-        return Threshold(*map(int, np.unravel_index(self.miou().argmax(), (len(VARIANTS), BINS))))
+    def foreground(self, prior: Tensor) -> np.ndarray:
+        """Return what the baseline takes for foreground, bool (H, W), of a prior (2, H, W)."""
+        return _bins(prior)[self.variant] >= self.bin
 
 
-class PriorBaselines(PixelCounts):
-    """Counts of both baselines per class, for a threshold that was chosen before.
+def prior_histograms(prior: Tensor, label: np.ndarray) -> np.ndarray:
+    """Count the values of a prior outside and inside the truth.
 
     Args:
-        classes: The class ids that occur.
-        threshold: The threshold of the prior.
+        prior: The prior of f5 and of f4, (2, H, W).
+        label: The truth, (H, W) in {0, 1, 255}.
+
+    Returns:
+        Pixel counts by variant, outside/inside and bin of [0, 1], int64 (variants, 2, bins).
     """
+    return np.array(
+        [
+            [np.bincount(bins[label == side], minlength=BINS) for side in (0, 1)]
+            for bins in _bins(prior)
+        ]
+    )
 
-    def __init__(self, classes: Sequence[int], threshold: Threshold):
-        self.classes, self.threshold = list(classes), threshold
-        super().__init__(len(BASELINES), len(self.classes), 2, 2)
 
-    def update(self, class_id: int, prior: Tensor, label: np.ndarray) -> None:
-        """Count one episode; the arguments are those of `PriorHistograms.update`."""
-        bins = _bins(prior)[self.threshold.variant]
-        predictions = np.ones_like(label), bins >= self.threshold.bin
-        rank = self.classes.index(class_id)
-        for counts, prediction in zip(self._counts, predictions, strict=True):
-            counts[rank] += confusion(prediction, label, 2)
+def threshold_miou(histograms: np.ndarray) -> np.ndarray:
+    """Return the mIoU of every variant and threshold, (variants, bins).
 
-    def results(self) -> dict[str, float]:
-        """Return the mIoU of the baselines over all classes, by the names of `BASELINES`."""
-        return {
-            name: float(np.mean([foreground_iou(one) for one in counts]))
-            for name, counts in zip(BASELINES, self._counts, strict=True)
-        }
+    Bin 0 takes everything for foreground.
+
+    Args:
+        histograms: The sums of `prior_histograms` of each class, (classes, variants, 2, bins).
+    """
+    above = histograms[..., ::-1].cumsum(-1)[..., ::-1]
+    intersection = above[:, :, 1]
+    union = histograms[:, :, 1].sum(-1, keepdims=True) + above[:, :, 0]
+    return (intersection / np.maximum(union, 1)).mean(0)
+
+
+def best_threshold(histograms: np.ndarray) -> Threshold:
+    """Return the variant and threshold of highest `threshold_miou`."""
+    best = np.unravel_index(threshold_miou(histograms).argmax(), (len(VARIANTS), BINS))
+    return Threshold(*map(int, best))
+
+
+def baseline_scores(
+    records: np.ndarray, class_ids: np.ndarray, classes: Sequence[int]
+) -> dict[str, float]:
+    """Return the mIoU of the BASELINES; the arguments are those of `episode_scores`."""
+    scored = records.copy()
+    scored["final"], scored["meta"] = 0, records["prior"]
+    # Everything that is labelled, by row, is predicted as foreground.
+    scored["final"][..., 1] = records["final"].sum(-1)
+    scores = episode_scores(scored, class_ids, classes)
+    return dict(zip(BASELINES, (scores["mIoU"], scores["mIoU_m"]), strict=True))
 
 
 def _bins(prior: Tensor) -> np.ndarray:

@@ -11,21 +11,19 @@ from util.data.draws import DrawnRun
 from util.evaluation.evaluator import Evaluation
 from util.evaluation.journal import digest
 from util.evaluation.metrics import SCORES, mean_interval, summarise
-from util.evaluation.prior_baseline import BASELINES, PriorBaselines, Threshold
+from util.evaluation.model import LoadedModel
+from util.evaluation.prior_baseline import BASELINES, Threshold
 from util.evaluation.published_results import PUBLISHED
+from util.runtime.distributed import Processes
 from util.runtime.machine import environment_line
 from util.runtime.tables import markdown_table
 
-SPREAD = ("mean", "std", "±95%")  # what `mean_interval` gives
+# What `mean_interval` gives, as tables call it and as `summarise` does.
+SPREAD = {"mean": "mean", "std": "std", "±95%": "ci95"}
 # What the published results were tested with, beside backbone and shot: of all datasets, of each.
 _PUBLISHED_SETTINGS = {
-    "num_folds": 4,
-    "min_pixels": 2048,
-    "fold_list": None,
-    "ann_type": "mask",
-    "ensemble": True,
-    "ori_resize": True,
-    "resized_val": True,
+    **{"num_folds": 4, "min_pixels": 2048, "fold_list": None, "ann_type": "mask"},
+    **{"ensemble": True, "ori_resize": True, "resized_val": True},
 }
 _PUBLISHED_BY_DATASET = {
     "pascal": {"effective_folds": "contiguous", "val_size": 473},
@@ -33,6 +31,7 @@ _PUBLISHED_BY_DATASET = {
 }
 # What the scores depend on beside what `settings_of` names itself.
 _SETTINGS = (
+    *("data_root", "split", "fold_count", "fold_list", "shot", "backbone"),
     *("ori_resize", "resized_val", "workers", "amp", "backbone_dtype", "baselines"),
     *("ann_type", "ensemble", "scale_to_trained_shot"),
     *("low_fea", "kshot_trans_dim", "kshot_order"),
@@ -53,13 +52,7 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
     return {
         "weight": weight,
         "dataset": cfg.data_set,
-        "data_root": cfg.data_root,
-        "split": cfg.split,
         "folds": cfg.effective_folds,
-        "fold_count": cfg.fold_count,
-        "fold_list": cfg.fold_list,
-        "shot": cfg.shot,
-        "backbone": cfg.backbone,
         "size": cfg.val_size,
         "episodes": len(runs[0].draws),
         "seeds": [run.seed for run in runs],
@@ -73,7 +66,9 @@ def variant_name(cfg: Config) -> str:
     words: list[str] = [cfg.ann_type] if cfg.ann_type != "mask" else []
     words += ["meta"] if not cfg.ensemble else []
     words += ["unscaled"] if not cfg.scale_to_trained_shot else []
-    words += [f"list-{_file_word(cfg.fold_list)}"] if cfg.fold_list else []
+    if cfg.fold_list:
+        # Without characters that mean something to a shell or a glob.
+        words.append("list-" + re.sub(r"[^\w.-]+", "_", PurePath(cfg.fold_list).stem))
     return "".join(f"-{word}" for word in words)
 
 
@@ -103,58 +98,48 @@ def read_report(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _file_word(path: str) -> str:
-    """Return the stem of a path without characters that mean something to a shell or a glob."""
-    return re.sub(r"[^\w.-]+", "_", PurePath(path).stem)
-
-
 def published_miou(cfg: Config) -> float | None:
     """Return the paper's mIoU of this fold, in percent; None where the protocol is not the paper's."""
-    result = PUBLISHED.get((cfg.data_set, cfg.backbone, cfg.shot))
-    if result is None:
+    key = cfg.data_set, cfg.backbone, cfg.shot
+    if key not in PUBLISHED:
         return None
-    published = _PUBLISHED_SETTINGS | _USUAL | _PUBLISHED_BY_DATASET[cfg.data_set]
-    if any(getattr(cfg, key) != value for key, value in published.items()):
+    protocol = _PUBLISHED_SETTINGS | _USUAL | _PUBLISHED_BY_DATASET[cfg.data_set]
+    if any(getattr(cfg, name) != value for name, value in protocol.items()):
         return None
-    return result.folds[cfg.split]
+    miou_of_folds, _ = PUBLISHED[key]
+    return miou_of_folds[cfg.split]
 
 
 def build_report(
     settings: dict[str, Any],
-    trained_shot: int,
-    notes: Sequence[str],
+    loaded: LoadedModel,
     evaluation: Evaluation,
     threshold: Threshold | None,
     published: float | None,
-    processes: int,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Return the report of a test as plain values.
 
     Args:
         settings: What `settings_of` returns.
-        trained_shot: The number of supports that the weights were trained with.
-        notes: Sentences on the weights. Weights that need one are not the paper's.
-        evaluation: The counts.
+        loaded: The model that was tested. Weights that need a note are not the paper's.
+        evaluation: The scores.
         threshold: The threshold of the prior, where baselines were counted.
         published: What `published_miou` returns.
-        processes: The number of processes.
+        processes: The processes that shared the test.
     """
-    runs = []
-    for seed, counts in zip(settings["seeds"], evaluation.runs, strict=True):
-        run = {"seed": seed, **counts.metrics.results()}
-        if isinstance(counts.prior, PriorBaselines):
-            run["baselines"] = counts.prior.results()
-        runs.append(run)
+    scores = zip(settings["seeds"], evaluation.runs, strict=True)
+    runs = [{"seed": seed, **run} for seed, run in scores]
     work = evaluation.work
     report: dict[str, Any] = {
         "settings": settings,
-        "trained_shot": trained_shot,
-        "notes": list(notes),
+        "trained_shot": loaded.shot,
+        "notes": loaded.notes,
         "runs": runs,
         **summarise(runs),
-        "published_mIoU_percent": None if notes else published,
+        "published_mIoU_percent": None if loaded.notes else published,
         "work": {
-            "processes": processes,
+            "processes": processes.world_size,
             **work._asdict(),
             "episodes_per_s": work.episodes / work.seconds if work.seconds else None,
         },
@@ -166,78 +151,64 @@ def build_report(
 
 def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
     """Return a report, which may have been read from its file, as markdown."""
-    runs = report["runs"]
-    seeds = [str(run["seed"]) for run in runs]
-    scores = [score for score in SCORES if score in runs[0]]
-    rows = _with_spread(seeds, [[run[score] for score in scores] for run in runs])
-    if report["published_mIoU_percent"] is not None:
-        published = f"{report['published_mIoU_percent']:.1f}"
-        rows.append(["published", published, *[""] * (len(scores) - 1)])
-    # JSON turns the ids of the classes into strings.
-    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
-    classes = []
-    for class_id in ious[0]:
-        values = [run[class_id] for run in ious]
-        name = class_names[class_id - 1] if class_names else str(class_id)
-        spread = mean_interval(values) if len(values) > 1 else ()
-        classes.append([name, *map(_percent, [*values, *spread])])
+    s, runs, work = report["settings"], report["runs"], report["work"]
     parts = [
-        _heading(report),
-        markdown_table(["seed", *scores], rows),
-        _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n",
-        markdown_table(["class, IoU", *seeds, *(SPREAD if len(seeds) > 1 else ())], classes),
+        f"# {s['backbone']}, fold {s['split']} of {s['dataset']}, {s['shot']}-shot\n",
+        f"Weights: {s['weight']}. {len(runs)} × {s['episodes']} episodes at {s['size']} px.\n",
+        *(f"{note}\n" for note in report["notes"]),
     ]
+    if s["ann_type"] != "mask":
+        parts.append(f"The supports are annotated by a {s['ann_type']}.\n")
+    if not s["ensemble"] or "base_learner" in s:
+        parts.append("Without the base learner: the final prediction is the meta learner's.\n")
+    parts += [_score_table(report), _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n"]
+    parts.append(_class_table(runs, class_names))
     if "baselines" in runs[0]:
-        parts.append(_baselines(report))
-    parts.append(_work(report["work"]))
+        names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
+        rows = [["HDMNet", _percent(report["mean"]["mIoU"])]]
+        for key in BASELINES:
+            mean, _, _ = mean_interval([run["baselines"][key] for run in runs])
+            rows.append([names[key], _percent(mean)])
+        parts.append(markdown_table(["method", "mIoU"], rows))
+    if work["episodes"]:
+        processes = f"{work['processes']} process{'es' * (work['processes'] > 1)}"
+        parts.append(
+            f"{work['episodes']} episodes in {work['seconds']:.0f} s, {work['episodes_per_s']:.1f} a "
+            f"second on {processes}; features of supports: {work['hits']} times still in memory, "
+            f"{work['misses']} times computed.\n"
+        )
+    else:
+        parts.append("All episodes had been counted before.\n")
     if "environment" in report:  # the reports of version 0.1.0 have none
         parts.append(environment_line(report["environment"]) + "\n")
     return "\n".join(parts)
 
 
-def _heading(report: dict[str, Any]) -> str:
-    s = report["settings"]
-    lines = [
-        f"# {s['backbone']}, fold {s['split']} of {s['dataset']}, {s['shot']}-shot\n",
-        f"Weights: {s['weight']}. {len(s['seeds'])} × {s['episodes']} episodes at {s['size']} px.\n",
-    ]
-    lines += [f"{note}\n" for note in report["notes"]]
-    if s["ann_type"] != "mask":
-        lines.append(f"The supports are annotated by a {s['ann_type']}.\n")
-    if not s["ensemble"] or "base_learner" in s:
-        lines.append("Without the base learner: the final prediction is the meta learner's.\n")
-    return "\n".join(lines)
+def _score_table(report: dict[str, Any]) -> str:
+    """Return a row per run and, of several, their spread and the best; and the paper's number."""
+    rows = [(str(run["seed"]), run) for run in report["runs"]]
+    if len(rows) > 1:
+        rows += [(name, report[key]) for name, key in {**SPREAD, "best": "best"}.items()]
+    scores = [score for score in SCORES if score in rows[0][1]]
+    cells = [[name, *(_percent(values[score]) for score in scores)] for name, values in rows]
+    if report["published_mIoU_percent"] is not None:
+        published = f"{report['published_mIoU_percent']:.1f}"
+        cells.append(["published", published, *[""] * (len(scores) - 1)])
+    return markdown_table(["seed", *scores], cells)
 
 
-def _baselines(report: dict[str, Any]) -> str:
-    names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
-    rows = [["HDMNet", _percent(report["mean"]["mIoU"])]]
-    for key in BASELINES:
-        mean, _, _ = mean_interval([run["baselines"][key] for run in report["runs"]])
-        rows.append([names[key], _percent(mean)])
-    return markdown_table(["method", "mIoU"], rows)
-
-
-def _with_spread(names: list[str], values: list[list[float]]) -> list[list[str]]:
-    """Return a row per run and, of several, their spread and the best by column, in percent."""
-    rows: list[Sequence[float | None]] = [*values]
-    if len(values) > 1:
-        columns = list(zip(*values, strict=True))
-        rows += zip(*(mean_interval(column) for column in columns), strict=True)
-        rows.append([max(column) for column in columns])
-        names = [*names, *SPREAD, "best"]
-    return [[name, *map(_percent, row)] for name, row in zip(names, rows, strict=True)]
+def _class_table(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> str:
+    seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
+    # JSON turns the ids of the classes into strings.
+    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
+    rows = []
+    for class_id in ious[0]:
+        values = [run[class_id] for run in ious]
+        name = class_names[class_id - 1] if class_names else str(class_id)
+        spread = mean_interval(values) if several else ()
+        rows.append([name, *map(_percent, [*values, *spread])])
+    return markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _work(work: dict[str, Any]) -> str:
-    if not work["episodes"]:
-        return "All episodes had been counted before.\n"
-    return (
-        f"{work['episodes']} episodes in {work['seconds']:.0f} s, {work['episodes_per_s']:.1f} a "
-        f"second on {work['processes']} process{'es' * (work['processes'] > 1)}; features of "
-        f"supports: {work['hits']} times still in memory, {work['misses']} times computed.\n"
-    )

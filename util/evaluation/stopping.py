@@ -27,12 +27,12 @@ def ends_on_signals() -> Iterator[None]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:  # This is a new process of the data loader.
-            os._exit(_exit_code(number))
+            os._exit(128 + number)
         # A second signal would interrupt the orderly end.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         # An exception within a destructor is lost, and a library may wait for ever.
-        last_resort = threading.Timer(_PATIENCE, os._exit, [_exit_code(number)])
+        last_resort = threading.Timer(_PATIENCE, os._exit, [128 + number])
         last_resort.daemon = True
         last_resort.start()
         raise _Stopped(number)
@@ -46,13 +46,9 @@ def ends_on_signals() -> Iterator[None]:
             print(
                 "interrupted; run the same command again to continue", file=sys.stderr, flush=True
             )
-        sys.exit(_exit_code(*stopped.args))
+        sys.exit(128 + stopped.args[0])
     finally:
         # After a signal the process is about to end and ignores further ones.
         if signal.getsignal(signal.SIGINT) is stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _exit_code(number: int) -> int:
-    return 128 + number

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from util.data.folds import IGNORE, MAX_CLASSES
+from util.preparation.masks import stack_regions
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
@@ -40,23 +41,19 @@ class Instances(NamedTuple):
     categories: list[str]  # names of the classes 1, 2, …: the categories in the order of their ids
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Image(_Strict):
+class _Image(BaseModel, strict=True):
     id: int
     file_name: str
     height: PositiveInt
     width: PositiveInt
 
 
-class _Category(_Strict):
+class _Category(BaseModel, strict=True):
     id: int
     name: str
 
 
-class _Annotation(_Strict):
+class _Annotation(BaseModel, strict=True):
     id: Any = None
     image_id: int
     category_id: int
@@ -64,7 +61,7 @@ class _Annotation(_Strict):
     iscrowd: Any = 0
 
 
-class _File(_Strict):
+class _File(BaseModel, strict=True):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
@@ -77,7 +74,15 @@ def read_instances(path: FilePath) -> Instances:
         UserError: The file is no COCO instances file, two images would share a mask, or an
             annotation names an unknown image or category.
     """
-    content = _read(path)
+    try:
+        content = _File.model_validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "file"
+        raise UserError(
+            f"{path} is no COCO instances file ({where}: {problem['msg']}): give "
+            "annotations/instances_*2014.json of COCO"
+        ) from None
     images = {image.id: image for image in content.images}
     categories = {category.id: category.name for category in content.categories}
     if len(images) < len(content.images) or len(categories) < len(content.categories):
@@ -95,36 +100,19 @@ def read_instances(path: FilePath) -> Instances:
         label = IGNORE if annotation.iscrowd else labels[annotation.category_id]
         drawing = (annotation.id, label, annotation.segmentation)
         drawings.setdefault(annotation.image_id, []).append(drawing)
-    records = []
+    records: dict[str, AnnotatedImage] = {}
     for key in sorted(drawings):
         image = images[key]
-        data = json.dumps(drawings.pop(key), separators=(",", ":")).encode()
-        records.append(AnnotatedImage(image.file_name, image.height, image.width, data))
-    _check_names(path, records)
-    return Instances(records, len(images), [categories[key] for key in sorted(categories)])
-
-
-def _read(path: FilePath) -> _File:
-    try:
-        return _File.model_validate_json(Path(path).read_bytes())
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "file"
-        raise UserError(
-            f"{path} is no COCO instances file ({where}: {problem['msg']}): give "
-            "annotations/instances_*2014.json of COCO"
-        ) from None
-
-
-def _check_names(path: FilePath, images: list[AnnotatedImage]) -> None:
-    seen: dict[str, AnnotatedImage] = {}
-    for image in images:
         name = os.path.normpath(image.file_name)
         if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
             raise UserError(f"{path}: the image {image.file_name} lies outside the image folder")
-        other = seen.setdefault(image.mask_name, image)
-        if other is not image:
-            raise UserError(f"{path}: {other.file_name} and {image.file_name} would share one mask")
+        data = json.dumps(drawings.pop(key), separators=(",", ":")).encode()
+        record = AnnotatedImage(image.file_name, image.height, image.width, data)
+        other = records.setdefault(record.mask_name, record)
+        if other is not record:
+            raise UserError(f"{path}: {other.file_name} and {name} would share one mask")
+    names = [categories[key] for key in sorted(categories)]
+    return Instances(list(records.values()), len(images), names)
 
 
 def draw_mask(
@@ -132,18 +120,11 @@ def draw_mask(
 ) -> np.ndarray:
     """Return the index mask, uint8 (height, width), of the annotations of an image.
 
-    Those that cover more are drawn first, so that small ones stay visible; of two that cover as
-    much, the later is on top.
-
-    Args:
-        height: Pixels.
-        width: Pixels.
-        annotations: Id, label and segmentation of each: polygons [x0, y0, x1, y1, …] or a
-            run-length code {size, counts}, compressed or not.
-        where: What messages begin with.
+    An annotation is its id, label and segmentation: polygons [x0, y0, x1, y1, …] or a run-length
+    code {size, counts}, compressed or not.
 
     Raises:
-        UserError: A segmentation is malformed.
+        UserError: A segmentation is malformed; the message begins with `where`.
     """
     regions = []
     for number, label, segmentation in annotations:
@@ -151,45 +132,37 @@ def draw_mask(
             regions.append((label, _region(segmentation, height, width)))
         except ValueError as error:
             raise UserError(f"{where}: annotation {number}: {error}") from error
-    result = np.zeros((height, width), np.uint8)
-    for label, region in sorted(regions, key=lambda entry: -int(np.count_nonzero(entry[1]))):
-        result[region] = label
-    return result
+    return stack_regions(height, width, regions)
 
 
 def _region(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Return where a segmentation is, bool (height, width); ValueError if it is malformed."""
     if isinstance(segmentation, list):
-        code = _polygons(segmentation, height, width)
+        # pycocotools would take two points for a box.
+        polygons = [_points(polygon, height, width) for polygon in segmentation]
+        polygons = [points for points in polygons if len(points) >= _SMALLEST_POLYGON]
+        if not polygons:
+            return np.zeros((height, width), bool)
+        code = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     elif isinstance(segmentation, dict):
         code = _run_lengths(segmentation, height, width)
     else:
         raise ValueError("its segmentation is neither polygons nor a run-length code")
-    if code is None:
-        return np.zeros((height, width), bool)
     return coco_mask.decode(code).astype(bool)
 
 
-def _polygons(polygons: list, height: int, width: int) -> dict | None:
-    """Return pycocotools' code of the union of polygons; None if none of them has an area."""
-    limit = 2 * max(height, width)
-    usable = []
-    for polygon in polygons:
-        try:
-            points = np.asarray(polygon, np.float64)
-        except TypeError as error:
-            raise ValueError("a polygon holds something other than numbers") from error
-        if points.ndim != 1 or len(points) % 2:
-            raise ValueError("a polygon is no list of x, y, x, y, …")
-        # This also finds NaN. pycocotools follows every edge in memory that grows with its length.
-        if not (np.abs(points) <= limit).all():
-            raise ValueError(f"a polygon leaves the image of {width}×{height} pixels by far")
-        # pycocotools would take two points for a box.
-        if len(points) >= _SMALLEST_POLYGON:
-            usable.append(points.tolist())
-    if not usable:
-        return None
-    return coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
+def _points(polygon: Any, height: int, width: int) -> list[float]:
+    """Return the numbers of a polygon; ValueError if it is malformed."""
+    try:
+        points = np.asarray(polygon, np.float64)
+    except TypeError as error:
+        raise ValueError("a polygon holds something other than numbers") from error
+    if points.ndim != 1 or len(points) % 2:
+        raise ValueError("a polygon is no list of x, y, x, y, …")
+    # This also finds NaN. pycocotools follows every edge in memory that grows with its length.
+    if not (np.abs(points) <= 2 * max(height, width)).all():
+        raise ValueError(f"a polygon leaves the image of {width}×{height} pixels by far")
+    return points.tolist()
 
 
 def _run_lengths(segmentation: dict, height: int, width: int) -> dict:

@@ -17,24 +17,20 @@ _HEADER = "# Written by `python -m util.prepare_custom`"
 
 def require_free_name(name: str) -> None:
     """Raise a UserError if a dataset of this name exists that was not prepared here."""
-    description, folder = _description(name), _folder(name)
-    if description.is_file():
-        taken = not description.read_text("utf-8", "replace").startswith(_HEADER)
+    place, folder = _places(name)
+    if place.is_file():
+        taken = not place.read_text("utf-8", "replace").startswith(_HEADER)
     else:
-        description, taken = folder, any(folder.glob("*.yaml"))
+        place, taken = folder, any(folder.glob("*.yaml"))
     if taken:
-        raise UserError(f"--name {name}: {description} is not from this command; give another name")
+        raise UserError(f"--name {name}: {place} is not from this command; give another name")
 
 
 def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
-    """Return the settings `folds` and `num_folds` that divide the classes into folds.
+    """Return the settings `folds` and `num_folds` that divide the classes into `wanted` folds.
 
     Each fold holds a block of neighbouring classes out; the first blocks have one class more where
-    the number does not divide.
-
-    Args:
-        num_classes: Number of classes.
-        wanted: Number of folds or SEEN; None is 4 from eight classes on, 2 from two on, else SEEN.
+    the number does not divide. None is 4 folds from eight classes on, 2 from two on, else SEEN.
 
     Raises:
         UserError: So many folds are not possible.
@@ -54,18 +50,15 @@ def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
 
 
 def write_config(name: str, data: Mapping[str, Any]) -> None:
-    """Write the YAML files of a dataset.
+    """Write the YAML files of the dataset `name` with the settings `data` of its section Data.
 
     The description is written each time; the others, which the user may have edited, only where
     they are missing.
-
-    Args:
-        name: Name of the dataset.
-        data: The settings of its section Data, with `folds`.
     """
+    description, folder = _places(name)
     lines = [f"  {key}: {_flow(value)}" for key, value in data.items()]
     header = f"{_HEADER}, again by each run: settings go into config/{name}/{name}.yaml."
-    write_atomically(_description(name), "\n".join([header, "Data:", *lines, ""]))
+    write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {
         name: f"{_HEADER}. Your settings go here, over those of PASCAL-5^i.\n"
         f"_base_: ../base/pascal.yaml\nTrain:\n  data_set: {_flow(name)}\n"
@@ -74,7 +67,7 @@ def write_config(name: str, data: Mapping[str, Any]) -> None:
         text = f"_base_: [../base/resnet50.yaml, {name}.yaml]\nTrain: {{split: {split}}}\n"
         files[f"{name}_split{split}_resnet50"] = text
     for stem, text in files.items():
-        path = _folder(name) / f"{stem}.yaml"
+        path = folder / f"{stem}.yaml"
         if not path.exists():
             write_atomically(path, text)
 
@@ -85,12 +78,9 @@ def path_in_config(path: str) -> str:
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
-def _description(name: str) -> Path:
-    return ROOT / "config" / "datasets" / f"{name}.yaml"
-
-
-def _folder(name: str) -> Path:
-    return ROOT / "config" / name
+def _places(name: str) -> tuple[Path, Path]:
+    """Return the description of a dataset and the folder of its other files."""
+    return ROOT / "config" / "datasets" / f"{name}.yaml", ROOT / "config" / name
 
 
 def _flow(value: Any) -> str:

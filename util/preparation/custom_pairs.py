@@ -1,4 +1,4 @@
-"""The user's own images and masks: which belong together, which classes there are, which are tested.
+"""The user's own images and masks: which belong together, their classes, which images are tested.
 
 A folder of masks holds either index masks, masks/IMAGE.png (0 background, 1..N classes, 255
 ignored; gray or with a palette), or binary ones, masks/CLASS/IMAGE.png (0 and one other value).
@@ -6,13 +6,17 @@ ignored; gray or with a palette), or binary ones, masks/CLASS/IMAGE.png (0 and o
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from util.data.folds import MAX_CLASSES
-from util.data.images import Entry
+from util.data.images import Entry, require_same_size
+from util.preparation.masks import Placed, index_mask, prepare_pair, read_png, stack_regions
+from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 
 PARTS = ("train", "val")
@@ -36,7 +40,53 @@ class Pair(NamedTuple):
         return f"{IMAGE_FOLDER}/{name}", f"{MASK_FOLDER}/{stem}.png"
 
 
-def match_name(name: str) -> str:
+def place(root: DataRoot, pair: Pair) -> Placed | str:
+    """Check a pair and put it under the data root; returns the message of what is wrong."""
+    try:
+        if isinstance(pair.mask, str):
+            path, data = pair.mask, Path(pair.mask).read_bytes()
+            sources: list[object] = [data]
+            return prepare_pair(
+                root, pair.image, pair.entry, sources, lambda: index_mask(path, data)
+            )
+        files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
+        sources = [source for class_id, _, data in files for source in (class_id, data)]
+        return prepare_pair(root, pair.image, pair.entry, sources, lambda: merged_mask(files))
+    except UserError as error:
+        return str(error)
+
+
+def merged_mask(files: Sequence[tuple[int, str, bytes]]) -> np.ndarray:
+    """Return one index mask, uint8 (H, W), of the binary masks (class id, path, content) of an image.
+
+    Raises:
+        UserError: A mask is damaged or not binary, or two differ in size.
+    """
+    regions = [(class_id, _foreground(path, data)) for class_id, path, data in files]
+    first = regions[0][1]
+    for (_, region), (_, path, _) in zip(regions, files, strict=True):
+        require_same_size(first, files[0][1], region, path)
+    height, width = first.shape
+    return stack_regions(height, width, regions)
+
+
+def _foreground(path: str, data: bytes) -> np.ndarray:
+    """Return where a binary mask is not 0, bool (H, W)."""
+    image = read_png(path, data)
+    if len(image.getbands()) > 1:
+        values = np.asarray(image.convert("RGB")).astype(np.uint32) @ np.array([1, 256, 65536])
+    else:
+        values = np.asarray(image)
+    found = np.unique(values[values != 0])
+    if len(found) > 1:
+        raise UserError(
+            f"mask {path} holds {len(found)} values besides 0; a binary mask holds one "
+            "(0 and 1, or 0 and 255), without soft edges"
+        )
+    return values != 0
+
+
+def _match(name: str) -> str:
     """Return the form in which names are compared: systems write é as one letter or as two."""
     return unicodedata.normalize("NFC", name)
 
@@ -44,15 +94,10 @@ def match_name(name: str) -> str:
 def find_pairs(
     images: str, masks: str, class_names: list[str] | None
 ) -> tuple[list[Pair], list[str] | None]:
-    """Find the pairs of two folders.
+    """Find the pairs of two folders; other files than images and PNG masks are ignored.
 
-    Other files than images and PNG masks are ignored.
-
-    Args:
-        images: The folder of the images.
-        masks: The folder of the masks.
-        class_names: The names that the user gave. They order the folders of binary masks, which
-            are in alphabetical order otherwise.
+    The names that the user gave order the folders of binary masks, which are in alphabetical order
+    otherwise.
 
     Returns:
         The pairs, sorted by name, and the names of the classes 1, 2, …, which are None if
@@ -66,26 +111,38 @@ def find_pairs(
         raise UserError(
             f"{images} holds no image ({', '.join(IMAGE_TYPES)}); its subfolders are not searched"
         )
-    index_masks = _files(masks, MASK_TYPES)
+    mask_files: dict[str, str | dict[int, str]] = {**_files(masks, MASK_TYPES)}
     folders = sorted(
         entry.name for entry in os.scandir(masks) if entry.is_dir() and entry.name[0] != "."
     )
-    if bool(index_masks) == bool(folders):
+    if bool(mask_files) == bool(folders):
         found = f"PNGs and folders ({folders[0]})" if folders else "no mask"
         raise UserError(
             f"{masks} holds {found}: give index masks, IMAGE.png, or folders of binary masks, "
             "CLASS/IMAGE.png"
         )
-    binary_masks: dict[str, dict[int, str]] = {}
     if folders:
         folders = _in_order(folders, class_names, masks)
         class_names = class_names or folders
+        binary: dict[str, dict[int, str]] = {}
         for class_id, folder in enumerate(folders, 1):
             for stem, path in _files(os.path.join(masks, folder), MASK_TYPES).items():
-                binary_masks.setdefault(stem, {})[class_id] = path
-    by_image = index_masks | binary_masks
-    _require_partners(image_files, by_image, images, masks)
-    return [Pair(path, by_image[stem]) for stem, path in image_files.items()], class_names
+                binary.setdefault(stem, {})[class_id] = path
+        mask_files = {**binary}
+    problems = []
+    for missing, text in (
+        (sorted({*image_files} - {*mask_files}), f"images have no mask in {masks}"),
+        (sorted({*mask_files} - {*image_files}), f"masks have no image in {images}"),
+    ):
+        if missing:
+            more = ", …" if len(missing) > _NAMED else ""
+            problems.append(f"{len(missing):,} {text}: {', '.join(missing[:_NAMED])}{more}")
+    if problems:
+        raise UserError(
+            f"{'; '.join(problems)}. Add them (for an image without objects a mask of zeros) or "
+            "move the rest away"
+        )
+    return [Pair(path, mask_files[stem]) for stem, path in image_files.items()], class_names
 
 
 def _files(folder: str, types: tuple[str, ...]) -> dict[str, str]:
@@ -96,7 +153,7 @@ def _files(folder: str, types: tuple[str, ...]) -> dict[str, str]:
         path = os.path.join(folder, name)
         if suffix.lower() not in types or name[0] == "." or not os.path.isfile(path):
             continue
-        other = found.setdefault(match_name(stem), path)
+        other = found.setdefault(_match(stem), path)
         if other != path:
             raise UserError(
                 f"{other} and {path} differ only in their type: a mask belongs to one of them"
@@ -110,49 +167,41 @@ def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> 
         raise UserError(f"{masks} holds {len(folders)} folders; {MAX_CLASSES} classes are possible")
     if class_names is None:
         return folders
-    by_name = {match_name(folder): folder for folder in folders}
-    wanted = [match_name(name) for name in class_names]
-    for name in wanted:
-        if name not in by_name:
-            raise UserError(f"class {name} of --class_names has no folder in {masks}")
-    for name in by_name:
-        if name not in wanted:
-            raise UserError(f"{os.path.join(masks, by_name[name])} is not in --class_names: add it")
+    by_name = {_match(folder): folder for folder in folders}
+    wanted = [_match(name) for name in class_names]
+    for name in sorted({*wanted} - {*by_name}):
+        raise UserError(f"class {name} of --class_names has no folder in {masks}")
+    for name in sorted({*by_name} - {*wanted}):
+        raise UserError(f"{os.path.join(masks, by_name[name])} is not in --class_names: add it")
     return [by_name[name] for name in wanted]
-
-
-def _require_partners(
-    image_stems: Iterable[str], mask_stems: Iterable[str], images: str, masks: str
-) -> None:
-    problems = []
-    for having, lacking, text in (
-        (image_stems, mask_stems, f"images have no mask in {masks}"),
-        (mask_stems, image_stems, f"masks have no image in {images}"),
-    ):
-        missing = sorted({*having} - {*lacking})
-        if missing:
-            more = ", …" if len(missing) > _NAMED else ""
-            problems.append(f"{len(missing):,} {text}: {', '.join(missing[:_NAMED])}{more}")
-    if problems:
-        raise UserError(
-            f"{'; '.join(problems)}. Add them (for an image without objects a mask of zeros) or "
-            "move the rest away"
-        )
 
 
 def split(pairs: list[Pair], val: str | None, share: float, seed: int) -> dict[str, list[Pair]]:
     """Return the pairs of each of PARTS, in their order.
 
-    Args:
-        pairs: All pairs.
-        val: A file that names the images of "val"; None draws them.
-        share: The share of the images that is drawn.
-        seed: The seed of the draw.
+    The file `val` names the images of "val", one per line, with or without suffix. Without it, a
+    share of them is drawn, by their names, so that few change when images are added.
 
     Raises:
         UserError: A name in the file is no image's, or a part is empty.
     """
-    chosen = _read(val, pairs) if val else _draw(pairs, share, seed)
+    files = {_match(os.path.basename(pair.image)): pair.image for pair in pairs}
+    if val:
+        by_name = {os.path.splitext(name)[0]: image for name, image in files.items()} | files
+        chosen = set()
+        for number, line in enumerate(read_text(val).split("\n"), 1):
+            name = _match(line.strip())
+            if name and name not in by_name:
+                raise UserError(f"{val} line {number}: there is no image {name}")
+            if name:
+                chosen.add(by_name[name])
+    else:
+
+        def rank(name: str) -> bytes:
+            return sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
+
+        drawn = sorted(files, key=rank)[: max(1, round(share * len(pairs)))]
+        chosen = {files[name] for name in drawn}
     parts = {
         "train": [pair for pair in pairs if pair.image not in chosen],
         "val": [pair for pair in pairs if pair.image in chosen],
@@ -162,31 +211,6 @@ def split(pairs: list[Pair], val: str | None, share: float, seed: int) -> dict[s
             source = f"--val {val}" if val else f"--val_share {share} of {len(pairs)} images"
             raise UserError(f"{source} leaves no image for {part}; each part needs some")
     return parts
-
-
-def _read(path: str, pairs: list[Pair]) -> set[str]:
-    """Return the images that a file names, one per line, with or without suffix."""
-    files = {match_name(os.path.basename(pair.image)): pair.image for pair in pairs}
-    by_name = {os.path.splitext(name)[0]: image for name, image in files.items()} | files
-    chosen = set()
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        name = match_name(line.strip())
-        if name and name not in by_name:
-            raise UserError(f"{path} line {number}: there is no image {name}")
-        if name:
-            chosen.add(by_name[name])
-    return chosen
-
-
-def _draw(pairs: list[Pair], share: float, seed: int) -> set[str]:
-    """Draw a share of the images by their names, so that few change when images are added."""
-
-    def rank(image: str) -> bytes:
-        name = match_name(os.path.basename(image))
-        return sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
-
-    images = sorted((pair.image for pair in pairs), key=rank)
-    return set(images[: max(1, round(share * len(pairs)))])
 
 
 def read_text(path: str) -> str:

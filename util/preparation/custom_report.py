@@ -16,12 +16,19 @@ SHOTS = (1, 5)
 Data = Mapping[str, Any]  # the settings of the section Data
 
 
-def class_lines(data: Data, counts: Mapping[str, Sequence[Counts]]) -> list[str]:
-    """Return a table of how many images hold enough of each class, and warnings for none.
+def report_lines(
+    data: Data,
+    entries: Mapping[str, Sequence[Entry]],
+    counts: Mapping[str, Sequence[Counts]],
+    list_files: Mapping[str, str],
+) -> list[str]:
+    """Return a table of the images of each class, a line per fold, and warnings.
 
     Args:
         data: The settings of the dataset.
+        entries: Part → the entries of its list.
         counts: Part → pixels per class of each image.
+        list_files: Part → the path of its list.
     """
     classes = range(1, data["num_classes"] + 1)
     smallest = max(1, data["min_pixels"])
@@ -39,33 +46,17 @@ def class_lines(data: Data, counts: Mapping[str, Sequence[Counts]]) -> list[str]
         without = [_name(data, key) for key in classes if not enough[part][key - 1]]
         if without:
             lines.append(f"warning: no image of {part} has so much of {', '.join(without)}")
-    return lines
-
-
-def fold_lines(
-    data: Data,
-    entries: Mapping[str, Sequence[Entry]],
-    counts: Mapping[str, Sequence[Counts]],
-    list_files: Mapping[str, str],
-) -> list[str]:
-    """Return a line per fold, and warnings where it cannot be trained or tested.
-
-    Args:
-        data: The settings of the dataset.
-        entries: Part → the entries of its list.
-        counts: Part → pixels per class of each image.
-        list_files: Part → the path of its list.
-    """
-    lines, warned = [], False
-    for split in range(count_folds(data["folds"], data.get("num_folds", 1))):
-        fold = fold_classes(data["num_classes"], data["folds"], split, data.get("num_folds", 1))
+    warned = False
+    folds, num_folds = data["folds"], data.get("num_folds", 1)
+    for split in range(count_folds(folds, num_folds)):
+        fold = fold_classes(data["num_classes"], folds, split, num_folds)
         images, warnings = {}, []
         for part in PARTS:
             found = filter_entries(entries[part], counts[part], fold, part, data["min_pixels"])
             images[part] = len(found.entries)
             warnings += _problems(data, found, fold, part, list_files[part])
         names = ", ".join(_name(data, class_id) for class_id in fold.novel)
-        holds = "no class out" if data["folds"] == SEEN else f"{names} out"
+        holds = "no class out" if folds == SEEN else f"{names} out"
         lines.append(
             f"fold {split} holds {holds}: {images['train']:,} images to train, {images['val']:,} "
             "to test"

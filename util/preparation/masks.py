@@ -1,4 +1,4 @@
-"""Index masks that record what they were made from, and the check of an image against its mask.
+"""Putting pairs of an image and its index mask under a data root.
 
 Each mask holds the fingerprint of its sources in a PNG text chunk. A later run reads from the mask
 whether it is still right; a record in another file could disagree with it after an interruption.
@@ -13,12 +13,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from util.data.images import Entry, read_image
+from util.data.images import UNREADABLE, Entry, read_whole_image
 from util.preparation.shared import DataRoot, FilePath, link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
@@ -28,9 +27,6 @@ _KEY = "made from"
 _STAMP = re.compile(rb"tEXt" + _KEY.encode() + rb"\0([0-9a-f]{32})")
 _HEAD = 128  # bytes of a PNG that include the fingerprint, which follows the header chunk
 _END = bytes.fromhex("0000000049454e44ae426082")  # the last chunk of every complete PNG
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values for 90° and 270°
-_JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Placed(NamedTuple):
@@ -49,40 +45,6 @@ def fingerprint(*sources: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def image_size(path: FilePath) -> tuple[int, int]:
-    """Decode an image to its end and return its height and width in pixels as OpenCV reads it.
-
-    Raises:
-        UserError: It is no image, a truncated one, or one that OpenCV, which training reads with,
-            cannot decode.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.format in _JPEG:
-                return _jpeg_size(image)
-            kind = f"{image.format}, mode {image.mode}"
-    except _UNREADABLE as error:
-        raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
-    try:
-        height, width = read_image(os.fspath(path)).shape[:2]
-    except (UserError, cv2.error) as error:
-        raise UserError(
-            f"image {path} is damaged or truncated, or of a kind that OpenCV cannot decode "
-            f"({kind}): save it as an 8-bit PNG or JPEG"
-        ) from error
-    return height, width
-
-
-def _jpeg_size(image: Image.Image) -> tuple[int, int]:
-    # Pillow reports a truncated JPEG, while OpenCV fills what it lacks with gray.
-    width, height = image.size
-    turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-    # The file is read to its end, but only an eighth of each side is computed.
-    image.draft("L", (1, 1))
-    image.load()
-    return (width, height) if turned else (height, width)
-
-
 def read_png(path: FilePath, data: bytes) -> Image.Image:
     """Return the mask file `path` with content `data` as a decoded image.
 
@@ -92,9 +54,36 @@ def read_png(path: FilePath, data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data))
         image.load()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"mask {path} is damaged or truncated ({error}): replace it") from error
     return image
+
+
+def index_mask(path: FilePath, data: bytes) -> np.ndarray:
+    """Return the class ids, uint8 (H, W), of the index mask `path` with content `data`.
+
+    Raises:
+        UserError: It is damaged, or holds colours or 16 bits.
+    """
+    image = read_png(path, data)
+    if image.mode not in ("L", "P", "1"):
+        raise UserError(
+            f"mask {path} holds colours or more than 8 bits ({image.mode}); an index mask is gray "
+            "or has a palette, and its values are class ids"
+        )
+    return np.asarray(image).astype(np.uint8)
+
+
+def stack_regions(height: int, width: int, regions: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Return one index mask, uint8 (height, width), of labels with their regions, bool (H, W).
+
+    Those that cover more are drawn first, so that a ring on a hand stays a ring; of two that cover
+    as much, the later is on top.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    for label, region in sorted(regions, key=lambda item: -int(np.count_nonzero(item[1]))):
+        mask[region] = label
+    return mask
 
 
 def prepare_pair(
@@ -127,15 +116,18 @@ def prepare_pair(
     if found and found[1] == stamp.encode() and present.endswith(_END):
         return Placed(link_or_copy(image_source, image, root.copy), False)
     mask = make_mask()
-    height, width = image_size(image_source)
+    height, width = read_whole_image(image_source).shape[:2]
     if mask.shape != (height, width):
         raise UserError(
             f"{image_source} is {width}×{height} pixels but its mask {mask.shape[1]}×"
             f"{mask.shape[0]}; they have to be of one size"
         )
     users_own = present and not found
-    if users_own:
-        _require_same_mask(path, present, mask)
+    if users_own and not _holds(present, mask):
+        raise UserError(
+            f"{path} exists, but this command neither wrote it nor would write the same mask: "
+            "delete it or give a new --out"
+        )
     how = link_or_copy(image_source, image, root.copy)
     if users_own:
         return Placed(how, False)
@@ -153,14 +145,10 @@ def pair_summary(placed: Sequence[Placed]) -> list[str]:
     return [f"images: {images}", f"masks: {len(placed):,}, {written:,} of them written now"]
 
 
-def _require_same_mask(path: Path, present: bytes, mask: np.ndarray) -> None:
+def _holds(data: bytes, mask: np.ndarray) -> bool:
+    """Return whether a mask file with this content would be read as `mask`."""
     try:
-        image = read_png(path, present)
-        same = image.mode == "L" and np.array_equal(np.asarray(image), mask)
+        image = read_png("", data)
     except UserError:
-        same = False
-    if not same:
-        raise UserError(
-            f"{path} exists, but this command neither wrote it nor would write the same mask: "
-            "delete it or give a new --out"
-        )
+        return False
+    return image.mode == "L" and np.array_equal(np.asarray(image), mask)

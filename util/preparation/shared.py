@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from util.config import load_config
 from util.data.images import Entry
-from util.data.list_cache import available_cores
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import ROOT, write_atomically
+from util.runtime.machine import available_cores
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 # The temporary names of `link_or_copy` and util.runtime.files, which hold the process id.
@@ -100,7 +100,7 @@ def require_files(paths: Iterable[FilePath], advice: str) -> None:
         raise UserError(f"{missing[0]}{more} does not exist: {advice}")
 
 
-def require_text(words: Iterable[str]) -> None:
+def require_text(*words: str) -> None:
     """Raise a UserError for a word that is not UTF-8, as a file name may be."""
     for word in words:
         try:
@@ -116,7 +116,7 @@ def open_folder(path: FilePath, option: str) -> None:
         UserError: The folder cannot be written, or settings could not hold its name. The message
             names `option`, which chose the folder.
     """
-    require_text([str(path)])
+    require_text(str(path))
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -126,20 +126,13 @@ def open_folder(path: FilePath, option: str) -> None:
             f"cannot write in {path}: {error.strerror}; give a writable folder as {option}"
         ) from error
     for name in os.listdir(path):
-        temporary = _TEMPORARY.fullmatch(name)
-        if temporary and not _is_running(int(temporary[1])):
-            # Another run may remove it at the same time.
-            Path(path, name).unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        if temporary := _TEMPORARY.fullmatch(name):
+            try:
+                with contextlib.suppress(PermissionError):
+                    os.kill(int(temporary[1]), 0)
+            except (ProcessLookupError, OverflowError):
+                # Its process has ended. Another run may remove it at the same time.
+                Path(path, name).unlink(missing_ok=True)
 
 
 def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
@@ -171,24 +164,20 @@ def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
             )
     os.makedirs(folder, exist_ok=True)
     temporary = f"{target}.{os.getpid()}.tmp"
+    links = ((os.link, source), (os.symlink, os.path.relpath(source, folder)))
     try:
-        linked = not copy and _link(source, temporary)
-        if not linked:
+        for make, origin in () if copy else links:
+            with contextlib.suppress(OSError):
+                make(origin, temporary)
+                how = "linked"
+                break
+        else:
             shutil.copy2(source, temporary)
+            how = "copied"
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return "linked" if linked else "copied"
-
-
-def _link(source: str, path: str) -> bool:
-    """Make `path` a link to `source`; returns False if no link is possible."""
-    relative = os.path.relpath(source, os.path.realpath(os.path.dirname(path)))
-    for make, origin in ((os.link, source), (os.symlink, relative)):
-        with contextlib.suppress(OSError):
-            make(origin, path)
-            return True
-    return False
+    return how
 
 
 @dataclass(frozen=True)
@@ -211,17 +200,13 @@ class DataRoot:
         return os.path.join(self.lists, f"{part}.txt")
 
     def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
-        """Write a list that `util.data.lists.read_entries` reads.
+        """Write the list of a part ("train" or "val"), as `util.data.lists.read_entries` reads it.
 
         An existing list of other content is kept as PATH.bak.
 
-        Args:
-            part: "train" or "val".
-            entries: Image and mask, relative to the root.
-            expected: The number of entries of the published list.
-
         Returns:
-            A line with the number of entries, which names the list that was kept.
+            A line with the number of entries, compared with that of the published list,
+            `expected`. It names the list that was kept.
 
         Raises:
             UserError: No list can hold one of the names.
@@ -251,17 +236,14 @@ class DataRoot:
             # So do the scripts with a dataset that has only a description.
             file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
         cfg = load_config(str(ROOT / file), chosen)
-        places = {
-            "data_root": str(self.folder),
-            "train_list": self.list_file("train"),
-            "val_list": self.list_file("val"),
-        }
-        settings = [
-            word
-            for key, place in places.items()
-            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place)
-            for word in (key, place)
-        ]
+        settings: list[str] = []
+        for key, place in (
+            ("data_root", str(self.folder)),
+            ("train_list", self.list_file("train")),
+            ("val_list", self.list_file("val")),
+        ):
+            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place):
+                settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]
         train = ["sh", "train_base.sh", "split0", dataset, "1", *settings]
@@ -292,13 +274,9 @@ def run_parallel(
 ) -> list[T]:
     """Return [function(item) for item in items], computed in processes, with a progress bar.
 
-    The first exception, or Ctrl-C, ends the work after the items that are being computed.
-
-    Args:
-        function: A function at the top level of a module, or a partial of one.
-        items: The items; they and the results are pickled.
-        workers: Number of processes; None is all cores, and with 1 this process does the work.
-        description: Label of the progress bar.
+    The first exception, or Ctrl-C, ends the work after the items that are being computed. The
+    function, items and results are pickled. Without a number of `workers`, there is one per core;
+    with 1, this process does the work.
 
     Raises:
         UserError: A worker process was killed.

@@ -66,13 +66,16 @@ class Processes:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    @property
+    def number(self) -> str:
+        """Their number with its noun, for messages."""
+        return f"{self.world_size} process{'es' * (self.world_size > 1)}"
+
     def describe(self) -> str:
         """Return one line on what computes."""
-        plural = "es" if self.world_size > 1 else ""
         if self.device.type == "cuda":
-            return f"{self.world_size} process{plural}, one GPU each"
-        gloo = " (gloo)" if self.world_size > 1 else ""
-        return f"no CUDA device: {self.world_size} process{plural} on the CPU{gloo}"
+            return f"{self.number}, one GPU each"
+        return f"no CUDA device: {self.number} on the CPU" + " (gloo)" * (self.world_size > 1)
 
 
 @contextmanager
@@ -110,10 +113,9 @@ def start_processes(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes
 
 
 def _read_place() -> tuple[int, int, int]:
-    """Return rank, number of processes and local rank from torchrun's variables.
+    """Return rank, number of processes and local rank; raises UserError where variables are missing.
 
-    Raises:
-        UserError: they are incomplete or wrong, as where some are left from another command.
+    Some may be left from another command.
     """
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     if given.get("WORLD_SIZE", "1") == "1" and given.get("RANK", "0") == "0":
@@ -128,8 +130,7 @@ def _read_place() -> tuple[int, int, int]:
     numbers = [given[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(number.isdecimal() for number in numbers) or int(numbers[0]) >= int(numbers[1]):
         raise UserError(f"the environment sets {settings}: these are no ranks; {_UNSET}")
-    rank, world_size, local_rank = map(int, numbers)
-    return rank, world_size, local_rank
+    return int(numbers[0]), int(numbers[1]), int(numbers[2])
 
 
 def _join(processes: Processes, timeout: datetime.timedelta) -> None:

@@ -22,29 +22,29 @@ def exclusive(path: Path, is_main: bool = True) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or the file cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        if is_main:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                handle = stack.enter_context(path.open("a+", encoding="utf-8"))
-            except OSError as error:
-                raise UserError(
-                    f"cannot write in {path.parent}: {error.strerror}; set exp_dir"
-                ) from error
-            try:
-                # Unlike flock, loader processes do not inherit it: they may outlive this process.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise UserError(
-                    f"{path.parent} is in use by {holder}; wait for it or end it, or choose "
-                    "another folder by exp_name or exp_dir"
-                ) from None
-            except OSError:
-                pass  # A file system without locks.
-            handle.truncate(0)
-            now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-            handle.flush()
+    if not is_main:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write in {path.parent}: {error.strerror}; set exp_dir") from error
+    with handle:
+        try:
+            # Unlike flock, loader processes do not inherit it: they may outlive this process.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise UserError(
+                f"{path.parent} is in use by {holder}; wait for it or end it, or choose "
+                "another folder by exp_name or exp_dir"
+            ) from None
+        except OSError:
+            pass  # A file system without locks.
+        handle.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        handle.flush()
         yield

@@ -1,16 +1,32 @@
-"""What a run computes with: machine, versions, commit and date, for logs, reports and benchmarks."""
+"""What a run computes with: cores, memory, versions, commit and date."""
 
 import datetime
+import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-from util.data.list_cache import available_cores
+from util.runtime.files import ROOT
 
-_ROOT = Path(__file__).resolve().parents[2]
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held so far, on the GPU or by this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_environment() -> dict[str, str | int | None]:
@@ -57,9 +73,9 @@ def _cpu_name() -> str:
 def _commit() -> str | None:
     """Return the commit of this repository, or None where git or its folder is missing."""
     # Without this check, git would describe a repository that this folder happens to lie in.
-    if not (_ROOT / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
-    command = ["git", "-C", str(_ROOT), "--no-optional-locks", "describe", "--always"]
+    command = ["git", "-C", str(ROOT), "--no-optional-locks", "describe", "--always"]
     command += ["--exclude=*", "--dirty=+changes"]  # the commit even where a tag names it
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from util.data.data_loader import TrainLoader
 from util.runtime.distributed import Processes
-from util.runtime.log import Meter
+from util.runtime.errors import UserError
 from util.runtime.precision import Precision
-from util.training.norms import running_statistics, several_values_a_channel
+from util.training.parallel import distributed, running_statistics
 from util.training.signals import StopRequest
 
 LossValues = dict[str, Tensor]  # scalars by name; "loss" is minimised
@@ -28,12 +28,18 @@ class Recipe:
     """What is trained, on which batches and how long.
 
     Attributes:
-        net: the model, not wrapped.
+        net: the model.
         optimizer: one with a `ratio` per group, see `util.training.schedule`.
-        loader: training batches of this process.
+        loader: training batches of this process; its dataset's `file_names` names those of a batch.
         grad_accum: batches whose gradients are averaged in an iteration.
         epochs: number of epochs.
         details: plain values kept in every checkpoint beside the weights, "base_classes" among them.
+        losses_of: returns the losses of one batch on the device. It calls the model as the function
+            that it gets, which averages gradients over processes and computes in mixed precision.
+        rate_of: returns the base learning rate of an iteration, from 1 over the whole run.
+        validate: returns scalars of the model after some epochs; "mIoU" selects the best checkpoint.
+        validates: returns whether the n-th epoch, from 1, ends with a validation.
+        halves: validate in the middle of the epochs too, except the first.
     """
 
     net: nn.Module
@@ -42,17 +48,33 @@ class Recipe:
     grad_accum: int
     epochs: int
     details: dict[str, Any]
+    losses_of: Callable[[Callable[..., Any], Batch], LossValues]
+    rate_of: Callable[[int], float]
+    validate: Callable[[int], dict[str, float]]
+    validates: Callable[[int], bool]
+    halves: bool = False
 
     @property
-    def dataset(self) -> Any:
-        """The dataset of the loader; its `file_names` names the files of a batch."""
-        return self.loader.dataset
+    def steps(self) -> int:
+        """Number of iterations of an epoch."""
+        return len(self.loader) // self.grad_accum
 
-    @property
-    def batch_size(self) -> int:
-        """Number of items that a process takes at a time."""
-        sampler: Any = self.loader.batch_sampler
-        return sampler.batch_size
+
+class Outcome(NamedTuple):
+    """What an iteration gave.
+
+    Attributes:
+        values: the losses and the norm of the "gradient"; None: nothing was changed, as not all of
+            them were finite.
+        files: those of a loss that is not finite, where this process has it.
+        stops: whether any process got a signal to stop.
+        waited: seconds in which this process waited for data.
+    """
+
+    values: LossValues | None
+    files: str | None
+    stops: bool
+    waited: float
 
 
 class Iteration:
@@ -62,53 +84,41 @@ class Iteration:
         recipe: what is trained.
         processes: this process among all.
         precision: of the forward passes.
-        wrapped: the module that `losses_of` calls, which averages gradients.
-        losses_of: returns the losses of one batch on the device.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        processes: Processes,
-        precision: Precision,
-        wrapped: nn.Module,
-        losses_of: Callable[[Batch], LossValues],
-    ):
+    def __init__(self, recipe: Recipe, processes: Processes, precision: Precision):
         self.recipe, self.processes, self.precision = recipe, processes, precision
-        self.wrapped, self.losses_of = wrapped, losses_of
+        self.model = distributed(recipe.net, processes)
 
-    def __call__(
-        self, batches: Iterator[Batch], meter: Meter, request: StopRequest
-    ) -> tuple[LossValues | None, str | None, bool]:
+    def __call__(self, batches: Iterator[Batch], request: StopRequest) -> Outcome:
         """Take one step of the optimiser, unless it would not be finite.
 
-        Returns:
-            The losses (None: nothing was changed), the files of a loss that is not finite where this
-            process has it, and whether any process got a signal to stop.
-
         Raises:
-            UserError: a batch norm gets one value a channel.
+            UserError: a batch norm that learns gets one value a channel, which has no variance.
         """
         optimizer, grad_accum = self.recipe.optimizer, self.recipe.grad_accum
         optimizer.zero_grad(set_to_none=True)
         scaler = self.precision.scaler
         sums: LossValues = {}
         buffers = [(buffer, buffer.clone()) for buffer in running_statistics(self.recipe.net)]
-        done = []
+        done, waited = [], 0.0
         for part in range(grad_accum):
             started = time.monotonic()
             batch = next(batches)
-            meter.waited(time.monotonic() - started)
+            waited += time.monotonic() - started
             communication: AbstractContextManager[None] = nullcontext()
-            if isinstance(self.wrapped, DistributedDataParallel) and part + 1 < grad_accum:
-                communication = self.wrapped.no_sync()  # Only the last batch sends its gradients.
+            if isinstance(self.model, DistributedDataParallel) and part + 1 < grad_accum:
+                communication = self.model.no_sync()  # Only the last batch sends its gradients.
             with communication:
-                with several_values_a_channel():
-                    losses = self.losses_of(to_device(batch, self.processes.device))
+                losses = self.recipe.losses_of(
+                    self._forward, to_device(batch, self.processes.device)
+                )
                 scaler.scale(losses["loss"] / grad_accum).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / grad_accum
-            done.append((losses["loss"].detach(), _indices(batch)))
+            # What names the files of a batch; its images need not be kept.
+            indices = {key: value for key, value in batch.items() if key.endswith("index")}
+            done.append((losses["loss"].detach(), indices))
         scaler.unscale_(optimizer)
         sums["gradient"] = _gradient_norm(optimizer)
         # Both at once: here the host waits for the device.
@@ -126,21 +136,33 @@ class Iteration:
             scaler.update()
             if overflow:
                 del sums["gradient"]
-            return sums, None, bool(stops)
+            return Outcome(sums, None, bool(stops), waited)
         # The scale stays, but the scaler has to know that this iteration is over.
         scaler.update(scaler.get_scale())
         for buffer, value in buffers:
             buffer.copy_(value)
         # A loss that is not finite spoils the gradients of every process: only one of them had it.
         mine = broken[0] if anywhere[0] else broken[1]
-        return None, self._files(done) if mine else None, bool(stops)
+        return Outcome(None, self._files(done) if mine else None, bool(stops), waited)
+
+    def _forward(self, *inputs: Tensor) -> Any:
+        try:
+            with self.precision.autocast():
+                return self.model(*inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "a batch norm that learns got one value a channel, which has no variance; give each "
+                "process two items at a time: a higher batch_size (stage 1: base_batch_size) or a "
+                "lower grad_accum"
+            ) from error
 
     def _files(self, done: list[tuple[Tensor, Batch]]) -> str:
         """Return the files of the batches whose own loss is not finite, or of all batches."""
         broken = [batch for loss, batch in done if not loss.isfinite()]
-        return "; ".join(
-            map(self.recipe.dataset.file_names, broken or [batch for _, batch in done])
-        )
+        dataset: Any = self.recipe.loader.dataset
+        return "; ".join(map(dataset.file_names, broken or [batch for _, batch in done]))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -152,13 +174,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _gradient_norm(optimizer: Optimizer) -> Tensor:
-    gradients = [
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def _indices(batch: Batch) -> Batch:
-    """Return what names the files of a batch; its images need not be kept."""
-    return {key: value for key, value in batch.items() if key.endswith("index")}

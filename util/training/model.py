@@ -79,7 +79,8 @@ def needs_base_learner(cfg: Config) -> bool:
         return cfg.base_learner != "none"
     try:
         path = RunFiles(cfg).find_pre_weight()
-        return _brings_no_base_learner(recognise(read_checkpoint(path), str(path)), cfg)
+        content = read_checkpoint(path, mapped=True)
+        return _brings_no_base_learner(recognise(content, str(path)), cfg)
     except UserError:
         return False  # The code that loads these weights reports the error.
 

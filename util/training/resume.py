@@ -62,9 +62,7 @@ def save_run(
 
     Args:
         snapshot: folder of the run's checkpoints.
-        net: the model, not wrapped.
-        optimizer, scaler: of the training.
-        state: progress of the run.
+        net, optimizer, scaler, state: of the training; the model is not wrapped.
         progress: further plain values kept in the file.
 
     Raises:
@@ -77,20 +75,15 @@ def save_run(
         "run": asdict(state),
         **progress,
     }
-    complete, last = snapshot / "next.pth", snapshot / LAST
+    complete, last, previous = (snapshot / name for name in ("next.pth", LAST, PREVIOUS))
     save_checkpoint(complete, content)
     if last.exists():
-        _keep(last, snapshot / PREVIOUS)
+        previous.unlink(missing_ok=True)
+        try:
+            os.link(last, previous)
+        except OSError:  # A disk without links: there is no last one for a moment.
+            os.replace(last, previous)
     os.replace(complete, last)
-
-
-def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name; where the disk has no links, the second name only."""
-    name.unlink(missing_ok=True)
-    try:
-        os.link(path, name)
-    except OSError:
-        os.replace(path, name)
 
 
 def find_saved(
@@ -109,50 +102,46 @@ def find_saved(
         UserError: the checkpoint given is missing or no training can resume from it; all
             checkpoints in `snapshot` are damaged; or not all processes find the same one.
     """
-    own = [snapshot / LAST, snapshot / PREVIOUS]
+    own = [path for path in (snapshot / LAST, snapshot / PREVIOUS) if path.exists()]
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if setting == "auto" or (restarted and any(path.exists() for path in own)):
-        saved = _newest_whole([path for path in own if path.exists()], logger)
+    if setting == "auto" or (restarted and own):
+        saved = _newest_whole(own, logger) if own else None
     else:
         saved = None if setting == "none" else Saved(Path(setting), _read(Path(setting)))
-    _require_same(saved, processes)
-    return saved
-
-
-def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved | None:
-    for number, path in enumerate(paths):
-        try:
-            return Saved(path, _read(path))
-        except UserError as error:
-            if number + 1 == len(paths):
-                raise UserError(
-                    f"{error}; move it away to start again, or set resume to another checkpoint"
-                ) from None
-            logger.warning(f"{error}; going on from the one before, {paths[number + 1]}")
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path)
-    with zipfile.ZipFile(path) as archive:
-        if torn := archive.testzip():
-            raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
-    if not {"optimizer", "run", "streams"} <= set(content):
-        raise UserError(
-            f"resume {path}: is no checkpoint of a training here; give its weights as pre_weight"
-        )
-    return content
-
-
-def _require_same(saved: Saved | None, processes: Processes) -> None:
-    run = saved.content["run"] if saved else {}
-    position = [run.get("epoch", -1), run.get("step", -1)]
-    together = processes.sum(np.array(position))
-    if not np.array_equal(together, processes.world_size * np.array(position)):
+    position = [-1, -1]
+    if saved:
+        position = [saved.content["run"]["epoch"], saved.content["run"]["step"]]
+    if (processes.sum(np.array(position)) != processes.world_size * np.array(position)).any():
         raise UserError(
             "resume: not all processes find the same checkpoint; exp_dir has to be on a disk "
             "that all nodes share"
         )
+    return saved
+
+
+def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved:
+    path, *before = paths
+    try:
+        return Saved(path, _read(path))
+    except UserError as error:
+        if not before:
+            raise UserError(
+                f"{error}; move it away to start again, or set resume to another checkpoint"
+            ) from None
+        logger.warning(f"{error}; going on from the one before, {before[0]}")
+    return _newest_whole(before, logger)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    if not {"optimizer", "run", "streams"} <= set(content):
+        raise UserError(
+            f"resume {path}: is no checkpoint of a training here; give its weights as pre_weight"
+        )
+    with zipfile.ZipFile(path) as archive:
+        if torn := archive.testzip():
+            raise UserError(f"checkpoint {path}: damaged ({torn} does not match its checksum)")
+    return content
 
 
 def restore(
@@ -195,26 +184,18 @@ def restore(
     return state
 
 
-class BatchPlan(NamedTuple):
-    """The items of a process at a time, and the number of such batches in an iteration."""
-
-    batch_size: int
-    grad_accum: int
-
-
 def plan_batches(
     batch_size: int, grad_accum: int, world_size: int, saved: Saved | None
-) -> BatchPlan:
-    """Return the configured batches, or those that keep the global batch with other processes.
+) -> tuple[int, int]:
+    """Return the items of a process at a time, and the number of such batches in an iteration.
 
-    The global batch of `saved` is kept where the processes can share it evenly, in batches of at
-    most `batch_size`.
+    They are those configured or, with another number of processes than that of `saved`, those that
+    keep its global batch where the processes can share it evenly, at most `batch_size` at a time.
     """
-    wanted = BatchPlan(batch_size, grad_accum)
     if saved is None or saved.content.get("world_size", world_size) == world_size:
-        return wanted
+        return batch_size, grad_accum
     share, rest = divmod(saved.content["global_batch"], world_size)
     if rest or not share:
-        return wanted
+        return batch_size, grad_accum
     size = max(part for part in range(1, min(batch_size, share) + 1) if share % part == 0)
-    return BatchPlan(size, share // size)
+    return size, share // size

@@ -1,20 +1,16 @@
 """Optimiser groups and learning-rate schedules of both stages (paper, section 4.1)."""
 
+from typing import Any
+
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from model import HDMNet, PSPNet
 
 
-def _groups(parts: list[tuple[float, list[nn.Module]]], rate: float) -> list[dict]:
-    return [
-        {
-            "params": [p for module in modules for p in module.parameters()],
-            "lr": rate * ratio,
-            "ratio": ratio,
-        }
-        for ratio, modules in parts
-    ]
+def _group(modules: list[nn.Module], rate: float, ratio: float) -> dict[str, Any]:
+    parameters = [p for module in modules for p in module.parameters()]
+    return {"params": parameters, "lr": rate * ratio, "ratio": ratio}
 
 
 def hdmnet_optimizer(
@@ -41,8 +37,11 @@ def hdmnet_optimizer(
         ten_times += [net.ensemble.adjustment_merge, net.ensemble.background_merge]
         if train_kshot_rw and net.ensemble.shot_weights is not None:
             ten_times.append(net.ensemble.shot_weights)
-    parts = [(1.0, [net.hierarchy, net.matching, net.decoder]), (10.0, ten_times)]
-    return AdamW(_groups(parts, rate), betas=(0.9, 0.999), weight_decay=weight_decay)
+    groups = [
+        _group([net.hierarchy, net.matching, net.decoder], rate, 1.0),
+        _group(ten_times, rate, 10.0),
+    ]
+    return AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
 def freeze_untrained(net: nn.Module, optimizer: Optimizer) -> None:
@@ -65,12 +64,10 @@ def base_optimizer(
 
     With an `encoder_ratio` of 0 the backbone stays as it is, and no gradients are computed for it.
     """
-    parts: list[tuple[float, list[nn.Module]]] = [
-        (head_ratio, [net.pyramid, net.head, net.classifier]),
-    ]
+    groups = [_group([net.pyramid, net.head, net.classifier], rate, head_ratio)]
     if encoder_ratio:
-        parts.insert(0, (encoder_ratio, [net.backbone]))
-    return SGD(_groups(parts, rate), momentum=momentum, weight_decay=weight_decay)
+        groups.insert(0, _group([net.backbone], rate, encoder_ratio))
+    return SGD(groups, momentum=momentum, weight_decay=weight_decay)
 
 
 def poly_rate(

@@ -18,7 +18,7 @@ CONTENT = {"state_dict": {"weight": torch.ones(1)}}
 
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
-    """A configuration whose exp and initmodel folders are in tmp_path."""
+    """Configurations of one and five shots, whose exp and initmodel folders are in tmp_path."""
     config = "config/demo/demo_split1_resnet18.yaml"
     loaded = {shot: load_config(config, ["shot", str(shot), "base_epochs", "3"]) for shot in (1, 5)}
     monkeypatch.chdir(tmp_path)
@@ -47,40 +47,32 @@ def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_base_learner_of_stage_1_the_published_one_or_a_partial_one(cfg):
-    cfg = cfg[1]
-    assert RunFiles(cfg).find_base_learner() is None
-    snapshot = RunFiles(cfg).base_snapshot
-    partial = save_best(snapshot, 1, 0.1, CONTENT)
-    assert RunFiles(cfg).find_base_learner() == (partial, True)  # put there by hand, without a run
-    save_checkpoint(snapshot / LAST, CONTENT | {"run": {"epoch": 2}})
-    assert RunFiles(cfg).find_base_learner() == (partial, False)
-    save_checkpoint(RunFiles(cfg).published_base, CONTENT)
-    path, complete = RunFiles(cfg).find_base_learner()
-    assert (path, complete) == (RunFiles(cfg).published_base, True)
-    save_checkpoint(snapshot / LAST, CONTENT | {"run": {"epoch": 3}})
-    assert RunFiles(cfg).find_base_learner() == (partial, True)
+    files = RunFiles(cfg[1])
+    assert files.find_base_learner() is None
+    partial = save_best(files.base_snapshot, 1, 0.1, CONTENT)
+    assert files.find_base_learner() == (partial, True)  # put there by hand, without a run
+    save_checkpoint(files.base_snapshot / LAST, CONTENT | {"run": {"epoch": 2}})
+    assert files.find_base_learner() == (partial, False)
+    save_checkpoint(files.published_base, CONTENT)
+    assert files.find_base_learner() == (files.published_base, True)
+    save_checkpoint(files.base_snapshot / LAST, CONTENT | {"run": {"epoch": 3}})
+    assert files.find_base_learner() == (partial, True)
 
 
-def test_test_weight_of_the_run_or_of_the_one_shot_run(cfg):
+@pytest.mark.parametrize("name", [LAST, PUBLISHED])
+def test_test_weight_of_the_run_or_of_the_one_shot_run(name, cfg):
+    """PUBLISHED is imported where nothing was trained."""
+    one, five = RunFiles(cfg[1]), RunFiles(cfg[5])
     with pytest.raises(UserError, match=r"NET=resnet18 sh train.sh split1 demo 1 shot 5"):
-        RunFiles(cfg[5]).find_test_weight()
-    one_shot = RunFiles(cfg[1]).snapshot
-    save_checkpoint(one_shot / LAST, CONTENT)
-    assert RunFiles(cfg[5]).find_test_weight() == one_shot / LAST
-    best = save_best(one_shot, 2, 0.5, CONTENT)
-    assert RunFiles(cfg[5]).find_test_weight() == RunFiles(cfg[1]).find_test_weight() == best
-    own = save_best(RunFiles(cfg[5]).snapshot, 1, 0.2, CONTENT)
-    assert RunFiles(cfg[5]).find_test_weight() == own
-
-
-def test_an_imported_checkpoint_is_tested_where_nothing_was_trained(cfg):
-    imported = {shot: RunFiles(cfg[shot]).snapshot / PUBLISHED for shot in (1, 5)}
-    save_checkpoint(imported[1], CONTENT)
-    assert RunFiles(cfg[5]).find_test_weight() == RunFiles(cfg[1]).find_test_weight() == imported[1]
-    save_checkpoint(imported[5], CONTENT)
-    assert RunFiles(cfg[5]).find_test_weight() == imported[5]
-    best = save_best(RunFiles(cfg[1]).snapshot, 2, 0.5, CONTENT)
-    assert RunFiles(cfg[1]).find_test_weight() == best
+        five.find_test_weight()
+    save_checkpoint(one.snapshot / name, CONTENT)
+    assert five.find_test_weight() == one.find_test_weight() == one.snapshot / name
+    best = save_best(one.snapshot, 2, 0.5, CONTENT)
+    assert five.find_test_weight() == one.find_test_weight() == best
+    save_checkpoint(five.snapshot / name, CONTENT)
+    assert five.find_test_weight() == five.snapshot / name
+    own = save_best(five.snapshot, 1, 0.2, CONTENT)
+    assert five.find_test_weight() == own
 
 
 def test_a_given_weight_is_found_or_refused_never_replaced(cfg):

@@ -3,15 +3,9 @@ import os
 
 import pytest
 
-from tests.small_model import small_episodes
 from util.data.draws import DrawnRun, draw_test_episodes
 from util.data.episode_list import list_digest, list_text, read_list, read_or_write_list
 from util.runtime.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def episodes(tiny_voc, tmp_path_factory):
-    return small_episodes(tiny_voc, tmp_path_factory.mktemp("lists"), shot=2)
 
 
 @pytest.fixture

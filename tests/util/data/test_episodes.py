@@ -2,95 +2,79 @@ import json
 import random
 import re
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from model import build_hdmnet
 from tests.paths import DATA
 from util.data.dataset import base_label_dir
-from util.data.draws import draw_test_episodes
+from util.data.draws import draw_test_episodes, run_seeds
 from util.data.episodes import EpisodeDataset, draw_episode
 from util.data.folds import fold_classes
-from util.data.lists import ImageLists, load_lists
+from util.data.lists import ImageLists
 from util.data.transform import EvalTransform, train_transform
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import Predictor
 from util.get_mulway_base_data import write_base_labels
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
+from util.runtime.seed import seed_everything
 
 GOLDEN = json.loads((DATA / "golden_data.json").read_text())
-SIZE = (GOLDEN["size"], GOLDEN["size"])
-KEY = re.compile(
-    r"(?P<part>\w+)_split(?P<split>\d)_shot(?P<shot>\d)_workers(?P<workers>\d)_seed(?P<seed>\d+)"
-)
+SIZE = GOLDEN["size"]
 
 
 @pytest.fixture(scope="module")
-def build(tiny_voc, tmp_path_factory):
+def build(tiny_voc, tiny_lists):
     """Makes the EpisodeDataset of (part, split, shot) on the tiny dataset."""
-    cache = str(tmp_path_factory.mktemp("lists"))
 
-    def build(part, split, shot, base_label_folder=None, folds="contiguous"):
-        fold = fold_classes(20, folds, split)
-        list_file = str(tiny_voc / f"{part}.txt")
-        lists = load_lists(str(tiny_voc), list_file, fold, part, cache, progress=False)
-        if part == "train":
-            transform = train_transform(SIZE, (0.9, 1.1), (-10, 10))
-        else:
-            transform = EvalTransform(SIZE)
-        return EpisodeDataset(
-            lists,
-            fold,
-            part,
-            shot,
-            str(tiny_voc),
-            transform,
-            base_label_folder,
-            originals=part == "val",
-        )
+    def build(part, split, shot, base_labels=None, folds="contiguous", size=SIZE):
+        fold, lists = tiny_lists(part, split, folds)
+        val, size = part == "val", (size, size)
+        transform = EvalTransform(size) if val else train_transform(size, (0.9, 1.1), (-10, 10))
+        root = str(tiny_voc)
+        return EpisodeDataset(lists, fold, part, shot, root, transform, base_labels, originals=val)
 
     return build
 
 
-def seed_everything(seed):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def assert_same_episode(item, expected, entries):
-    """`item` as the dataset returns it; masks exactly, image sums to what float32 allows."""
-    assert entries[item["index"]][0] == expected["query"]
-    assert item["class_id"] == expected["cls"]
-    drawn = item["support_index"].tolist()[::-1]
-    assert [entries[i][0] for i in drawn] == expected["support"]
-    assert int((item["query_mask"] == 1).sum()) == expected["msum"]
-    assert [int((mask == 1).sum()) for mask in item["support_mask"]] == expected["smsum"]
-    assert int(item["base_mask"].sum()) == expected["bsum"]
-    assert float(item["query"].double().sum()) == pytest.approx(expected["sum"], rel=1e-5)
-    assert float(item["support"].double().sum()) == pytest.approx(expected["ssum"], rel=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+# The loaders' own tests compare the episodes that torch's loader gives with several workers.
 @pytest.mark.parametrize("key", GOLDEN["episodes"])
 def test_episodes_equal_the_published_ones(key, build):
-    match = KEY.fullmatch(key)
-    part, split, shot, workers, seed = match["part"], *map(int, match.groups()[1:])
-    dataset = build(part, split, shot)
-    expected = GOLDEN["episodes"][key]
+    """Masks exactly, image sums to what float32 allows."""
+    part = key.partition("_")[0]
+    split, shot, workers, seed = map(int, re.findall(r"\d+", key))
+    dataset, golden = build(part, split, shot), GOLDEN["episodes"][key]
+    entries = dataset.lists.entries
     if part == "val":
-        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
-        seed_everything(seed)
-        items = [item for _ in range(2) for item in loader]
+        draws = draw_test_episodes(dataset.lists, shot, len(golden), seed, workers)
+        assert len(golden) == 2 * len(entries)
+        items = [dataset.load(*draw, rng=None) for draw in draws]
     else:
         seed_everything(seed)
-        items = [dataset[i] for i in range(len(expected))]
-    assert len(items) == len(expected)
-    for item, wanted in zip(items, expected, strict=True):
-        assert_same_episode(item, wanted, dataset.lists.entries)
+        items = [dataset[index] for index in range(len(golden))]
+    for item, wanted in zip(items, golden, strict=True):
+        assert entries[item["index"]][0] == wanted["query"]
+        assert item["class_id"] == wanted["cls"]
+        assert [entries[i][0] for i in item["support_index"].flip(0)] == wanted["support"]
+        assert int((item["query_mask"] == 1).sum()) == wanted["msum"]
+        assert (item["support_mask"] == 1).sum((1, 2)).tolist() == wanted["smsum"]
+        assert int(item["base_mask"].sum()) == wanted["bsum"]
+        assert float(item["query"].double().sum()) == pytest.approx(wanted["sum"], rel=1e-5)
+        assert float(item["support"].double().sum()) == pytest.approx(wanted["ssum"], rel=1e-5)
+
+
+def test_fewer_test_episodes_are_a_prefix_and_draw_no_global_stream(tiny_lists):
+    _, lists = tiny_lists("val", 0)
+    before = torch.get_rng_state()
+    many = draw_test_episodes(lists, 1, len(lists.entries) + 7, 510, 8)
+    assert draw_test_episodes(lists, 1, 9, 510, 8) == many[:9]
+    assert [draw.index for draw in many[-7:]] == list(range(7))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seeds_of_the_published_runs():
+    assert run_seeds(3) == [510, 365, 382] == run_seeds(10)[:3]
 
 
 class Scripted:
@@ -112,7 +96,7 @@ LISTS = ImageLists(
 
 
 def test_draw_follows_the_published_stream():
-    # the class; then per support a draw nobody uses, and draws until one is new
+    # The class; then per support a draw nobody uses, and draws until one is new.
     rng = Scripted(1, 2, 1, 4, 4, 4, 1, 2)
     assert draw_episode(rng, 0, LISTS, 2) == (2, [3, 1])
     assert rng.numbers == []
@@ -126,8 +110,7 @@ def test_draw_of_the_only_class_draws_too():
 
 
 def test_a_query_too_small_for_its_class_can_take_every_file():
-    rng = Scripted(2, 1, 1)
-    assert draw_episode(rng, 0, LISTS, 1) == (7, [4])
+    assert draw_episode(Scripted(2, 1, 1), 0, LISTS, 1) == (7, [4])
 
 
 def test_too_few_images_are_refused_not_drawn_for_ever():
@@ -137,26 +120,23 @@ def test_too_few_images_are_refused_not_drawn_for_ever():
 
 
 def test_items_are_what_they_say(build):
-    dataset = build("val", 2, 5)
     random.seed(0)
-    item = dataset[3]
-    size = SIZE[0]
+    item = build("val", 2, 5)[3]
     shapes = {key: tuple(value.shape) for key, value in item.items() if torch.is_tensor(value)}
     original = shapes.pop("label")
     assert shapes.pop("base_label") == original
     assert shapes == {
-        "query": (3, size, size),
-        "query_mask": (size, size),
-        "base_mask": (size, size),
-        "support": (5, 3, size, size),
-        "support_mask": (5, size, size),
+        "query": (3, SIZE, SIZE),
+        "query_mask": (SIZE, SIZE),
+        "base_mask": (SIZE, SIZE),
+        "support": (5, 3, SIZE, SIZE),
+        "support_mask": (5, SIZE, SIZE),
         "support_index": (5,),
     }
     assert item["support_index"].dtype == torch.int64
     # Labels stay small until they are on the device of the model.
-    for key in ("query_mask", "base_mask", "support_mask"):
+    for key in ("query_mask", "base_mask", "support_mask", "label", "base_label"):
         assert item[key].dtype == torch.uint8
-    assert item["label"].dtype == item["base_label"].dtype == torch.uint8
     assert set(item["label"].unique().tolist()) == {0, 1, 255}
     assert item["index"] == 3
     assert "label" not in build("train", 2, 1)[0]
@@ -174,7 +154,7 @@ def test_the_rank_among_the_base_classes_is_there_for_base_classes_alone(build):
 def test_where_no_class_is_held_out_the_tested_class_is_a_base_class(part, build):
     dataset = build(part, 0, 1, folds="seen")
     assert dataset.classes == dataset.base_classes == tuple(range(1, 21))
-    for index in range(0, len(dataset), 10):
+    for index in range(0, len(dataset), 20):
         item = dataset[index]
         assert item["class_index"] == item["class_id"] - 1
         own = item["base_mask"] == item["class_id"]
@@ -195,7 +175,7 @@ def test_load_gives_a_drawn_episode_again(build):
 
 @pytest.mark.parametrize("folds", ["contiguous", "seen"])
 def test_evaluation_tells_the_ensemble_the_rank_of_a_base_class(folds, build):
-    episodes = build("val", 0, 1, folds=folds)
+    episodes = build("val", 0, 1, folds=folds, size=33)
     net = build_hdmnet("resnet18", len(episodes.base_classes))
     ranks = []
     net.ensemble.register_forward_pre_hook(lambda _, arguments: ranks.append(arguments[3]))
@@ -208,11 +188,11 @@ def test_evaluation_tells_the_ensemble_the_rank_of_a_base_class(folds, build):
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_stored_base_labels_give_the_same_episodes(part, build, tiny_voc, tmp_path):
+def test_stored_base_labels_give_the_same_episodes(part, build, tiny_voc, tiny_lists, tmp_path):
     computed = build(part, 2, 1)
     folder = base_label_dir(str(tmp_path), part, 2)
-    fold = fold_classes(20, "contiguous", 2)
-    write_base_labels(str(tiny_voc), computed.lists.entries, fold, folder, progress=False)
+    fold, lists = tiny_lists(part, 2)
+    write_base_labels(str(tiny_voc), lists.entries, fold, folder, progress=False)
     stored = build(part, 2, 1, folder)
     keys = ("base_mask", "base_label") if part == "val" else ("base_mask",)
     for index in range(0, len(computed), 10):

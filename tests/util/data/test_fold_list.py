@@ -3,15 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.small_model import small_episodes
 from util.data.draws import Draw
 from util.data.fold_list import draw_fold_list
 from util.runtime.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def lists(tiny_voc, tmp_path_factory):
-    return small_episodes(tiny_voc, tmp_path_factory.mktemp("lists")).lists
+@pytest.fixture
+def lists(episodes):
+    return episodes.lists
 
 
 @pytest.fixture

@@ -5,13 +5,10 @@ from util.data.folds import Fold, base_label_table, class_label_table, count_fol
 from util.runtime.errors import UserError
 
 
-def test_pascal_fold_holds_out_five_consecutive_classes():
+def test_folds_of_pascal_and_coco():
     fold = fold_classes(20, "contiguous", 1)
     assert fold.novel == (6, 7, 8, 9, 10)
     assert fold.base == (1, 2, 3, 4, 5, *range(11, 21))
-
-
-def test_coco_folds_by_both_rules():
     assert fold_classes(80, "interleaved", 1).novel == tuple(range(2, 81, 4))
     assert fold_classes(80, "contiguous", 3).novel == tuple(range(61, 81))
 
@@ -45,9 +42,6 @@ def test_seen_trains_and_tests_on_every_class_in_one_fold(num_classes):
 def test_folds_are_counted():
     assert count_folds("contiguous", 3) == count_folds("interleaved", 3) == 3
     assert (count_folds("seen", 3), count_folds([[1], [2]], 3)) == (1, 2)
-
-
-def test_two_classes_divide_into_two_folds():
     folds = [fold_classes(2, "contiguous", split, num_folds=2) for split in range(2)]
     assert folds == [Fold(base=(2,), novel=(1,)), Fold(base=(1,), novel=(2,))]
 
@@ -75,11 +69,8 @@ def test_impossible_folds_are_named(arguments, named):
         fold_classes(*arguments)
 
 
-def test_base_label_table():
+def test_label_tables():
     table = base_label_table(fold_classes(20, "contiguous", 0))
     assert table.dtype == np.uint8
     assert table[[0, 1, 5, 6, 20, 255]].tolist() == [0, 0, 0, 1, 15, 255]
-
-
-def test_class_label_table():
     assert class_label_table(7)[[0, 6, 7, 8, 255]].tolist() == [0, 0, 1, 0, 255]

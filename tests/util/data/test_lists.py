@@ -49,11 +49,9 @@ def load(root, list_file, part="train", fold=FOLD, min_pixels=100):
 
 
 @pytest.mark.parametrize("key", GOLDEN)
-def test_lists_equal_the_published_ones(key, tiny_voc, tmp_path):
+def test_lists_equal_the_published_ones(key, tiny_lists):
     part, split = key.split("_")
-    fold = fold_classes(20, "contiguous", int(split))
-    list_file = str(tiny_voc / f"{part}.txt")
-    lists = load_lists(str(tiny_voc), list_file, fold, part, str(tmp_path), progress=False)
+    _, lists = tiny_lists(part, int(split))
     assert [list(entry) for entry in lists.entries] == GOLDEN[key]["data_list"]
     files = {
         str(class_id): [list(lists.entries[i]) for i in indices]
@@ -107,9 +105,12 @@ def test_no_usable_image_is_an_error(tmp_path):
             load(tmp_path, list_file, fold=fold)
 
 
-def test_a_value_beyond_the_classes_is_named(tmp_path):
+def test_a_value_beyond_the_classes_and_an_unreadable_mask_are_named(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((4, 1))})
     with pytest.raises(UserError, match=r"b mask\.png holds the value 4; classes are 1\.\.3"):
+        load(tmp_path, list_file)
+    (tmp_path / "b mask.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"b mask\.png cannot be read"):
         load(tmp_path, list_file)
 
 
@@ -135,18 +136,13 @@ def test_a_changed_mask_is_read_again_alone(tmp_path, masks_read):
     assert masks_read == [str(changed)]
 
 
-def test_a_changed_list_is_read_again(tmp_path):
-    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((3, 300))})
-    load(tmp_path, list_file)
-    write_dataset(tmp_path, {"b": mask_of((3, 300)), "c": mask_of((3, 400))})
-    lists = load(tmp_path, list_file)
-    assert [image for image, _ in lists.entries] == ["b image.png", "c image.png"]
-
-
-def test_the_cache_moves_with_the_data(tmp_path, masks_read):
+def test_a_changed_list_is_read_again_and_the_cache_moves_with_the_data(tmp_path, masks_read):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
-    lists = load(here, write_dataset(here, {"a": mask_of((2, 300))}))
+    load(here, write_dataset(here, {"a": mask_of((2, 300)), "b": mask_of((3, 300))}))
+    list_file = write_dataset(here, {"b": mask_of((3, 300)), "c": mask_of((3, 400))})
+    lists = load(here, list_file)
+    assert [image for image, _ in lists.entries] == ["b image.png", "c image.png"]
     masks_read.clear()
     here.rename(there)
     assert load(there, str(there / "train.txt")) == lists
@@ -215,20 +211,21 @@ def test_lines_with_blanks_are_cut_where_both_files_exist(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ["a.png", "a b c.png", "a.png\tb.png\tc.png"])
-def test_a_line_that_is_no_pair_is_named(tmp_path, line):
-    lines = tmp_path / "list.txt"
-    lines.write_text(f"x.png y.png\n{line}\n")
-    with pytest.raises(UserError, match=r"list\.txt line 2 is not"):
-        read_entries(str(tmp_path), str(lines))
-
-
-def test_a_line_with_two_readings_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png", 'line 2 is not "IMAGE MASK"'),
+        ("a b c.png", "line 2 is not .*at no blank"),
+        ("a.png\tb.png\tc.png", "line 2 is not .*at no blank"),
+        ("a b c", "line 2 is not .*at several blanks"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path, line, message):
     for name in ["a", "b c", "a b", "c"]:
         (tmp_path / name).touch()
     lines = tmp_path / "list.txt"
-    lines.write_text("a b c\n")
-    with pytest.raises(UserError, match="several blanks"):
+    lines.write_text(f"x.png y.png\n{line}\n")
+    with pytest.raises(UserError, match=message):
         read_entries(str(tmp_path), str(lines))
 
 
@@ -253,14 +250,6 @@ def test_missing_list_and_root_are_named(tmp_path):
         read_entries(str(tmp_path), str(tmp_path / "empty.txt"))
 
 
-def test_an_unreadable_mask_is_named(tmp_path):
-    list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((2, 300))})
-    (tmp_path / "b mask.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"b mask\.png cannot be read"):
-        load(tmp_path, list_file)
-    assert not list((tmp_path / "lists").glob("*.json"))
-
-
 ENTRIES = [("a", "A"), ("b", "B"), ("c", "C")]
 
 
@@ -271,15 +260,16 @@ def test_a_class_needs_one_file_more_than_supports():
         check_enough(lists, 3, ["ant", "cat"], where="x")
 
 
-def test_a_class_that_is_only_small_in_queries_is_refused():
-    lists = ImageLists(ENTRIES, [(2, 3), (2,), (2,)], {2: [0, 1, 2], 3: []})
-    with pytest.raises(UserError, match="class 3 has 0 usable images"):
-        check_enough(lists, 1)
-
-
-def test_an_image_listed_twice_counts_once():
-    lists = ImageLists([("a", "A")] * 3, [(2,)] * 3, {2: [0, 1, 2]})
-    with pytest.raises(UserError, match="class 2 has 1 usable image in"):
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        (ImageLists(ENTRIES, [(2, 3), (2,), (2,)], {2: [0, 1, 2], 3: []}), "class 3 has 0 usable"),
+        (ImageLists([("a", "A")] * 3, [(2,)] * 3, {2: [0, 1, 2]}), "class 2 has 1 usable image in"),
+    ],
+    ids=["only small in queries", "one image listed twice"],
+)
+def test_images_that_do_not_count_are_no_supports(lists, message):
+    with pytest.raises(UserError, match=message):
         check_enough(lists, 1)
 
 

@@ -19,13 +19,13 @@ GOLDEN = json.loads((DATA / "golden_data.json").read_text())
 
 
 @pytest.fixture
-def make_config(tiny_voc, tmp_path):
+def make_config(tiny_voc, list_cache):
     def make_config(**settings):
         defaults = {
             "data_root": str(tiny_voc),
             "train_list": str(tiny_voc / "train.txt"),
             "val_list": str(tiny_voc / "val.txt"),
-            "list_dir": str(tmp_path / "lists"),
+            "list_dir": list_cache,
             "num_classes": 20,
             "data_set": "tiny",
             "train_h": 97,
@@ -88,23 +88,33 @@ def test_processes_share_the_training_images(make_config):
 
 def test_fewer_images_than_a_global_batch_are_refused(make_config):
     build_train_loader(make_config(batch_size=80), 0, 2)
-    takes = r"160 training images, and an iteration takes {} \({}"
-    with pytest.raises(
-        UserError, match=takes.format(162, "81 × 2 .*; lower batch_size or the num")
+    for build, settings, processes, message in (
+        (
+            build_train_loader,
+            {"batch_size": 81},
+            2,
+            r"162 \(81 × 2 .*; lower batch_size or the num",
+        ),
+        (
+            build_train_loader,
+            {"batch_size": 60, "grad_accum": 3},
+            1,
+            r"160 training images, and an iteration takes 180 \(60 × 1 .*; lower batch_size or grad",
+        ),
+        (
+            build_base_data,
+            {"base_batch_size": 9999, "grad_accum": 2},
+            2,
+            r"10000 \(2500 × 2 .* × 2 .*; lower base_batch_size or grad_accum or the number of",
+        ),
     ):
-        build_train_loader(make_config(batch_size=81), 0, 2)
-    with pytest.raises(
-        UserError, match=takes.format(180, "60 × 1 .*; lower batch_size or grad_acc")
-    ):
-        build_train_loader(make_config(batch_size=60, grad_accum=3))
-    takes = (
-        r"takes 10000 \(2500 × 2 .* × 2 .*; lower base_batch_size or grad_accum or the number of"
-    )
-    with pytest.raises(UserError, match=takes):
-        build_base_data(make_config(base_batch_size=9999, grad_accum=2), 0, 2)
+        with pytest.raises(UserError, match=message):
+            build(make_config(**settings), 0, processes)
 
 
-def test_base_loaders_take_every_image(make_config):
+def test_base_loaders_take_every_image_and_round_the_batch_up(make_config):
+    train, _ = build_base_data(make_config(base_batch_size=12), 0, 5)
+    assert train.batch_sampler.batch_size == 3
     train, val = build_base_data(make_config(base_batch_size=12), 0, 2)
     assert len(train.dataset) == 240 and len(val) == 200
     batch = next(iter(train))
@@ -113,11 +123,6 @@ def test_base_loaders_take_every_image(make_config):
     assert batch["label"][batch["label"] != 255].max() <= 15
     assert val[0]["image"].shape == (3, 65, 65)
     assert val[0]["label"].shape != (65, 65)
-
-
-def test_base_batch_that_does_not_divide_is_rounded_up(make_config):
-    train, _ = build_base_data(make_config(base_batch_size=12), 0, 5)
-    assert train.batch_sampler.batch_size == 3
 
 
 def test_settings_that_are_missing_are_named(make_config):
@@ -135,20 +140,6 @@ def test_a_class_without_enough_images_is_named(make_config, tiny_voc, tmp_path)
     config = make_config(val_list=str(short), class_names=names, shot=5)
     with pytest.raises(UserError, match=r"class 1 \(name1\) has \d usable images? in .*short\.txt"):
         build_episodes(config, "val", testing=True)
-
-
-def test_an_error_in_a_worker_is_one_line(make_config, tiny_voc, tmp_path):
-    (tmp_path / "JPEGImages").mkdir()
-    (tmp_path / "SegmentationClassAug").symlink_to(tiny_voc / "SegmentationClassAug")
-    for line in (tiny_voc / "val.txt").read_text().splitlines():
-        (tmp_path / line.split()[0]).write_text("no picture")
-    episodes = build_episodes(make_config(data_root=str(tmp_path)), "val", testing=True)
-    loader = evaluation_loader(episodes, workers=1)
-    with pytest.raises(UserError) as error:
-        list(loader)
-    assert str(error.value) == (
-        f"image {tmp_path}/JPEGImages/val_0000.png cannot be read as an image; replace the file"
-    )
 
 
 @pytest.mark.filterwarnings("error")

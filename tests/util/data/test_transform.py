@@ -9,12 +9,12 @@ from model.preprocessing import MEAN, STD
 from util.data.transform import (
     EvalTransform,
     FitInside,
-    RandomBlur,
-    RandomCrop,
-    RandomFlip,
-    RandomRotate,
-    RandomScale,
     base_train_transform,
+    random_blur,
+    random_crop,
+    random_flip,
+    random_rotate,
+    random_scale,
     to_tensors,
     train_transform,
 )
@@ -47,19 +47,19 @@ def label():
 
 def test_scale_uses_one_factor_for_all(image, label):
     rng = Scripted(0.5)
-    scaled, (first, second) = RandomScale(0.5, 1.5)(rng, image, [label, label])
+    scaled, (first, second) = random_scale((0.5, 1.5), rng, image, [label, label])
     np.testing.assert_array_equal(scaled, image)
-    assert RandomScale(0.5, 1.5)(Scripted(0.0), image, [label])[0].shape == (20, 30, 3)
+    assert random_scale((0.5, 1.5), Scripted(0.0), image, [label])[0].shape == (20, 30, 3)
     assert first.shape == second.shape == (40, 60)
     assert rng.asked == ["random"]
 
 
 def test_rotation_draws_its_angle_only_if_it_rotates(image, label):
     rng = Scripted(0.5)
-    kept, _ = RandomRotate(-10, 10)(rng, image, [label])
+    kept, _ = random_rotate((-10, 10), 255, rng, image, [label])
     assert kept is image and rng.asked == ["random"]
     rng = Scripted(0.49, 1.0)
-    turned, (turned_label,) = RandomRotate(-90, 90, 77)(rng, image, [label])
+    turned, (turned_label,) = random_rotate((-90, 90), 77, rng, image, [label])
     assert rng.asked == ["random", "random"]
     # a quarter turn of a 60×40 image leaves the left and right margins uncovered
     np.testing.assert_allclose(turned[20, 2], MEAN, rtol=1e-6)
@@ -71,18 +71,15 @@ def test_rotation_draws_its_angle_only_if_it_rotates(image, label):
     )
 
 
-def test_blur_leaves_labels(image, label):
-    blurred, (same,) = RandomBlur()(Scripted(0.1), image, [label])
+def test_blur_leaves_labels_and_flip_mirrors_all(image, label):
+    blurred, (same,) = random_blur(Scripted(0.1), image, [label])
     np.testing.assert_array_equal(blurred, cv2.GaussianBlur(image, (5, 5), 0))
     assert same is label
-    assert RandomBlur()(Scripted(0.5), image, [])[0] is image
-
-
-def test_flip_mirrors_all(image, label):
-    flipped, (flipped_label,) = RandomFlip()(Scripted(0.1), image, [label])
+    assert random_blur(Scripted(0.5), image, [])[0] is image
+    flipped, (flipped_label,) = random_flip(Scripted(0.1), image, [label])
     np.testing.assert_array_equal(flipped, image[:, ::-1])
     np.testing.assert_array_equal(flipped_label, label[:, ::-1])
-    assert RandomFlip()(Scripted(0.5), image, [])[0] is image
+    assert random_flip(Scripted(0.5), image, [])[0] is image
 
 
 def test_train_transform_draws_in_the_published_order(image, label):
@@ -126,7 +123,7 @@ def test_an_image_is_written_where_there_is_a_place_for_it(image, label):
 
 def test_crop_of_a_larger_image_is_a_window(image, label):
     rng = Scripted(3, 7)
-    crop, (label_crop,) = RandomCrop((32, 33))(rng, image, [label])
+    crop, (label_crop,) = random_crop((32, 33), 255, rng, image, [label])
     assert rng.asked == [(0, 8), (0, 27)]
     np.testing.assert_array_equal(crop, image[3:35, 7:40])
     np.testing.assert_array_equal(label_crop, label[3:35, 7:40])
@@ -134,7 +131,7 @@ def test_crop_of_a_larger_image_is_a_window(image, label):
 
 def test_crop_pads_a_smaller_image_evenly(image, label):
     rng = Scripted(0, 10)
-    crop, (label_crop,) = RandomCrop((43, 50))(rng, image, [label])
+    crop, (label_crop,) = random_crop((43, 50), 255, rng, image, [label])
     assert rng.asked == [(0, 0), (0, 10)]
     np.testing.assert_array_equal(crop[1:41], image[:, 10:])
     np.testing.assert_allclose(crop[[0, 41, 42]], np.broadcast_to(MEAN, (3, 50, 3)), rtol=1e-6)

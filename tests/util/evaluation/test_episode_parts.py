@@ -6,7 +6,7 @@ import torch
 
 from tests.small_model import SIZE, small_episodes
 from util.data.draws import draw_test_episodes
-from util.evaluation.episode_parts import EpisodeParts, Request, SupportKey
+from util.evaluation.episode_parts import EpisodeParts
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["resized", "padded"])
@@ -23,9 +23,9 @@ def test_parts_are_what_whole_episodes_hold(episodes):
     parts, small = EpisodeParts(episodes), EpisodeParts(episodes, original_size=False)
     for draw in draws(episodes):
         item = episodes.load(*draw, rng=None)
-        keys = [SupportKey(index, draw.class_id, "mask") for index in draw.supports]
-        loaded = parts[Request((draw.index,), tuple(keys))]
-        query = loaded.queries[draw.index]
+        keys = [(index, draw.class_id) for index in draw.supports]
+        queries, supports = parts[[draw.index], keys]
+        query = queries[draw.index]
         assert query.image.equal(item["query"])
         assert ((query.mask == draw.class_id) == (item["label"] == 1).numpy()).all()
         assert (query.base_label == item["base_label"].numpy()).all()
@@ -35,43 +35,36 @@ def test_parts_are_what_whole_episodes_hold(episodes):
         assert ((resized.mask == draw.class_id) == (item["query_mask"] == 1).numpy()).all()
         assert (resized.base_label == item["base_mask"].numpy()).all()
         for number, key in enumerate(reversed(keys)):
-            image, mask = loaded.supports[key]
+            image, mask = supports[key]
             assert image.equal(item["support"][number])
             assert mask.equal(item["support_mask"][number])
+    # All classes of an image are counted.
+    assert {parts.query(index).classes for index in range(10)} == {1, 2}
 
 
 def test_no_image_depends_on_the_streams_of_the_episodes(episodes):
-    key = SupportKey(draws(episodes)[0].supports[0], draws(episodes)[0].class_id, "scribble")
-    parts = EpisodeParts(episodes)
-    random.seed(1)
-    first, streams = parts.support(key), (random.getstate(), np.random.get_state()[1].tolist())
-    assert random.getstate() == streams[0]
-    np.random.seed(5)
-    random.seed(9)
-    before = random.getstate(), torch.get_rng_state()
-    again = parts.support(key)
-    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
-    assert random.getstate() == before[0] and torch.get_rng_state().equal(before[1])
+    draw, parts = draws(episodes)[0], EpisodeParts(episodes, ann_type="scribble")
+    loaded = []
+    for seed in (1, 9):
+        np.random.seed(seed)
+        random.seed(seed)
+        before = random.getstate(), torch.get_rng_state()
+        loaded.append(parts.support(draw.supports[0], draw.class_id))
+        assert random.getstate() == before[0] and torch.get_rng_state().equal(before[1])
+    assert all(a.equal(b) for a, b in zip(*loaded, strict=True))
 
 
 def test_annotations_are_made_before_the_transform(episodes):
     draw = draws(episodes)[0]
-    parts = EpisodeParts(episodes)
     masks = {}
     for ann_type in ("mask", "bbox", "scribble", "point"):
-        key = SupportKey(draw.supports[0], draw.class_id, ann_type)
-        image, annotation = parts.annotated(key)
+        parts = EpisodeParts(episodes, ann_type=ann_type)
+        image, annotation = parts.annotated(draw.supports[0], draw.class_id)
         assert annotation.shape == image.shape[:2] != (SIZE, SIZE)
         masks[ann_type] = annotation == 1
-        small = parts.support(key)[1]
+        small = parts.support(draw.supports[0], draw.class_id)[1]
         assert small.shape == (SIZE, SIZE)
         shares = [(m == 1).sum() / (m != 255).sum() for m in (annotation, small.numpy())]
         assert shares[0] == pytest.approx(shares[1], abs=0.05)
     assert masks["point"].sum() < masks["scribble"].sum() < masks["mask"].sum()
     assert not (masks["point"] & ~masks["mask"]).any() and (masks["bbox"] | ~masks["mask"]).any()
-
-
-def test_classes_of_the_whole_image_are_counted(episodes):
-    parts = EpisodeParts(episodes)
-    counts = {parts.query(index).classes for index in range(10)}
-    assert counts == {1, 2}

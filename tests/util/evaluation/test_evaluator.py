@@ -1,208 +1,178 @@
 import logging
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.small_model import SIZE, plain_output, small_episodes, small_net
 from util.data.draws import draw_test_episodes
+from util.evaluation.counts import Counts
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.journal import Journal
-from util.evaluation.metrics import BASE_SCORE, EpisodeMetrics, confusion
-from util.evaluation.predictor import Predictor
-from util.evaluation.prior_baseline import PriorBaselines, PriorHistograms, Threshold
+from util.evaluation.metrics import BASE_SCORE, confusion
+from util.evaluation.predictor import Predictor, resize_logits
+from util.evaluation.prior_baseline import Threshold, best_threshold, threshold_miou
 from util.runtime.distributed import Processes
 from util.runtime.log import LOGGER_NAME
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
-SEEDS = (510, 365)
+SEEDS, LENGTH = (510, 365), 6
+EPISODES = len(SEEDS) * LENGTH
+FEW = 4e5  # bytes of the features of a handful of supports
+
+
+class Small:
+    """Episodes, model and two runs, and the evaluation with which others are compared."""
+
+    def __init__(self, tiny_voc, cache, shot=1, **options):
+        self.episodes = small_episodes(tiny_voc, cache, shot, **options)
+        self.net = small_net(self.episodes)
+        lists = self.episodes.lists
+        self.runs = [draw_test_episodes(lists, shot, LENGTH, seed, 2) for seed in SEEDS]
+        self.draws = [draw for run in self.runs for draw in run]
+
+    @cached_property
+    def expected(self):
+        return self.evaluate()
+
+    def predictor(self, **options):
+        return Predictor(self.net, self.episodes, CPU, **{"cache_bytes": 2**30} | options)
+
+    def evaluate(self, processes=ALONE, threshold=None, **options):
+        return evaluate_episodes(self.predictor(**options), self.runs, processes, threshold)
 
 
 @pytest.fixture(scope="module")
 def small(tiny_voc, tmp_path_factory):
-    """Episodes, model and two runs, by shot."""
-    cache = tmp_path_factory.mktemp("lists")
-
-    def make(shot, **options):
-        episodes = small_episodes(tiny_voc, cache, shot, **options)
-        runs = [draw_test_episodes(episodes.lists, shot, 12, seed, 2) for seed in SEEDS]
-        return episodes, small_net(episodes), runs
-
+    """The different kinds of episodes, by name."""
+    make = partial(Small, tiny_voc, tmp_path_factory.mktemp("lists"))
     return {
-        1: make(1),
-        2: make(2),
-        "base": make(1, part="train"),
-        "padded": make(1, resized=False),
+        "1 shot": make(),
+        "2 shots": make(2),
+        "base": make(part="train"),
+        "padded": make(resized=False),
     }
-
-
-def count(metrics, draw, maps, label, base_label):
-    """Count the predictions of final, meta and base learner for an episode."""
-    final, meta, base = maps
-    counts = confusion(final, label, 2), confusion(meta, label, 2), confusion(base, base_label, 16)
-    metrics.add(draw.class_id, *counts)
 
 
 def fitted(episodes, logits, item):
     """Logits at the size of the label, as the published code resizes them."""
     height, width = episodes.transform.fitted_size(*item["label"].shape)
-    logits = logits[..., :height, :width]
-    return F.interpolate(logits, size=item["label"].shape, mode="bilinear", align_corners=True)[0]
+    return resize_logits(logits[..., :height, :width], item["label"].shape)[0]
 
 
-@pytest.mark.parametrize("key", [1, 2, "base", "padded"])
-def test_counts_are_those_of_one_episode_after_the_other(small, key):
-    episodes, net, runs = small[key]
-    predictor = Predictor(net, episodes, CPU, cache_bytes=2**30, prior=True)
-    threshold = Threshold(0, 250)
-    evaluation = evaluate_episodes(predictor, runs, ALONE, threshold)
-    records = iter(evaluation.records)
-    for run, counted in zip(runs, evaluation.runs, strict=True):
-        metrics = EpisodeMetrics(episodes.classes, 15)
-        prior = PriorBaselines(episodes.classes, threshold)
-        for draw in run:
-            item = episodes.load(*draw, rng=None)
-            out = plain_output(net, item)
-            maps = [fitted(episodes, x, item).argmax(0) for x in (out.final, out.meta, out.base)]
-            count(metrics, draw, maps, item["label"], item["base_label"])
-            enlarged = F.interpolate(
-                out.prior, size=(SIZE, SIZE), mode="bilinear", align_corners=True
-            )
-            prior.update(draw.class_id, fitted(episodes, enlarged, item), item["label"].numpy())
-            record = next(records)
-            expected = confusion(maps[0], item["label"], 2).ravel()
-            # The plain pass computes query and supports in one batch: equal but for rounding.
-            assert np.abs(record[:4] - expected).sum() <= 4
-            assert record[8] == item["label"].numel()
-        found, expected = counted.metrics.state(), metrics.state()
-        assert np.abs(found - expected).sum() <= 2e-4 * expected.sum()
-        assert np.abs(counted.prior.state() - prior.state()).sum() <= 2e-4 * prior.state().sum()
-        final = confusion_of(metrics)
-        assert final.min() > 1000, "the predictions hold one label only: nothing was tested"
+def plain_counts(case, net, original_size, threshold):
+    """The counts of one episode after the other, nothing shared."""
+    counts = Counts(EPISODES, len(SEEDS), 15 if net is case.net else 0)
+    for position, draw in enumerate(case.draws):
+        item = case.episodes.load(*draw, rng=None)
+        label, base_label = item["label"], item["base_label"]
+        if not original_size:
+            label, base_label = item["query_mask"], item["base_mask"]
+        if net is not case.net:
+            item.pop("class_index", None)  # Its base learner does not know the classes.
+        out = plain_output(net, item)
+        maps = [out.final, out.meta, out.base, resize_logits(out.prior, (SIZE, SIZE))]
+        maps = [fitted(case.episodes, m, item) if original_size else m[0] for m in maps]
+        final, meta, base = (m.argmax(0) for m in maps[:3])
+        record = counts.records[position]
+        record["final"], record["meta"] = confusion(final, label, 2), confusion(meta, label, 2)
+        record["prior"] = confusion(threshold.foreground(maps[3]), label, 2)
+        record["pixels"] = label.numel()
+        if net is case.net:
+            counts.base[position // LENGTH] += confusion(base, base_label, 16)
+    return counts
 
 
-def confusion_of(metrics):
-    state = metrics.state()
-    return state[: 4 * len(metrics.classes)].reshape(-1, 2, 2).sum(0)
+def assert_equal(found, expected):
+    assert (found.counts.numbers == expected.counts.numbers).all()
+    assert (found.counts.sums == expected.counts.sums).all()
+    assert found.runs == expected.runs
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_cache_changes_nothing(small, workers):
-    episodes, net, runs = small[2]
-    evaluations = [
-        evaluate_episodes(
-            Predictor(net, episodes, CPU, cache_bytes=cache_bytes, workers=workers), runs, ALONE
-        )
-        # everything; not one; a handful, so that what the loader left out is dropped meanwhile
-        for cache_bytes in (2**30, 0, 8e5)
-    ]
-    everything, nothing, few = (evaluation.work for evaluation in evaluations)
-    drawn = 2 * 12 * 2
-    distinct = len({(draw.class_id, s) for run in runs for draw in run for s in draw.supports})
+@pytest.mark.parametrize(
+    ("kind", "original_size", "base_classes"),
+    [
+        *(("1 shot", True, 15), ("2 shots", True, 15), ("base", True, 15), ("padded", True, 15)),
+        ("1 shot", False, 15),  # compared at the size of the network
+        # Weights of another number of base classes are tested without base scores.
+        ("base", True, 4),
+    ],
+)
+def test_counts_are_those_of_one_episode_after_the_other(small, kind, original_size, base_classes):
+    case, threshold = small[kind], Threshold(0, 250)
+    net = case.net if base_classes == 15 else small_net(case.episodes, base_classes)
+    predictor = Predictor(net, case.episodes, CPU, original_size, cache_bytes=2**30, prior=True)
+    evaluation = evaluate_episodes(predictor, case.runs, ALONE, threshold)
+    found, expected = evaluation.counts, plain_counts(case, net, original_size, threshold)
+    assert (found.records["pixels"] == expected.records["pixels"]).all()
+    # The plain pass computes query and supports in one batch: equal but for rounding.
+    for name in ("final", "meta", "prior"):
+        moved = np.abs(found.records[name] - expected.records[name]).sum((1, 2))
+        assert moved.max() <= 4 and moved.sum() <= 2e-4 * expected.records["pixels"].sum(), name
+    assert np.abs(found.sums - expected.sums).sum() <= 2e-4 * expected.sums.sum()
+    assert expected.records["final"].sum(0).min() > 500, "the predictions hold one label only"
+    assert all((BASE_SCORE in run) == (base_classes == 15) for run in evaluation.runs)
+
+
+# not one; a handful, so that what the loader left out is dropped meanwhile
+@pytest.mark.parametrize(("cache_bytes", "workers"), [(0, 0), (FEW, 0), (FEW, 2)])
+def test_the_cache_changes_nothing(small, cache_bytes, workers):
+    case = small["2 shots"]
+    drawn = EPISODES * 2
+    distinct = len({(draw.class_id, s) for draw in case.draws for s in draw.supports})
+    everything = case.expected.work
     assert (everything.hits, everything.misses) == (drawn - distinct, distinct)
-    assert (nothing.hits, nothing.misses) == (0, drawn)
-    assert distinct < few.misses < drawn
-    for other in evaluations[1:]:
-        assert (other.records == evaluations[0].records).all()
-        for counts, expected in zip(other.runs, evaluations[0].runs, strict=True):
-            assert (counts.state() == expected.state()).all()
+    found = case.evaluate(cache_bytes=cache_bytes, workers=workers)
+    assert found.work.hits + found.work.misses == drawn
+    assert (found.work.hits == 0) == (cache_bytes == 0) and found.work.misses > distinct
+    assert_equal(found, case.expected)
 
 
 def test_batches_give_the_counts_of_single_episodes(small):
-    episodes, net, runs = small[2]
-    single, batched = (
-        evaluate_episodes(Predictor(net, episodes, CPU, batch_size=size), runs, ALONE)
-        for size in (1, 3)
-    )
+    case = small["2 shots"]
+    single, batched = case.expected.counts.records, case.evaluate(batch_size=3).counts.records
     # A product of another shape rounds differently: a pixel on the fence may fall to the other side.
-    moved = np.abs(single.records[:, :8] - batched.records[:, :8]).sum()
-    assert moved <= 1e-5 * single.records[:, 8].sum()
-    assert (single.records[:, 8:] == batched.records[:, 8:]).all()
+    moved = sum(np.abs(single[key] - batched[key]).sum() for key in ("final", "meta"))
+    assert moved <= 1e-5 * single["pixels"].sum()
+    assert (single[["pixels", "classes"]] == batched[["pixels", "classes"]]).all()
 
 
 def test_each_query_is_encoded_once_for_all_runs(small, monkeypatch):
-    episodes, net, runs = small[1]
-    encoded = []
-    encode = net.encode_query
-    monkeypatch.setattr(net, "encode_query", lambda image: encoded.append(image) or encode(image))
-    evaluate_episodes(Predictor(net, episodes, CPU, batch_size=2), runs, ALONE)
-    assert len(encoded) == len({draw.index for run in runs for draw in run}) < 2 * 12
+    case = small["1 shot"]
+    encoded, encode = [], case.net.encode_query
+    monkeypatch.setattr(case.net, "encode_query", lambda x: encoded.append(x) or encode(x))
+    case.evaluate(batch_size=2)
+    assert len(encoded) == len({draw.index for draw in case.draws}) < EPISODES
     assert all(image.shape == (1, 3, SIZE, SIZE) for image in encoded)
 
 
 def test_the_meta_learner_alone(small):
-    episodes, net, runs = small[1]
-    both, alone = (
-        evaluate_episodes(Predictor(net, episodes, CPU, ensemble=ensemble), runs, ALONE)
-        for ensemble in (True, False)
-    )
-    for with_base, meta in zip(both.runs, alone.runs, strict=True):
-        expected, found = with_base.metrics.results(), meta.metrics.results()
+    case = small["1 shot"]
+    for expected, found in zip(case.expected.runs, case.evaluate(ensemble=False).runs, strict=True):
         assert found["mIoU"] == found["mIoU_m"] == expected["mIoU_m"] != expected["mIoU"]
         assert found["mIoU_b"] == expected["mIoU_b"]
 
 
-def test_the_size_of_the_network_can_be_compared(small):
-    episodes, net, runs = small[1]
-    evaluation = evaluate_episodes(
-        Predictor(net, episodes, CPU, original_size=False), runs[:1], ALONE
-    )
-    metrics = EpisodeMetrics(episodes.classes, 15)
-    for draw in runs[0]:
-        item = episodes.load(*draw, rng=None)
-        out = plain_output(net, item)
-        maps = [logits[0].argmax(0) for logits in (out.final, out.meta, out.base)]
-        count(metrics, draw, maps, item["query_mask"], item["base_mask"])
-    found, expected = evaluation.runs[0].metrics.state(), metrics.state()
-    assert np.abs(found - expected).sum() <= 2e-4 * expected.sum()
-    assert (evaluation.records[:, 8] == SIZE**2).all()
-
-
-@pytest.mark.parametrize("key", [1, "base"])
-def test_weights_of_another_number_of_base_classes_are_tested_without_base_scores(small, key):
-    episodes, _, runs = small[key]
-    net = small_net(episodes, base_classes=4)
-    found = evaluate_episodes(Predictor(net, episodes, CPU), runs[:1], ALONE).runs[0].metrics
-    metrics = EpisodeMetrics(episodes.classes)
-    for draw in runs[0]:
-        item = episodes.load(*draw, rng=None)
-        # The base learner does not know the classes: none is left out of its map.
-        item.pop("class_index", None)
-        out = plain_output(net, item)
-        maps = [fitted(episodes, logits, item).argmax(0) for logits in (out.final, out.meta)]
-        metrics.add(draw.class_id, *(confusion(one, item["label"], 2) for one in maps))
-    expected = metrics.state()
-    assert np.abs(found.state() - expected).sum() <= 2e-4 * expected.sum()
-    assert BASE_SCORE not in found.results()
-
-
 def test_histograms_of_the_prior_agree_with_the_baselines(small):
-    episodes, net, runs = small["base"]
-    predictor = Predictor(net, episodes, CPU, prior=True)
-    histograms = evaluate_episodes(predictor, runs[:1], ALONE).runs[0].prior
-    assert isinstance(histograms, PriorHistograms)
-    best = histograms.best()
-    baselines = evaluate_episodes(predictor, runs[:1], ALONE, best).runs[0].prior.results()
-    assert baselines["prior"] == pytest.approx(histograms.miou()[best])
-    assert baselines["all_foreground"] == pytest.approx(histograms.miou()[0, 0])
+    case = small["base"]
+    histograms = case.evaluate(prior=True).counts.prior[0]
+    best, miou = best_threshold(histograms), threshold_miou(histograms)
+    baselines = case.evaluate(prior=True, threshold=best).runs[0]["baselines"]
+    assert baselines["prior"] == pytest.approx(miou[best])
+    assert baselines["all_foreground"] == pytest.approx(miou[0, 0])
 
 
 def test_annotations_reach_the_model(small):
-    episodes, net, runs = small[1]
-    counts = {
-        ann_type: evaluate_episodes(
-            Predictor(net, episodes, CPU, cache_bytes=2**30, ann_type=ann_type), runs, ALONE
-        ).records
-        for ann_type in ("mask", "bbox", "scribble", "point")
-    }
-    assert len({records[:, :4].tobytes() for records in counts.values()}) == 4
+    case = small["1 shot"]
+    records = [case.expected.counts.records]
+    records += [
+        case.evaluate(ann_type=word).counts.records for word in ("bbox", "scribble", "point")
+    ]
+    assert len({one["final"].tobytes() for one in records}) == 4
     # Only the supports are annotated: the truth is the same.
-    for records in counts.values():
-        assert (records[:, 4:].sum() - counts["mask"][:, 4:].sum()) == 0
-        assert (records[:, 2] + records[:, 3] == counts["mask"][:, 2:4].sum(1)).all()
+    assert all((one["final"].sum(2) == records[0]["final"].sum(2)).all() for one in records)
 
 
 class Rank(Processes):
@@ -223,21 +193,15 @@ class Rank(Processes):
         return self.sums[number].copy()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 1), (3, 3)])
 def test_processes_share_the_episodes(small, world_size, batch_size):
-    episodes, net, runs = small[1]
-    make = partial(Predictor, net, episodes, CPU, batch_size=batch_size, cache_bytes=8e5)
-    one = evaluate_episodes(make(), runs, ALONE)
-    sums = {}
-    several = [
-        evaluate_episodes(make(), runs, Rank(rank, world_size, sums)) for rank in range(world_size)
-    ]
+    case, sums = small["1 shot"], {}
+    options = {"batch_size": batch_size, "cache_bytes": FEW}
+    several = [case.evaluate(Rank(rank, world_size, sums), **options) for rank in range(world_size)]
     assert all(evaluation.work.misses for evaluation in several)
-    assert (several[-1].records == one.records).all()
-    assert (several[0].records != one.records).any()
-    for counts, expected in zip(several[-1].runs, one.runs, strict=True):
-        assert (counts.state() == expected.state()).all()
+    expected = case.evaluate(**options)
+    assert_equal(several[-1], expected)
+    assert (several[0].counts.numbers != expected.counts.numbers).any()
 
 
 class KilledError(Exception):
@@ -261,31 +225,29 @@ def dying_after(units, predictor):
 def test_a_journal_goes_on_where_processes_died(small, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "info", said.append)
-    episodes, net, runs = small[1]
-    make = partial(Predictor, net, episodes, CPU, cache_bytes=2**30, prior=True)
-    threshold = Threshold(1, 200)
-    whole = evaluate_episodes(make(), runs, ALONE, threshold, progress="testing")
-    assert not said
+    case, threshold = small["1 shot"], Threshold(1, 200)
+    whole = case.evaluate(prior=True, threshold=threshold)
     journal = Journal(tmp_path, ["this test"])
-    for rank, units in ((0, 4), (1, 3)):
+    for rank, units in ((0, 2), (1, 1)):
         with pytest.raises(KilledError):
-            predictor = dying_after(units, make())
-            evaluate_episodes(predictor, runs, Rank(rank, 2, {}), threshold, journal)
+            predictor = dying_after(units, case.predictor(prior=True))
+            evaluate_episodes(predictor, case.runs, Rank(rank, 2, {}), threshold, journal)
     files = sorted(tmp_path.iterdir())
-    assert [len(path.read_bytes().splitlines()) for path in files] == [4, 3]
+    assert [len(path.read_bytes().split(b"\n")) - 2 for path in files] == [2, 1]
     files[0].write_bytes(files[0].read_bytes()[:-9])  # torn while it was written
 
-    rest = evaluate_episodes(make(), runs, ALONE, threshold, journal, "testing")
-    left = whole.work.episodes - rest.work.episodes
-    kept = f"testing: {left} of {whole.work.episodes} episodes were counted before and are kept"
-    assert said == [kept]
-    assert 6 <= left < whole.work.episodes
-    assert (rest.records == whole.records).all()
-    for counts, expected in zip(rest.runs, whole.runs, strict=True):
-        assert (counts.state() == expected.state()).all()
+    def go_on():
+        predictor = case.predictor(prior=True)
+        return evaluate_episodes(predictor, case.runs, ALONE, threshold, journal, "testing")
 
-    again = evaluate_episodes(make(), runs, ALONE, threshold, journal)
+    rest = go_on()
+    left = EPISODES - rest.work.episodes
+    assert said == [f"testing: {left} of {EPISODES} episodes were counted before and are kept"]
+    assert 4 <= left < EPISODES
+    assert_equal(rest, whole)
+
+    again = go_on()
     assert again.work.episodes == 0 and again.work.misses == 0
-    assert (again.records == whole.records).all()
+    assert_equal(again, whole)
     journal.remove()
     assert not list(tmp_path.iterdir())

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from util.evaluation.counts import RECORD
 from util.evaluation.metrics import (
     BASE_SCORE,
     SCORES,
-    EpisodeMetrics,
     base_miou,
     confusion,
-    mean_interval,
+    episode_scores,
     summarise,
 )
 
@@ -32,41 +32,32 @@ def episodes(seed, count, classes=NOVEL):
     return drawn
 
 
-def slow_counts(pairs, cls):
-    """Intersection, union and target of a class over (prediction, label) pairs, pixel by pixel."""
-    intersection = union = target = 0
-    for prediction, label in pairs:
-        for p, t in zip(prediction.ravel().tolist(), label.ravel().tolist(), strict=True):
-            if t == 255:
-                continue
-            intersection += p == cls and t == cls
-            union += p == cls or t == cls
-            target += t == cls
-    return intersection, union, target
-
-
 def slow_iou(pairs, cls):
-    intersection, union, _ = slow_counts(pairs, cls)
+    """IoU of a class over (prediction, label) pairs; 0 where it never occurs."""
+    intersection = union = 0
+    for prediction, label in pairs:
+        valid = label != 255
+        intersection += ((prediction == cls) & (label == cls) & valid).sum()
+        union += (((prediction == cls) | (label == cls)) & valid).sum()
     return intersection / union if union else 0.0
 
 
-def slow_results(drawn):
+def slow_base_miou(pairs):
+    classes = [c for c in range(1, NUM_BASE + 1) if any((label == c).any() for _, label in pairs)]
+    return np.mean([slow_iou(pairs, c) for c in classes])
+
+
+def slow_scores(drawn):
     def per_class(which):
         return [slow_iou([(e[which], e[4]) for e in drawn if e[0] == c], 1) for c in NOVEL]
 
     def two_way(which):
         return [slow_iou([(e[which], e[4]) for e in drawn], cls) for cls in (0, 1)]
 
-    base_pairs = [(e[3], e[5]) for e in drawn]
-    base = [
-        slow_iou(base_pairs, cls)
-        for cls in range(1, NUM_BASE + 1)
-        if slow_counts(base_pairs, cls)[2] > 0
-    ]
     return {
         "mIoU": np.mean(per_class(1)),
         "mIoU_m": np.mean(per_class(2)),
-        "mIoU_b": np.mean(base),
+        "mIoU_b": slow_base_miou([(e[3], e[5]) for e in drawn]),
         "FBIoU": np.mean(two_way(1)),
         "FBIoU_m": np.mean(two_way(2)),
         "pIoU": two_way(1)[1],
@@ -74,39 +65,29 @@ def slow_results(drawn):
     }
 
 
-def counts_of(final, meta, base, label, base_label):
-    pairs = ((final, label, 2), (meta, label, 2), (base, base_label, NUM_BASE + 1))
-    return [confusion(*pair) for pair in pairs]
+def scores_of(drawn, classes=NOVEL, with_base=True):
+    records = np.zeros(len(drawn), RECORD)
+    base_counts = np.zeros((NUM_BASE + 1, NUM_BASE + 1), np.int64)
+    for record, (_, final, meta, base, label, base_label) in zip(records, drawn, strict=True):
+        record["final"], record["meta"] = confusion(final, label, 2), confusion(meta, label, 2)
+        base_counts += confusion(base, base_label, NUM_BASE + 1)
+    class_ids = np.array([episode[0] for episode in drawn])
+    return episode_scores(records, class_ids, classes, base_counts if with_base else None)
 
 
-def counted(drawn):
-    metrics = EpisodeMetrics(NOVEL, NUM_BASE)
-    for class_id, *maps in drawn:
-        metrics.add(class_id, *counts_of(*maps))
-    return metrics
-
-
-def assert_same(found, expected):
-    assert set(found) == set(expected) == {*SCORES, "class_iou"}
-    for score in SCORES:
-        assert found[score] == pytest.approx(expected[score], abs=1e-12)
-    assert found["class_iou"] == pytest.approx(expected["class_iou"], abs=1e-12)
-
-
-def test_episode_scores_match_the_naive_twin():
-    drawn = episodes(0, 12)
-    assert {e[0] for e in drawn} == set(NOVEL)
-    assert_same(counted(drawn).results(), slow_results(drawn))
-
-
-def test_a_class_that_never_came_counts_zero():
-    drawn = episodes(1, 8, classes=(3, 7))
-    results = counted(drawn).results()
-    assert results["class_iou"][9] == 0.0
-    assert results["mIoU"] == pytest.approx(
-        (results["class_iou"][3] + results["class_iou"][7]) / 3, abs=1e-12
-    )
-    assert_same(results, slow_results(drawn))
+@pytest.mark.parametrize("classes", [NOVEL, (3, 7)])  # A class that never came counts zero.
+def test_episode_scores_match_the_naive_twin(classes):
+    drawn = episodes(0, 12, classes)
+    found, expected = scores_of(drawn), slow_scores(drawn)
+    assert {e[0] for e in drawn} == set(classes) and (found["class_iou"][9] > 0) == (9 in classes)
+    assert set(found) == {*SCORES, "class_iou"}
+    assert found.pop("class_iou") == pytest.approx(expected.pop("class_iou"), abs=1e-12)
+    assert found == pytest.approx(expected, abs=1e-12)
+    # Without the base learner its score is absent and the others are the same.
+    del found[BASE_SCORE]
+    without = scores_of(drawn, with_base=False)
+    assert found.items() <= without.items() and BASE_SCORE not in without
+    assert set(summarise([without])["mean"]) == {*SCORES} - {BASE_SCORE}
 
 
 def test_known_numbers():
@@ -115,9 +96,7 @@ def test_known_numbers():
     label = np.array([[1, 0, 0, 255], [1, 255, 1, 0]])
     base = np.array([[1, 1, 2, 2], [0, 0, 0, 0]])
     base_label = np.array([[1, 0, 255, 255], [0, 0, 0, 2]])
-    metrics = EpisodeMetrics([5], NUM_BASE)
-    metrics.add(5, *counts_of(final, meta, base, label, base_label))
-    results = metrics.results()
+    results = scores_of([(5, final, meta, base, label, base_label)], [5])
     assert results["mIoU"] == results["pIoU"] == pytest.approx(2 / 4)
     assert results["FBIoU"] == pytest.approx((2 / 4 + 2 / 4) / 2)
     assert results["mIoU_m"] == 0.0
@@ -125,74 +104,32 @@ def test_known_numbers():
     assert results["mIoU_b"] == pytest.approx((1 / 2 + 0) / 2)  # classes 3 and 4 do not occur
 
 
-def test_nothing_counted_gives_zeros():
-    results = EpisodeMetrics(NOVEL, NUM_BASE).results()
-    assert [results[score] for score in SCORES] == [0.0] * len(SCORES)
-
-
 def test_tensors_count_like_arrays_and_nothing_is_written_to():
-    drawn = episodes(2, 6)
-    copies = [tuple(np.copy(value) for value in episode) for episode in drawn]
-    tensors = [(class_id, *map(torch.from_numpy, maps)) for class_id, *maps in drawn]
-    assert (counted(tensors).state() == counted(drawn).state()).all()
-    for episode, copy in zip(drawn, copies, strict=True):
-        assert all((a == b).all() for a, b in zip(episode, copy, strict=True))
-
-
-def test_states_of_two_processes_sum_to_that_of_one():
-    drawn = episodes(3, 9)
-    one, other, whole = counted(drawn[:4]), counted(drawn[4:]), counted(drawn)
-    assert one.state().dtype == np.int64
-    one.load_state(one.state() + other.state())
-    assert (one.state() == whole.state()).all()
-    assert_same(one.results(), whole.results())
-
-
-def test_state_is_a_copy():
-    metrics = counted(episodes(4, 2))
-    before = metrics.state()
-    metrics.state()[:] = 0
-    assert before.any() and (metrics.state() == before).all()
-
-
-def test_wrong_maps_are_refused_and_not_counted():
-    label = np.zeros((3, 4), int)
-    with pytest.raises(ValueError, match="differ in shape"):
-        confusion(label, label[:-1], 2)
+    _, final, _, _, label, _ = episodes(2, 1)[0]
+    copies = final.copy(), label.copy()
+    expected = confusion(final, label, 2)
+    assert (confusion(torch.from_numpy(final), torch.from_numpy(label), 2) == expected).all()
+    assert expected.dtype == np.int64
+    assert (final == copies[0]).all() and (label == copies[1]).all()
     with pytest.raises(ValueError, match="prediction holds"):
-        confusion(label + 2, label, 2)
+        confusion(final + 1, label, 2)
     with pytest.raises(ValueError, match="label holds"):
-        confusion(label, label + 2, 2)
-    metrics = EpisodeMetrics(NOVEL)
-    with pytest.raises(ValueError, match="class 4"):
-        metrics.add(4, *[confusion(label, label, 2)] * 2)
-    assert not metrics.state().any()
-
-
-def test_without_the_base_learner_its_score_is_absent_and_the_others_are_the_same():
-    drawn = episodes(5, 6)
-    metrics = EpisodeMetrics(NOVEL)
-    for class_id, *maps in drawn:
-        metrics.add(class_id, *counts_of(*maps)[:2])
-    expected = counted(drawn).results()
-    del expected[BASE_SCORE]
-    assert metrics.results() == expected
-    assert set(summarise([metrics.results()])["mean"]) == {*SCORES} - {BASE_SCORE}
+        confusion(final, final + 1, 2)
 
 
 def test_the_base_miou_matches_the_naive_twin():
     rng = np.random.RandomState(6)
     pairs = [
-        (rng.randint(0, 5, (2, 7, 6)), rng.choice([0, 1, 2, 4, 255], (2, 7, 6))) for _ in range(4)
+        (rng.randint(0, 4, (2, 7, 6)), rng.choice([0, 1, 2, 255], (2, 7, 6))) for _ in range(4)
     ]
     counts = sum(confusion(*pair, 6) for pair in pairs)
-    # 3 is predicted but never in the labels, 5 is in neither
-    assert base_miou(counts) == pytest.approx(np.mean([slow_iou(pairs, c) for c in (1, 2, 4)]))
+    # 3 is predicted but never in the labels, 4 and 5 are in neither
+    assert base_miou(counts) == pytest.approx(slow_base_miou(pairs))
     assert base_miou(np.diag([9, 0, 0])) == 0
 
 
 def test_summary_takes_each_score_by_itself():
-    runs = [counted(episodes(seed, 5)).results() for seed in range(3)]
+    runs = [scores_of(episodes(seed, 5)) for seed in range(3)]
     summary = summarise(runs)
     for score in SCORES:
         values = [run[score] for run in runs]
@@ -203,20 +140,6 @@ def test_summary_takes_each_score_by_itself():
         half_width = 4.30265 * np.std(values, ddof=1) / 3**0.5
         assert summary["ci95"][score] == pytest.approx(half_width, rel=1e-5)
     json.dumps(summary)
-    with pytest.raises(ValueError, match="no runs"):
-        mean_interval([])
-
-
-def test_a_single_run_has_no_spread():
-    summary = summarise([counted(episodes(0, 5)).results()])
-    assert set(summary["std"].values()) == set(summary["ci95"].values()) == {None}
-    assert summary["mean"] == summary["best"]
-
-
-def test_intervals_hold_the_mean_of_the_population_as_often_as_they_say():
-    rng = np.random.RandomState(0)
-    held = 0
-    for values in rng.normal(5, 2, (4000, 10)):
-        mean, _, half_width = mean_interval(values)
-        held += abs(mean - 5) <= half_width
-    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+    single = summarise(runs[:1])
+    assert set(single["std"].values()) == set(single["ci95"].values()) == {None}
+    assert single["mean"] == single["best"]

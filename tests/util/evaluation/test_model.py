@@ -34,15 +34,20 @@ def load(path, scaled=True, **settings):
     return net, shot, " ".join(notes)
 
 
-@pytest.mark.parametrize("published", [False, True])
-def test_at_the_shot_of_training_the_weights_are_all_there(write, published):
-    trained, path = write(5, published)
-    net, shot, said = load(path, shot=5)
-    assert shot == 5 and not said
-    assert net.match_scale == 1 and net.ensemble.shot_weights is not None
-    states = net.state_dict(), trained.state_dict()
+def assert_same_weights(net, other):
+    states = net.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
+
+
+# Linear weights of supports tell the shot too.
+@pytest.mark.parametrize(("published", "options"), [(False, {}), (True, {"kshot_trans_dim": 0})])
+def test_at_the_shot_of_training_the_weights_are_all_there(write, published, options):
+    trained, path = write(5, published, **options)
+    net, shot, said = load(path, shot=5, **options)
+    assert shot == 5 and not said
+    assert net.match_scale == 1 and net.ensemble.shot_weights is not None
+    assert_same_weights(net, trained)
 
 
 @pytest.mark.parametrize(
@@ -55,34 +60,16 @@ def test_at_another_shot_matching_is_scaled_and_supports_weigh_alike(
     net, found, said = load(path, shot=shot)
     assert found == trained_shot and f"multiplied by {trained_shot}/{shot}" in said
     assert net.match_scale == trained_shot / shot
-    distances = torch.rand(3, shot)
-    assert net.ensemble.adjustment(distances).equal(distances.mean(1))
     plain, _, said = load(path, shot=shot, scaled=False)
     assert plain.match_scale == 1 and "left as it is" in said
-    assert plain.ensemble.adjustment(distances).equal(distances.mean(1))
-    states = plain.state_dict(), net.state_dict()
-    assert all(states[0][key].equal(states[1][key]) for key in states[1])
-
-
-def test_the_scale_is_what_differs(write):
-    _, path = write(1)
-    image, support, mask = (
-        torch.rand(1, 3, 65, 65),
-        torch.rand(1, 2, 3, 65, 65),
-        torch.ones(1, 2, 65, 65),
-    )
-    outputs = []
-    for scaled in (True, False):
-        net, _, _ = load(path, shot=2, scaled=scaled)
-        with torch.no_grad():
-            outputs.append(net.eval()(image, support, mask).meta)
+    assert_same_weights(net, plain)
+    distances = torch.rand(3, shot)
+    for one in (net, plain):
+        assert one.ensemble.adjustment(distances).equal(distances.mean(1))
+    episode = torch.rand(1, 3, 33, 33), torch.rand(1, shot, 3, 33, 33), torch.ones(1, shot, 33, 33)
+    with torch.no_grad():
+        outputs = [one.eval()(*episode).meta for one in (net, plain)]
     assert not torch.allclose(*outputs)
-
-
-def test_linear_weights_of_supports_tell_the_shot_too(write):
-    _, path = write(5, True, kshot_trans_dim=0)
-    _, shot, _ = load(path, shot=5, kshot_trans_dim=0)
-    assert shot == 5
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -91,8 +78,7 @@ def test_the_number_of_base_classes_is_that_of_the_checkpoint(write, published):
     net, _, said = load(path)
     assert said.startswith("The weights were trained on 60 base classes and this fold has 15")
     assert net.base.base_classes == 60
-    states = net.state_dict(), trained.state_dict()
-    assert all(states[0][key].equal(states[1][key]) for key in states[1])
+    assert_same_weights(net, trained)
 
 
 def test_other_weights_are_refused(write, tmp_path):

@@ -33,37 +33,22 @@ def test_units_hold_every_episode_once_and_no_query_is_in_two(batch_size):
         assert all(len(batch) == batch_size for batch in unit[:-1])
         assert 1 <= len(unit[-1]) <= batch_size
     assert all(len(flat(unit)) >= batch_size for unit in units[:-1])
-
-
-def test_a_query_that_fills_a_batch_is_a_unit_and_its_classes_follow_each_other():
-    draws = drawn()
-    for unit in plan_units(draws, 5, range(len(draws))):
-        assert len({draws[p].index for p in flat(unit)}) == 1
-        classes = [draws[p].class_id for p in flat(unit)]
-        assert classes == sorted(classes)
-
-
-def test_queries_of_a_class_follow_each_other():
-    draws = drawn(episodes=400)
-    mains = []
-    for unit in plan_units(draws, 1, range(len(draws))):
-        classes = [draws[position].class_id for position in flat(unit)]
-        mains.append(max(sorted(set(classes)), key=classes.count))
-    assert mains == sorted(mains) and set(mains) == {1, 2, 3, 4}
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_without_finished_units_the_others_stay_as_they_are(batch_size):
-    draws = drawn()
-    units = plan_units(draws, batch_size, range(len(draws)))
+    # Without the units that are finished, the others stay as they are.
     left = [unit for number, unit in enumerate(units) if number % 3]
     positions = sorted(p for unit in left for p in flat(unit))
     assert plan_units(draws, batch_size, positions) == left
 
 
-def test_nothing_left_is_no_unit():
-    assert plan_units(drawn(), 2, []) == []
-    assert share_units(drawn(), [], 3) == [[], [], []]
+def test_queries_of_a_class_follow_each_other_as_do_the_classes_of_a_query():
+    draws = drawn(episodes=400)
+    mains = []
+    for unit in plan_units(draws, 5, range(len(draws))):
+        # A query that fills a batch is a unit.
+        assert len({draws[p].index for p in flat(unit)}) == 1
+        classes = [draws[p].class_id for p in flat(unit)]
+        assert classes == sorted(classes)
+        mains.append(max(sorted(set(classes)), key=classes.count))
+    assert mains == sorted(mains) and set(mains) == {1, 2, 3, 4}
 
 
 def cost_of(draws, share):
@@ -82,7 +67,8 @@ def test_processes_get_stretches_of_like_cost(processes):
     assert len(costs) == processes and max(costs) < 1.1 * sum(costs) / processes
 
 
-def test_more_processes_than_units_leave_some_without_work():
+def test_some_processes_may_have_no_work():
     draws = drawn(episodes=8, images=8)
     shares = share_units(draws, plan_units(draws, 1, range(4)), 7)
     assert len(shares) == 7 and sorted(map(len, shares)) == [0, 0, 0, 1, 1, 1, 1]
+    assert share_units(draws, plan_units(draws, 2, []), 3) == [[], [], []]

@@ -67,14 +67,11 @@ def test_where_there_are_no_device_files_nvidia_smi_is_asked(machine, monkeypatc
         assert count_gpus() == 0
 
 
-def test_more_processes_than_gpus_are_an_error(machine):
+def test_more_processes_than_gpus_or_a_gpu_without_kernels_are_named(machine):
     machine(gpus=2)
     assert choose_device(1) == torch.device("cuda", 1)
     with pytest.raises(UserError, match="a machine with 2 GPUs has none; start at most 2"):
         choose_device(2)
-
-
-def test_a_gpu_without_kernels_is_named(machine):
     machine(gpus=1, capability=(6, 1))
     named = r"no kernels for Old GPU, compute capability 6\.1 \(it has sm_75, sm_86, compute_86\)"
     with pytest.raises(UserError, match=named):

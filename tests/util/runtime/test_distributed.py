@@ -19,7 +19,7 @@ from tests.processes import spawn_two
 from util.runtime import distributed as distributed_module
 from util.runtime.distributed import Processes, _is_lost_connection, start_processes
 from util.runtime.errors import UserError
-from util.training.engine import distributed
+from util.training.parallel import distributed
 
 CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
 
@@ -40,18 +40,27 @@ def gradients(processes):
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def write_gradients(processes, path):
+def compute_and_end(processes, folder):
+    """Write the gradients, and end as after a signal."""
     total = processes.sum(np.array([processes.rank + 1, 10], np.int64))
     assert total.tolist() == [3, 20] and total.dtype == np.int64
     result = gradients(processes)
     if processes.is_main:
-        torch.save(result, path)
+        torch.save(result, folder / "gradients.pth")
+    leave = Processes.leave
+
+    def left(self):
+        leave(self)
+        (folder / str(self.rank)).write_text(str(dist.is_initialized()))
+
+    Processes.leave = left
+    sys.exit(0)
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path):
-    path = tmp_path / "gradients.pth"
-    spawn_two(write_gradients, path)
-    two = torch.load(path)
+def test_two_processes_give_the_gradients_of_one_and_leave_their_group(tmp_path):
+    spawn_two(compute_and_end, tmp_path)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["False"] * 2
+    two = torch.load(tmp_path / "gradients.pth")
     with start_processes() as processes:
         assert (processes.world_size, processes.is_main) == (1, True)
         one = gradients(processes)
@@ -149,19 +158,3 @@ def test_a_port_that_is_none_is_not_waited_for(place):
     message = r"1:99999 \(port must .* but was 99999\)"
     with pytest.raises(UserError, match=message), start_processes():
         pass
-
-
-def ends_by_a_signal(processes, folder):
-    leave = Processes.leave
-
-    def left(self):
-        leave(self)
-        (folder / str(self.rank)).write_text(str(dist.is_initialized()))
-
-    Processes.leave = left
-    sys.exit(0)
-
-
-def test_after_a_signal_the_process_group_is_destroyed(tmp_path):
-    spawn_two(ends_by_a_signal, tmp_path)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["False"] * 2

@@ -9,7 +9,7 @@ import torch
 from torch.distributed import DistBackendError
 
 from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
-from util.runtime.log import Scalars
+from util.training.progress import Scalars
 
 
 def message_of(action, capsys):

@@ -5,13 +5,16 @@ import pytest
 from util.runtime.files import write_atomically
 
 
-def test_replaces_whole_contents_and_makes_folders(tmp_path):
+def test_replaces_whole_contents_and_makes_folders(tmp_path, monkeypatch):
     path = tmp_path / "a b" / "file.txt"
     write_atomically(path, "long first text é")
     assert path.read_text(encoding="utf-8") == "long first text é"
     write_atomically(str(path), b"\x00short")
     assert path.read_bytes() == b"\x00short"
     assert os.listdir(path.parent) == ["file.txt"]
+    monkeypatch.chdir(tmp_path)
+    write_atomically("a bare name.txt", "here")
+    assert (tmp_path / "a bare name.txt").read_text() == "here"
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
@@ -26,9 +29,3 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
-
-
-def test_a_bare_name_goes_to_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_atomically("file.txt", "here")
-    assert (tmp_path / "file.txt").read_text() == "here"

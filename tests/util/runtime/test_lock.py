@@ -10,6 +10,7 @@ import pytest
 from tests.paths import ROOT
 from util.runtime.errors import UserError
 from util.runtime.lock import exclusive
+from util.runtime.log import get_logger
 
 HOLDER = """
 import os, sys
@@ -64,10 +65,14 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: exclusive(folder / ".lock").__enter__(),
+        lambda folder: get_logger(folder, is_main=True),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named(use, tmp_path):
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(UserError, match=r"cannot write in .*file.*; set exp_dir"),
-        exclusive(tmp_path / "file" / ".lock"),
-    ):
-        pass
+    with pytest.raises(UserError, match=r"cannot write in .*file.*; set exp_dir"):
+        use(tmp_path / "file" / "run")

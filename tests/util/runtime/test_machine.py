@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import util.runtime.machine
-from util.runtime.machine import environment_line, run_environment
+from util.runtime.machine import environment_line, peak_memory, run_environment
 
 
 def git(folder, *words):
@@ -22,7 +22,7 @@ def repository(tmp_path, monkeypatch):
     """A git checkout of one commit, with a tag, in place of this repository."""
     if not shutil.which("git"):
         pytest.skip("git is not installed")
-    monkeypatch.setattr(util.runtime.machine, "_ROOT", tmp_path)
+    monkeypatch.setattr(util.runtime.machine, "ROOT", tmp_path)
     git(tmp_path, "init", "--quiet")
     (tmp_path / "tracked").write_text("a")
     git(tmp_path, "add", ".")
@@ -38,6 +38,7 @@ def test_the_environment_holds_machine_versions_and_time():
     assert environment["cuda"] == torch.version.cuda
     assert environment["python"] == platform.python_version()
     assert environment["cpu"] and environment["cores"] >= 1
+    assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
     age = datetime.now(timezone.utc) - datetime.fromisoformat(environment["date"])
     assert timedelta(0) <= age < timedelta(minutes=1)
 
@@ -67,11 +68,11 @@ def test_the_commit_tells_changes_of_tracked_files(repository):
 def test_without_git_there_is_no_commit(repository, monkeypatch):
     inside = repository / "a copy without .git"
     inside.mkdir()
-    monkeypatch.setattr(util.runtime.machine, "_ROOT", inside)
+    monkeypatch.setattr(util.runtime.machine, "ROOT", inside)
     assert run_environment()["commit"] is None
     (inside / ".git").write_text("damaged")
     assert run_environment()["commit"] is None
-    monkeypatch.setattr(util.runtime.machine, "_ROOT", repository)
+    monkeypatch.setattr(util.runtime.machine, "ROOT", repository)
     monkeypatch.setenv("PATH", "")
     assert run_environment()["commit"] is None
 

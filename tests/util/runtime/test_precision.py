@@ -21,21 +21,21 @@ def test_products_are_computed_in_the_chosen_type(amp, dtype):
 
 
 def losses_of_training(amp, backbone_dtype=None):
-    """Losses of twenty iterations on one batch, (20, 3): total, main, distillation."""
+    """Losses of ten iterations on one batch, (10, 3): total, main, distillation."""
     torch.manual_seed(0)
     net = build_hdmnet(backbone="resnet18", base_classes=3, backbone_dtype=backbone_dtype).train()
     generator = torch.Generator().manual_seed(1)
-    query = torch.randn(2, 3, 65, 65, generator=generator)
-    support = torch.randn(2, 1, 3, 65, 65, generator=generator)
-    mask = torch.zeros(2, 65, 65, dtype=torch.long)
-    mask[:, 16:48, 16:48] = 1
+    query = torch.randn(2, 3, 33, 33, generator=generator)
+    support = torch.randn(2, 1, 3, 33, 33, generator=generator)
+    mask = torch.zeros(2, 33, 33, dtype=torch.long)
+    mask[:, 8:24, 8:24] = 1
     # Empty masks, of supports and of queries, make the teacher of the distillation flat.
     support_mask = mask[:, None].clone()
     support_mask[1] = 0
     optimizer = hdmnet_optimizer(net, 1e-4)
     precision = Precision(amp, CPU)
     rows = []
-    for step in range(20):
+    for step in range(10):
         torch.manual_seed(step)  # the same dropout
         with precision.autocast():
             out = net(query, support, support_mask, torch.zeros(2, dtype=torch.long))

@@ -1,11 +1,13 @@
+"""The training loop: exact resuming, validation, reports, and losses that are not finite."""
+
 import json
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,18 +16,18 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
 
-from tests.paths import ROOT
 from tests.processes import spawn_two
 from util.checkpoints.run_files import find_best
 from util.config.schema import Config
 from util.data.data_loader import TrainLoader
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
-from util.runtime.log import Scalars, get_logger
+from util.runtime.log import get_logger
 from util.runtime.seed import seed_everything, untouched_random_streams
+from util.training import engine
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe, to_device
-from util.training.memory import peak_memory
+from util.training.progress import Scalars
 from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
 
@@ -50,30 +52,54 @@ class Points(Dataset):
 
 
 class Training:
-    """A small net with dropout and batch norm, trained for three epochs of four iterations."""
+    """A small net with dropout and batch norm, trained for three epochs of four iterations.
 
-    def __init__(self, folder, broken=(), batch_size=3, accumulated=1, processes=ALONE, **settings):
+    Its methods `losses_of`, `validate` and `before_iteration` may be replaced before it runs.
+    """
+
+    def __init__(
+        self,
+        folder,
+        broken=(),
+        batch_size=3,
+        accumulated=1,
+        processes=ALONE,
+        halves=False,
+        **settings,
+    ):
         settings = {"epochs": 3, "print_freq": 2, "save_iters": 1, "workers": 0} | settings
-        self.cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+        cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
         seed_everything(1)
         self.net = nn.Sequential(
             nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1)
         )
-        optimizer = torch.optim.AdamW([{"params": self.net.parameters(), "lr": 0.1, "ratio": 1.0}])
         data = Points(broken)
-        loader = TrainLoader(data, RandomSampler(data), batch_size, self.cfg.workers)
-        recipe = Recipe(self.net, optimizer, loader, accumulated, 3, {"base_classes": [1]})
-        logger, main = get_logger(folder, processes.is_main), processes.is_main
-        run = Run(self.cfg, folder, processes, logger, Scalars(folder if main else None))
-        self.trainer = Trainer(run, recipe)
+        recipe = Recipe(
+            self.net,
+            torch.optim.AdamW([{"params": self.net.parameters(), "lr": 0.1, "ratio": 1.0}]),
+            TrainLoader(data, RandomSampler(data), batch_size, cfg.workers),
+            accumulated,
+            3,
+            {"base_classes": [1]},
+            lambda forward, batch: self.losses_of(forward, batch),
+            self.rate_of,
+            lambda _: self.validate(),
+            lambda _: True,
+            halves,
+        )
+        logger = get_logger(folder, processes.is_main)
+        scalars = Scalars(folder if processes.is_main else None)
+        saved = find_saved("auto", folder / "snapshot", processes, logger)
+        self.trainer = Trainer(Run(cfg, folder, processes, logger, scalars, saved), recipe)
         self.validated = []
         self.before_iteration = lambda iteration: None
-        saved = find_saved("auto", folder / "snapshot", processes, self.trainer.logger)
-        if saved:
-            self.trainer.restore(saved)
 
-    def losses_of(self, batch):
-        return {"loss": (self.net(batch["x"]) - 1).square().mean()}
+    @property
+    def position(self):
+        return self.trainer.state.epoch, self.trainer.state.step
+
+    def losses_of(self, forward, batch):
+        return {"loss": (forward(batch["x"]) - 1).square().mean()}
 
     def rate_of(self, iteration):
         self.before_iteration(iteration)
@@ -81,48 +107,81 @@ class Training:
 
     def validate(self):
         seed_everything(99)
-        self.validated.append((self.trainer.state.epoch, self.trainer.state.step))
+        self.validated.append(self.position)
         return {"mIoU": [0.2, 0.5, 0.3][self.trainer.state.epoch]}
 
-    def run(self, **options):
-        self.trainer.run(
-            options.get("wrapped", self.net),
-            self.losses_of,
-            self.rate_of,
-            self.validate,
-            options.get("validates", lambda epoch: True),
-            options.get("halves", False),
-        )
+    def run(self):
+        self.trainer.train()
         return self.net.state_dict()
+
+    def stop_at(self, iteration):
+        """Run until a signal comes in an iteration, and return the exit code."""
+        self.before_iteration = lambda number: (
+            os.kill(os.getpid(), signal.SIGTERM) if number == iteration else None
+        )
+        with pytest.raises(SystemExit) as stop:
+            self.run()
+        return stop.value.code
+
+    def stop_in_validation(self, step):
+        """Run until a signal comes in the first validation at a step of an epoch."""
+        plain = self.validate
+
+        def interrupted():
+            if self.trainer.state.step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return plain()
+
+        self.validate = interrupted
+        with pytest.raises(SystemExit):
+            self.run()
 
 
 def same(one, other):
     return all(one[key].equal(other[key]) for key in one)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A function that returns a training with halves which was not interrupted, and its weights."""
+    done = {}
+
+    def trained(workers):
+        if workers not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            training = Training(folder, workers=workers, halves=True)
+            done[workers] = training, training.run()
+        return done[workers]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Folder and weights of a training after one that was killed while it saved and reported."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "snapshot").mkdir()
+    (folder / "snapshot" / "next.pth.123.tmp").touch()
+    (folder / "scalars.jsonl").write_text('{"step": 1}\n{"ste')
+    return folder, Training(folder).run()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 10, 11])
-def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, tmp_path):
-    whole = Training(tmp_path / "whole", workers=workers)
-    expected = whole.run(halves=True)
-    cut = Training(tmp_path / "cut", workers=workers)
-    cut.before_iteration = lambda iteration: (
-        os.kill(os.getpid(), signal.SIGTERM) if iteration == at else None
-    )
-    with pytest.raises(SystemExit) as stop:
-        cut.run(halves=True)
-    assert stop.value.code == STOPPED
-    again = Training(tmp_path / "cut", workers=workers)
-    state = again.trainer.state
-    assert 4 * state.epoch + state.step == at
-    assert same(again.run(halves=True), expected)
-    assert again.trainer.state == whole.trainer.state == RunState(3, 0, 0.5, 2, half_validated=3)
-    assert cut.validated + again.validated == whole.validated
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, whole, tmp_path):
+    uninterrupted, expected = whole(workers)
+    cut = Training(tmp_path, workers=workers, halves=True)
+    assert cut.stop_at(at) == STOPPED
+    again = Training(tmp_path, workers=workers, halves=True)
+    epoch, step = again.position
+    assert 4 * epoch + step == at
+    assert same(again.run(), expected)
+    assert again.trainer.state == RunState(3, 0, 0.5, 2, half_validated=3)
+    assert cut.validated + again.validated == uninterrupted.validated
 
 
-def test_an_exception_loses_what_came_after_the_last_checkpoint(tmp_path):
-    expected = Training(tmp_path / "whole", save_iters=3).run()
-    cut = Training(tmp_path / "cut", save_iters=3)
+def test_an_exception_loses_what_came_after_the_last_checkpoint(plain, tmp_path):
+    cut = Training(tmp_path, save_iters=3)
 
     def fail(iteration):
         if iteration == 6:
@@ -131,82 +190,51 @@ def test_an_exception_loses_what_came_after_the_last_checkpoint(tmp_path):
     cut.before_iteration = fail
     with pytest.raises(ZeroDivisionError):
         cut.run()
-    again = Training(tmp_path / "cut", save_iters=3)
-    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 0)
-    assert same(again.run(), expected)
+    again = Training(tmp_path, save_iters=3)
+    assert again.position == (1, 0)
+    assert same(again.run(), plain[1])
 
 
-def test_what_a_kill_during_a_save_left_is_removed(tmp_path):
-    torn = tmp_path / "snapshot" / "next.pth.123.tmp"
-    torn.parent.mkdir()
-    torn.touch()
-    Training(tmp_path).run()
-    assert {path.name for path in torn.parent.iterdir()} == {
+def test_what_a_kill_left_is_removed_or_passed_over(plain):
+    folder, _ = plain
+    assert {path.name for path in (folder / "snapshot").iterdir()} == {
         "last.pth",
         "previous.pth",
         "best_epoch_2_0.5000.pth",
     }
+    lines = (folder / "scalars.jsonl").read_text().splitlines()
+    assert lines[:2] == ['{"step": 1}', '{"ste'] and json.loads(lines[2])["step"] == 2
 
 
 def test_validation_can_be_left_at_once(tmp_path):
-    training = Training(tmp_path)
-    plain = training.validate
-
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        return plain()
-
-    training.validate = interrupted
-    with pytest.raises(SystemExit):
-        training.run()
+    Training(tmp_path).stop_in_validation(4)
     again = Training(tmp_path)
-    assert (again.trainer.state.epoch, again.trainer.state.step) == (0, 4)
+    assert again.position == (0, 4)
     again.run()
     assert again.validated == [(0, 4), (1, 4), (2, 4)]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(tmp_path):
-    whole = Training(tmp_path / "whole")
-    expected = whole.run(halves=True)
-    cut = Training(tmp_path / "cut", save_iters=0)
-    plain = cut.validate
-
-    def interrupted():
-        if cut.trainer.state.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain()
-
-    cut.validate = interrupted
-    with pytest.raises(SystemExit):
-        cut.run(halves=True)
-    again = Training(tmp_path / "cut", save_iters=0)
-    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 2)
-    assert same(again.run(halves=True), expected)
-    assert cut.validated + again.validated == whole.validated
+def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whole, tmp_path):
+    uninterrupted, expected = whole(0)
+    cut = Training(tmp_path, save_iters=0, halves=True)
+    cut.stop_in_validation(2)
+    again = Training(tmp_path, save_iters=0, halves=True)
+    assert again.position == (1, 2)
+    assert same(again.run(), expected)
+    assert cut.validated + again.validated == uninterrupted.validated
 
 
 def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_path, monkeypatch):
-    cut = Training(tmp_path)
-    cut.before_iteration = lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 6 else None
-    with pytest.raises(SystemExit):
-        cut.run()
+    Training(tmp_path).stop_at(6)
     orders = []
     monkeypatch.setattr(TrainLoader, "set_epoch", lambda _, epoch: orders.append(epoch))
-    Training(tmp_path, batch_size=6).run()
-    assert orders[0] not in range(3) and orders[1:] == [2]
-
-
-def test_other_batches_than_before_are_said_and_trained(tmp_path):
-    cut = Training(tmp_path)
-    cut.before_iteration = lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 6 else None
-    with pytest.raises(SystemExit):
-        cut.run()
     again = Training(tmp_path, batch_size=6)
-    assert (again.trainer.state.epoch, again.trainer.state.step) == (1, 1)
+    assert again.position == (1, 1)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
-    assert again.trainer.state.epoch == 3
+    assert orders[0] not in range(3) and orders[1:] == [2]
+    assert again.position == (3, 0)
 
 
 def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
@@ -217,20 +245,35 @@ def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
     assert "no better mIoU for 1 epochs: stopping" in (tmp_path / "log.txt").read_text()
 
 
-def test_the_log_says_once_what_computes(tmp_path):
+def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     cfg = Config(num_classes=2, folds=[[2]], data_set="points")
-    with open_run(cfg, tmp_path, ALONE, viz=False):
-        pass
+    with open_run(cfg, tmp_path, ALONE, viz=False) as run:
+        assert run.snapshot == tmp_path / "snapshot" and run.saved is None
+    Training(tmp_path, batch_size=2, accumulated=3).run()
     log = (tmp_path / "log.txt").read_text()
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
+    assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
+    assert "rates 1.0e-01 for 0.00 M" in log
 
 
-def test_reports_are_lines_and_json(tmp_path):
-    training = Training(tmp_path)
-    training.run()
-    log = (tmp_path / "log.txt").read_text()
+def test_a_second_training_in_the_folder_is_refused(tmp_path, monkeypatch):
+    def taken(path, is_main):
+        raise UserError(f"{path} is in use")
+
+    monkeypatch.setattr(engine, "exclusive", taken)
+    cfg = Config(num_classes=2, folds=[[2]], data_set="points")
+    refused = pytest.raises(UserError, match=r"\.lock is in use")
+    with refused, open_run(cfg, tmp_path, ALONE, viz=False):
+        pass
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_reports_are_lines_and_json(plain):
+    folder, _ = plain
+    log = (folder / "log.txt").read_text()
     assert re.search(r"^\S+ \S+ +2/3 +6/12 +\d\.\d{4} +0\.2000 ", log, re.MULTILINE)
-    rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    lines = (folder / "scalars.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[2:]]
     train = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in train] == [2, 4, 6, 8, 10, 12]
     names = {"loss", "gradient", "rate", "samples_per_s", "data_wait", "peak_gb", "skipped"}
@@ -239,45 +282,20 @@ def test_reports_are_lines_and_json(tmp_path):
     assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
 
 
-def test_a_torn_line_of_scalars_does_not_spoil_the_next(tmp_path):
-    (tmp_path / "scalars.jsonl").write_text('{"step": 1}\n{"ste')
-    scalars = Scalars(tmp_path)
-    scalars.add("train", {"loss": 0.5}, 2)
-    scalars.close()
-    last = (tmp_path / "scalars.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last) == {"step": 2, "train/loss": 0.5}
-
-
-def test_a_loss_that_is_not_finite_is_skipped(tmp_path):
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path):
     training = Training(tmp_path, broken=[5])
     before = []
     training.before_iteration = lambda _: before.append(
         {key: value.clone() for key, value in training.net.state_dict().items()}
     )
-    state = training.run()
-    assert all(value.isfinite().all() for value in state.values())
-    skipped = [
-        index
-        for index in range(11)
-        if before[index]["0.weight"].equal(before[index + 1]["0.weight"])
-    ]
-    assert len(skipped) in (2, 3)
-    for index in skipped:
-        assert same(before[index], before[index + 1])
-
-
-def test_skipped_iterations_are_counted(tmp_path):
-    Training(tmp_path, broken=[5]).run()
+    before.append(training.run())
+    assert all(value.isfinite().all() for value in before[-1].values())
+    pairs = list(pairwise(before))
+    skipped = [pair for pair in pairs if pair[0]["0.weight"].equal(pair[1]["0.weight"])]
+    assert len(skipped) == 3 and all(same(*pair) for pair in skipped)
     rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
     assert sum(row.get("train/skipped", 0) for row in rows) == 3
     assert (tmp_path / "log.txt").read_text().count("1 skipped: not finite") == 3
-
-
-def test_of_accumulated_batches_the_one_that_is_not_finite_is_blamed(tmp_path):
-    training = Training(tmp_path, broken=[5], batch_size=2, accumulated=6, max_nonfinite=1)
-    blamed = r"iteration 1 with (5\.jpg, \d+\.jpg|\d+\.jpg, 5\.jpg); lower the rate"
-    with pytest.raises(UserError, match=blamed):
-        training.run()
 
 
 def scaled(folder, scale, **options):
@@ -296,7 +314,7 @@ def test_a_scaled_loss_that_is_not_finite_is_skipped_and_the_scale_stays(tmp_pat
 
 def test_a_scale_that_overflows_is_lowered_and_not_reported_as_a_gradient(tmp_path):
     training = scaled(tmp_path, 2.0**127, print_freq=1)
-    training.losses_of = lambda batch: {"loss": 16 * training.net(batch["x"]).square().mean()}
+    training.losses_of = lambda net, batch: {"loss": 16 * net(batch["x"]).square().mean()}
     training.run()
     assert training.trainer.precision.scaler.get_scale() < 2.0**127
     assert "Infinity" not in (tmp_path / "scalars.jsonl").read_text()
@@ -305,19 +323,26 @@ def test_a_scale_that_overflows_is_lowered_and_not_reported_as_a_gradient(tmp_pa
 def test_gradients_that_no_scale_mends_end_the_training(tmp_path):
     training = scaled(tmp_path, 2.0, max_nonfinite=3)
     # Its value is 0, its slope there is not.
-    training.losses_of = lambda batch: {"loss": (0 * training.net(batch["x"])).sqrt().sum()}
+    training.losses_of = lambda net, batch: {"loss": (0 * net(batch["x"])).sqrt().sum()}
     with pytest.raises(UserError, match="3 times in a row"):
         training.run()
 
 
-def test_training_stops_when_losses_stay_non_finite_and_names_the_files(tmp_path):
-    training = Training(tmp_path / "few", broken=range(12), max_nonfinite=3)
-    with pytest.raises(UserError, match=r"3 times in a row, last at iteration 3 with \d+.jpg, "):
-        training.run()
-    # An epoch has four.
-    training = Training(tmp_path / "many", broken=range(12), max_nonfinite=6)
-    with pytest.raises(UserError, match="6 times in a row, last at iteration 6 with"):
-        training.run()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"broken": range(12), "max_nonfinite": 3}, r"3 times .* iteration 3 with \d+.jpg, \d+"),
+        # An epoch has four.
+        ({"broken": range(12), "max_nonfinite": 6}, r"6 times in a row, last at iteration 6 with"),
+        (
+            {"broken": [5], "batch_size": 2, "accumulated": 6, "max_nonfinite": 1},
+            r"iteration 1 with (5\.jpg, \d+\.jpg|\d+\.jpg, 5\.jpg); lower the rate",
+        ),
+    ],
+)
+def test_training_stops_when_losses_stay_non_finite_and_names_the_files(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        Training(tmp_path, **options).run()
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -325,87 +350,64 @@ def test_accumulated_batches_give_the_gradient_of_one(accumulated, tmp_path):
     training = Training(tmp_path, batch_size=4 // accumulated, accumulated=accumulated)
     trainer = training.trainer
     assert trainer.global_batch == 4 and trainer.steps == 3
-    net = nn.Linear(2, 1)
+    net, expected = nn.Linear(2, 1), nn.Linear(2, 1)
     nn.init.ones_(net.weight)
-    training.net = net
+    expected.load_state_dict(net.state_dict())
     optimizer = torch.optim.SGD([{"params": net.parameters(), "lr": 1.0, "ratio": 1.0}])
     trainer.recipe = replace(trainer.recipe, net=net, optimizer=optimizer)
     fixed = torch.arange(8.0).view(4, 2)
     parts = iter(fixed.split(4 // accumulated))
-    expected = nn.Linear(2, 1)
-    expected.load_state_dict(net.state_dict())
     (expected(fixed) - 1).square().mean().backward()
-
-    def losses_of(_):
-        return {"loss": (net(next(parts)) - 1).square().mean()}
 
     def leave(iteration):
         if iteration == 2:
             raise ZeroDivisionError
 
-    training.losses_of, training.before_iteration = losses_of, leave
+    training.losses_of = lambda forward, _: {"loss": (forward(next(parts)) - 1).square().mean()}
+    training.before_iteration = leave
     with pytest.raises(ZeroDivisionError):
         training.run()
-    gradients = [p.grad for p in net.parameters()]
-    for gradient, wanted in zip(gradients, expected.parameters(), strict=True):
-        torch.testing.assert_close(gradient, wanted.grad, rtol=1e-6, atol=1e-6)
+    for parameter, wanted in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.grad, rtol=1e-6, atol=1e-6)
 
 
-def test_the_start_says_what_is_trained(tmp_path):
-    training = Training(tmp_path, batch_size=2, accumulated=3)
-    training.trainer.describe()
-    log = (tmp_path / "log.txt").read_text()
-    assert "12 images, global batch 6 (2 × 1 processes × 3 accumulated), 6 iterations" in log
-    assert "rates 1.0e-01 for 0.00 M" in log
-
-
-def stop_together(processes, folder):
+def train_together(processes, folder):
+    """Train with other batches in each process, and stop by a signal to the main one."""
     training = Training(folder, processes=processes)
+    # Batches of its own: dropout and points differ.
+    torch.manual_seed(processes.rank)
+    training.losses_of = lambda forward, batch: {
+        "loss": (forward(batch["x"] + processes.rank) - 1).square().mean()
+    }
+    seen = []
+    plain = training.validate
+
+    def validate():
+        seen.append(training.net[1].running_mean.clone())
+        return plain()
+
+    training.validate = validate
     if processes.is_main:
-        training.before_iteration = lambda i: (
-            os.kill(os.getpid(), signal.SIGTERM) if i == 2 else None
-        )
-    with pytest.raises(SystemExit) as stop:
-        training.run()
-    (folder / str(processes.rank)).write_text(f"{stop.value.code} {dist.is_initialized()}")
+        code = training.stop_at(10)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            training.run()
+        code = stop.value.code
+    torch.save([code, dist.is_initialized(), seen], folder / f"{processes.rank}.pth")
     sys.exit(0)
 
 
-def test_stopped_by_a_signal_the_processes_save_and_leave_their_group(tmp_path):
-    spawn_two(stop_together, tmp_path)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{STOPPED} False"] * 2
-
-
-def test_a_second_training_in_the_folder_is_refused(tmp_path):
-    cfg = Config(num_classes=2, folds=[[2]], data_set="points")
-    code = """if True:
-        import sys, time
-        from pathlib import Path
-        from util.runtime.lock import exclusive
-        with exclusive(Path(sys.argv[1]) / ".lock"):
-            print("held", flush=True)
-            time.sleep(60)"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout.readline() == b"held\n"
-        refused = pytest.raises(UserError, match=rf"is in use by process {other.pid} on ")
-        with refused, open_run(cfg, tmp_path, ALONE, viz=False):
-            pass
-        assert not (tmp_path / "log.txt").exists()
-        other.kill()
-    with open_run(cfg, tmp_path, ALONE, viz=False) as run:
-        assert run.snapshot == tmp_path / "snapshot"
-
-
-def test_memory_is_measured():
-    assert 2**20 < peak_memory(torch.device("cpu")) < 2**40
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write in .*file.*; set exp_dir"):
-        get_logger(tmp_path / "file" / "run", is_main=True)
+def test_two_processes_validate_alike_and_save_and_leave_together_after_a_signal(tmp_path):
+    spawn_two(train_together, tmp_path)
+    (code, grouped, one), (other_code, other_grouped, other) = (
+        torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)
+    )
+    assert (code, other_code, grouped, other_grouped) == (STOPPED, STOPPED, False, False)
+    # The statistics of batch norms are those of the main process.
+    assert len(one) == 2 and one[0].any()
+    assert all(a.equal(b) for a, b in zip(one, other, strict=True))
+    assert "their running statistics are those of process 0" in (tmp_path / "log.txt").read_text()
+    assert Training(tmp_path).position == (2, 2)
 
 
 def test_random_streams_go_on_as_if_nothing_happened():

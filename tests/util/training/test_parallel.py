@@ -5,22 +5,13 @@ from torch import nn
 from model import build_hdmnet, hdmnet_loss
 from model.norms import learning_norms
 from tests.golden import golden_episode
-from tests.processes import spawn_two
-from tests.util.training.test_engine import Training
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
-from util.training.engine import distributed
-from util.training.norms import (
-    several_values_a_channel,
-    synchronise,
-    synchronises,
-)
+from util.runtime.precision import Precision
+from util.training.iteration import Iteration, Recipe
+from util.training.parallel import distributed, synchronise, synchronises
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-
-
-def statistics(net):
-    return {key: v.clone() for key, v in net.state_dict().items() if "running" in key}
 
 
 @pytest.mark.parametrize(
@@ -49,49 +40,26 @@ def test_only_norms_that_learn_are_replaced_and_keep_their_parameters(fix_bn):
 def test_norms_of_stage_2_learn_and_those_of_the_base_learner_never():
     net = build_hdmnet("resnet18", 5, fix_bn=False)
     wrapped = distributed(net, Processes(0, 1, CPU))
-    before = statistics(net)
+    before = {key: v.clone() for key, v in net.state_dict().items() if "running" in key}
     batch = golden_episode(
         {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empty": False}
     )
     keys = ("query", "support", "support_mask", "class_index")
     out = wrapped(*(batch[key] for key in keys))
     hdmnet_loss(out, batch["query_mask"], batch["base_mask"]).total.backward()
-    changed = {key for key, value in statistics(net).items() if not value.equal(before[key])}
+    state = net.state_dict()
+    changed = {key for key, value in before.items() if not value.equal(state[key])}
     assert changed == {key for key in before if not key.startswith("base.")}
 
 
-def validate_with_own_statistics(processes, folder):
-    training = Training(folder, processes=processes)
-    wrapped = distributed(training.net, processes)
-    # Batches of its own: dropout and points differ.
-    torch.manual_seed(processes.rank)
-    training.losses_of = lambda batch: {
-        "loss": (wrapped(batch["x"] + processes.rank) - 1).square().mean()
-    }
-    seen = []
-    plain = training.validate
-
-    def validate():
-        seen.append(training.net[1].running_mean.clone())
-        return plain()
-
-    training.validate = validate
-    training.trainer.describe()
-    training.run(wrapped=wrapped)
-    torch.save(seen, folder / f"{processes.rank}.pth")
-
-
-def test_all_processes_validate_with_the_statistics_of_the_main_one(tmp_path):
-    spawn_two(validate_with_own_statistics, tmp_path)
-    one, other = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
-    assert len(one) == 3 and one[0].any()
-    assert all(a.equal(b) for a, b in zip(one, other, strict=True))
-    assert "their running statistics are those of process 0" in (tmp_path / "log.txt").read_text()
-
-
-def test_a_single_value_a_channel_is_an_error_of_one_line():
-    norm = nn.BatchNorm2d(2).train()
-    with pytest.raises(UserError, match="one value a channel"), several_values_a_channel():
-        norm(torch.ones(1, 2, 1, 1))
-    with pytest.raises(ValueError, match="expected 4D"), several_values_a_channel():
-        norm(torch.ones(2))
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [((1, 2, 1, 1), UserError, "one value a channel"), ((2,), ValueError, "expected 4D")],
+)
+def test_a_single_value_a_channel_is_an_error_of_one_line(shape, error, message):
+    net = nn.BatchNorm2d(2)
+    optimizer = torch.optim.SGD(net.parameters())
+    recipe = Recipe(net, optimizer, None, 1, 1, {}, lambda forward, b: forward(b["x"]), *[None] * 3)
+    iteration = Iteration(recipe, Processes(0, 1, CPU), Precision("off", CPU))
+    with pytest.raises(error, match=message):
+        iteration(iter([{"x": torch.ones(shape)}]), None)
