@@ -51,8 +51,8 @@ class TimmBackbone(Backbone):
         if taps is None and self.is_flat:
             taps = (count // 2 - 1, 3 * count // 4 - 1, count - 1)
         taps = taps or (count - 3, count - 2, count - 1)
-        if len(taps) != 3 or not all(0 <= tap < count for tap in taps):
-            raise ValueError(f"taps of {model} have to be three of 0 to {count - 1}")
+        if sorted({*taps} & {*range(count)}) != list(taps) or len(taps) != 3:
+            raise ValueError(f"taps of {model} have to be three of 0 to {count - 1}, ascending")
         first, second, third = taps
         channels = (maps[first]["num_chs"], maps[second]["num_chs"], maps[third]["num_chs"])
         super().__init__([], channels)
