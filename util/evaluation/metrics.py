@@ -27,7 +27,7 @@ def confusion(
 
     Args:
         prediction: Integers within 0 and num_classes - 1, an array or a tensor of any device.
-        label: The same of the same shape, or 255 where a pixel is ignored.
+        label: The same of the same shape, on any device, or 255 where a pixel is ignored.
         num_classes: The number of classes, background included.
 
     Returns:
@@ -36,7 +36,8 @@ def confusion(
     Raises:
         ValueError: A class is out of range.
     """
-    prediction, label = torch.as_tensor(prediction), torch.as_tensor(label)
+    prediction = torch.as_tensor(prediction)
+    label = torch.as_tensor(label, device=prediction.device)
     for name, classes in (("label", label[label != IGNORE]), ("prediction", prediction)):
         if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
             raise ValueError(f"{name} holds a class outside 0..{num_classes - 1}")
