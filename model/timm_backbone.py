@@ -44,7 +44,8 @@ class TimmBackbone(Backbone):
         taps: tuple[int, ...] | None = None,
         foldable: bool = False,
     ):
-        if not timm.is_model(model.partition(".")[0]):
+        # `is_model` leaves out the tag, which names the weights.
+        if not timm.is_model(model) or ("." in model and not timm.models.is_model_pretrained(model)):
             raise ValueError(f"timm {timm.__version__} has no model {model}")
         net, self.options = _create(model, stride)
         maps = net.feature_info

@@ -56,6 +56,7 @@ def test_stride_and_taps_are_settings():
     assert backbone.taps == (1, 2, 3) and len(backbone.net.blocks) == 4
     for name, message in (
         ("timm:no_such_model", "timm 1.* has no model no_such_model"),
+        ("timm:test_vit.no_tag", "timm 1.* has no model test_vit.no_tag"),
         ("timm:test_vit/stride=16", "test_vit cannot have the stride 16"),
         ("timm:test_vit/stride=7", "'stride=7' is neither"),
         ("timm:test_vit/taps=1-2-9", "taps of test_vit have to be three of 0 to 5"),
