@@ -45,7 +45,9 @@ class TimmBackbone(Backbone):
         foldable: bool = False,
     ):
         # `is_model` leaves out the tag, which names the weights.
-        if not timm.is_model(model) or ("." in model and not timm.models.is_model_pretrained(model)):
+        if not timm.is_model(model) or (
+            "." in model and not timm.models.is_model_pretrained(model)
+        ):
             raise ValueError(f"timm {timm.__version__} has no model {model}")
         net, self.options = _create(model, stride)
         maps = net.feature_info
