@@ -191,8 +191,10 @@ class FeatureEncoder(nn.Module):
     def _with_stages(self, supports: EncodedSupports, maps: list[Tensor]) -> SupportFeatures:
         """Return the features of supports, whose maps left the hierarchy, with their stages."""
         stages = tuple(
-            cast(Matching, layer).encode_support(*arguments)
-            for layer, *arguments in zip(self.matching, maps, supports.positions, strict=True)
+            cast(Matching, layer).encode_support(features, positions)
+            for layer, features, positions in zip(
+                self.matching, maps, supports.positions, strict=True
+            )
         )
         return supports.features._replace(stages=_unflattened(stages, supports.features.count))
 

@@ -87,6 +87,8 @@ def feature_bytes(features: QueryFeatures | SupportFeatures) -> int:
 
 def split_queries(features: QueryFeatures) -> list[QueryFeatures]:
     """Return each sample as a batch of one, in memory of its own."""
+    if len(features.f4) == 1:
+        return [features]
     samples = zip(*(tensor.split(1) for tensor in features), strict=True)
     return [QueryFeatures(*(tensor.clone() for tensor in sample)) for sample in samples]
 

@@ -17,6 +17,8 @@ import torch.multiprocessing as mp
 from tests.paths import ROOT
 from util.runtime.distributed import start_processes
 
+# CUDA cannot be used in a process that is forked from one which has looked for GPUs.
+START = "spawn" if torch.cuda.is_available() else "forkserver"
 multiprocessing.set_forkserver_preload(["train", "train_base", "util.launch"])
 
 
@@ -28,7 +30,7 @@ def spawn_two(function, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_run, (2, port, function, arguments), nprocs=2, start_method="forkserver")
+    mp.start_processes(_run, (2, port, function, arguments), nprocs=2, start_method=START)
 
 
 def _run(rank, world_size, port, function, arguments):
@@ -55,7 +57,7 @@ def start_python(words, stdout, stderr=None, environment=None, limit=0):
         limit: size that no file may exceed, in bytes; 0 for none.
     """
     arguments = (words, stdout, stderr or stdout, os.environ | (environment or {}), limit)
-    process = multiprocessing.get_context("forkserver").Process(target=_python, args=arguments)
+    process = multiprocessing.get_context(START).Process(target=_python, args=arguments)
     process.start()
     return process
 

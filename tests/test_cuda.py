@@ -17,6 +17,7 @@ from tests.processes import spawn_two
 from tests.small_model import small_episodes, small_net
 from util.data.draws import draw_test_episodes
 from util.evaluation.evaluator import evaluate_episodes
+from util.evaluation.metrics import confusion
 from util.evaluation.predictor import Predictor
 from util.runtime.distributed import Processes
 from util.runtime.errors import exits_on_user_error
@@ -186,6 +187,13 @@ def test_scores_are_those_of_the_cpu(shot, batch_size, cache_bytes, tiny_voc, tm
     for one, other in zip(found.runs, expected.runs, strict=True):
         for name in ("mIoU", "mIoU_m", "mIoU_b", "FBIoU"):
             assert one[name] == pytest.approx(other[name], abs=1e-3), name
+
+
+def test_pixels_are_counted_on_the_device():
+    prediction, label = torch.randint(0, 5, (2, 40, 30))
+    label[:3] = 255
+    expected = confusion(prediction, label, 5)
+    assert (confusion(prediction.to(DEVICE), label, 5) == expected).all()
 
 
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path):

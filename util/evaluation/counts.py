@@ -51,12 +51,12 @@ class Counts:
             threshold: The threshold of the baseline of the prior, if it was chosen before.
         """
         p, record = prediction, self.records[row]
-        record["final"], record["meta"] = (confusion(x, p.label, 2) for x in (p.final, p.meta))
-        record["pixels"], record["classes"] = p.label.size, p.classes
+        record["final"], record["meta"] = p.counts.numpy()
+        record["pixels"], record["classes"] = p.label.numel(), p.classes
         if p.base_counts is not None:
             self.base[run] += p.base_counts
         if p.prior is not None and threshold is None:
-            self.prior[run, rank] += prior_histograms(p.prior, p.label)
+            self.prior[run, rank] += prior_histograms(p.prior, p.label.cpu().numpy())
         elif p.prior is not None and threshold is not None:
             record["prior"] = confusion(threshold.foreground(p.prior), p.label, 2)
 

@@ -90,10 +90,10 @@ def draw_pictures(
         picture = EpisodePicture(
             read_image(str(query)),
             [parts.annotated(support, draw.class_id) for support in draw.supports],
-            prediction.label,
-            prediction.final,
+            prediction.label.cpu().numpy(),
+            prediction.final.cpu().numpy(),
             f"{class_name(draw.class_id, class_names)}, seed {seed}, episode {number}",
-            prediction.correlations,
+            [maps.cpu() for maps in prediction.correlations],
         )
         images.append(render(episode_figure(picture)))
         write_png(folder / f"{name}.png", images[-1])

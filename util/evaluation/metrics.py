@@ -27,7 +27,7 @@ def confusion(
 
     Args:
         prediction: Integers within 0 and num_classes - 1, an array or a tensor of any device.
-        label: The same of the same shape, or 255 where a pixel is ignored.
+        label: The same of the same shape, on any device, or 255 where a pixel is ignored.
         num_classes: The number of classes, background included.
 
     Returns:
@@ -36,14 +36,22 @@ def confusion(
     Raises:
         ValueError: A class is out of range.
     """
-    prediction, label = _as_array(prediction), _as_array(label)
-    valid = label != IGNORE
-    rows, columns = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
-    for name, classes in (("label", rows), ("prediction", columns)):
-        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+    prediction = torch.as_tensor(prediction)
+    label = torch.as_tensor(label, device=prediction.device)
+    for name, classes in (("label", label[label != IGNORE]), ("prediction", prediction)):
+        if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
             raise ValueError(f"{name} holds a class outside 0..{num_classes - 1}")
-    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    return pixel_counts(prediction, label, num_classes).cpu().numpy()
+
+
+def pixel_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Return `confusion` on the device of the tensors, which have to be in range, without waiting."""
+    # Pixels that are ignored are counted in a row of their own, which is cut off.
+    row = torch.where(label == IGNORE, num_classes, label.long())
+    index = (row * num_classes + prediction).flatten()
+    counts = index.new_zeros((num_classes + 1) * num_classes)
+    counts.scatter_add_(0, index, torch.ones_like(index))
+    return counts.unflatten(0, (num_classes + 1, num_classes))[:-1]
 
 
 def episode_scores(
@@ -136,11 +144,6 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | 
         "std": {score: deviation for score, (_, deviation, _) in spread.items()},
         "ci95": {score: half_width for score, (_, _, half_width) in spread.items()},
     }
-
-
-def _as_array(values: ArrayLike | Tensor) -> np.ndarray:
-    """Return a tensor of any device, an array or a list as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _ious(counts: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from model import HDMNet, HDMNetOutput
 from model.features import (
     QueryFeatures,
     SupportFeatures,
-    map_tensors,
+    split_queries,
     split_supports,
     stack_queries,
     stack_supports,
@@ -25,20 +25,22 @@ from util.data.episodes import EpisodeDataset
 from util.data.folds import class_label_table
 from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, Support, SupportKey
 from util.evaluation.feature_cache import FeatureCache
-from util.evaluation.metrics import confusion
+from util.evaluation.metrics import pixel_counts
 from util.evaluation.plan import Unit
 from util.runtime.errors import data_errors
 from util.runtime.machine import available_cores
 
+_Item = TypeVar("_Item")
+
 
 class Prediction(NamedTuple):
-    """The maps of an episode at the size H×W that is compared, on the host."""
+    """The counts of an episode, and its maps at the size H×W that is compared, on the device."""
 
     position: int  # of the episode among all drawn ones
-    final: np.ndarray  # uint8 (H, W) in {0, 1}
-    meta: np.ndarray  # the meta learner's prediction, likewise
-    label: np.ndarray  # the truth, uint8 (H, W) in {0, 1, 255}
+    counts: Tensor  # `confusion` of final and meta prediction, (2, 2, 2), on the host
     base_counts: np.ndarray | None  # `confusion` (N+1, N+1); None where it is not scored
+    final: Tensor  # bool (H, W)
+    label: Tensor  # the truth, uint8 (H, W) in {0, 1, 255}
     classes: int  # in the query
     prior: Tensor | None  # (2, H, W), where it was asked for
     correlations: list[Tensor]  # (h, w) of the part that the query fills, coarsest first
@@ -49,6 +51,7 @@ class _EncodedQuery:
     """A query with its features, and the base learner's counts once they are known."""
 
     query: Query
+    mask: Tensor  # that of the query
     features: QueryFeatures
     base_counts: np.ndarray | None = None
 
@@ -72,7 +75,7 @@ class Predictor:
     original_size: bool = True  # compare at the original size of the query, else at S×S
     batch_size: int = 1  # episodes at a time
     workers: int = 0  # loader processes, at most; no more than there are cores
-    cache_bytes: float = 0  # memory for the features of supports
+    cache_bytes: float = 0  # memory for the features of supports, of which a GPU gives half at most
     ensemble: bool = True  # False takes the meta learner's prediction for the final one
     ann_type: str = "mask"  # how the supports are annotated
     prior: bool = False  # also give the similarity prior
@@ -81,6 +84,8 @@ class Predictor:
         # With another number of classes, the base learner is of another dataset and not scored.
         known = self.net.base.base_classes == len(self.episodes.base_classes)
         self.scored_base_classes = self.net.base.base_classes if known else 0
+        if self.device.type == "cuda":
+            self.cache_bytes = min(self.cache_bytes, torch.cuda.mem_get_info(self.device)[0] / 2)
         self.cache = FeatureCache(self.cache_bytes)
         self.parts = EpisodeParts(self.episodes, self.original_size, self.ann_type)
 
@@ -139,38 +144,55 @@ class Predictor:
         encoded: dict[int, _EncodedQuery],
     ) -> list[Prediction]:
         queries, loaded = parts
-        for index, query in queries.items():
-            features = self.net.encode_query(query.image[None].to(self.device))
-            encoded[index] = _EncodedQuery(query, features)
+        for some in self._together(list(queries.items())):
+            images = torch.stack([query.image for _, query in some]).to(self.device)
+            features = split_queries(self.net.encode_query(images))
+            for (index, query), own in zip(some, features, strict=True):
+                mask = torch.from_numpy(query.mask).to(self.device)
+                encoded[index] = _EncodedQuery(query, mask, own)
         chosen = [draws[position] for position in batch]
-        # The published model gets the supports in the reverse order of drawing.
-        supports = [
-            [self._support((index, d.class_id), loaded) for index in reversed(d.supports)]
-            for d in chosen
-        ]
+        supports = self._supports(list(_support_keys(draws, batch)), loaded)
         out = self.net.segment(
             stack_queries([encoded[draw.index].features for draw in chosen]),
-            stack_supports(supports),
+            # The published model gets the supports in the reverse order of drawing.
+            stack_supports(
+                [[supports[index, d.class_id] for index in reversed(d.supports)] for d in chosen]
+            ),
             self.episodes.transform.size,
             self._class_index(chosen),
         )
-        return [
+        predictions = [
             self._prediction(position, draw.class_id, encoded[draw.index], out, number)
             for number, (position, draw) in enumerate(zip(batch, chosen, strict=True))
         ]
+        # Here the host waits for the device.
+        counts = torch.stack([prediction.counts for prediction in predictions]).cpu()
+        return [p._replace(counts=own) for p, own in zip(predictions, counts, strict=True)]
 
-    def _support(self, key: SupportKey, loaded: dict[SupportKey, Support]) -> SupportFeatures:
-        features = self.cache.get(key)
-        if features is None:
-            # The cache may have dropped it since the loader was told that it need not be loaded.
+    def _together(self, items: list[_Item]) -> Iterator[list[_Item]]:
+        """Give what the backbone takes at once: all on a GPU; one image on the CPU, as fast there."""
+        at_once = len(items) if self.device.type == "cuda" else 1
+        return (items[start : start + at_once] for start in range(0, len(items), at_once or 1))
+
+    def _supports(
+        self, keys: list[SupportKey], loaded: dict[SupportKey, Support]
+    ) -> dict[SupportKey, SupportFeatures]:
+        """Return the features of supports, from the cache or from their images."""
+        kept = {key: self.cache.get(key) for key in keys}
+        found = {key: features for key, features in kept.items() if features is not None}
+        for some in self._together([key for key in kept if key not in found]):
+            # The cache may have dropped one since the loader was told that it need not be loaded.
             with data_errors():
-                image, mask = loaded.get(key) or self.parts.support(*key)
-            encoded = self.net.encode_support(
-                image[None, None].to(self.device), mask[None, None].to(self.device)
+                parts = [loaded.get(key) or self.parts.support(*key) for key in some]
+            images, masks = (
+                torch.stack(tensors)[:, None].to(self.device)
+                for tensors in zip(*parts, strict=True)
             )
-            features = map_tensors(split_supports(encoded)[0][0], lambda tensor: tensor.cpu())
-            self.cache.put(key, features)
-        return map_tensors(features, lambda tensor: tensor.to(self.device))
+            features = split_supports(self.net.encode_support(images, masks))
+            for key, (own,) in zip(some, features, strict=True):
+                self.cache.put(key, own)
+                found[key] = own
+        return found
 
     def _class_index(self, draws: Sequence[Draw]) -> Tensor | None:
         """Return the ranks of the classes, which the base learner's map leaves out, if it knows them."""
@@ -183,23 +205,26 @@ class Predictor:
     def _prediction(
         self, position: int, class_id: int, encoded: _EncodedQuery, out: HDMNetOutput, number: int
     ) -> Prediction:
-        """Return the prediction of one sample of a batch."""
+        """Return the prediction of one sample of a batch, with its counts still on the device."""
         one, query, size = slice(number, number + 1), encoded.query, self.episodes.transform.size
         if encoded.base_counts is None and self.scored_base_classes:
             base = self._fit(out.base[one], query)
-            encoded.base_counts = confusion(_on_host(base.argmax(0)), query.base_label, len(base))
+            label = torch.from_numpy(query.base_label).to(self.device)
+            encoded.base_counts = pixel_counts(base.argmax(0), label, len(base)).cpu().numpy()
+        label = torch.from_numpy(class_label_table(class_id)).to(self.device)[encoded.mask.long()]
         meta = self._fit(out.meta[one], query)
         final = self._fit(out.final[one], query) if self.ensemble else meta
+        foreground = [logits[1] > logits[0] for logits in (final, meta)]
         prior = resize_logits(out.prior[one], size) if self.prior else None
         return Prediction(
             position,
-            _on_host(final[1] > final[0]),
-            _on_host(meta[1] > meta[0]),
-            class_label_table(class_id)[query.mask],
+            torch.stack([pixel_counts(mask, label, 2) for mask in foreground]),
             encoded.base_counts,
+            foreground[0],
+            label,
             query.classes,
-            None if prior is None else self._fit(prior, query).cpu(),
-            [_filled(maps[number], query.fitted, size).cpu() for maps in out.correlations],
+            None if prior is None else self._fit(prior, query),
+            [_filled(maps[number], query.fitted, size) for maps in out.correlations],
         )
 
     def _fit(self, logits: Tensor, query: Query) -> Tensor:
@@ -232,10 +257,6 @@ def _support_keys(draws: Sequence[Draw], batch: Sequence[int]) -> Iterator[Suppo
 
 def _unchanged(parts: Parts) -> Parts:
     return parts
-
-
-def _on_host(values: Tensor) -> np.ndarray:
-    return values.to(torch.uint8).cpu().numpy()
 
 
 def _filled(values: Tensor, fitted: tuple[int, int], size: tuple[int, int]) -> Tensor:
