@@ -230,6 +230,8 @@ class FewShotSegmenter(
     ):
         with _value_errors():
             self.device = choose_device(0) if device is None else torch.device(device)
+            if self.device.type == "cuda" and not torch.cuda.is_available():
+                raise UserError("device cuda: torch finds no GPU here")
             self.precision = Precision(resolve_amp(amp, self.device), self.device)
         self.weights = fingerprint(net)
         self.net, self.size, self.backbone = net.eval().to(self.device), size, backbone
@@ -308,6 +310,8 @@ class FewShotSegmenter(
         self, support: Support, size: int, where: str
     ) -> tuple[SupportFeatures, np.ndarray]:
         """Return the features of a support as an episode of its own, and its mask."""
+        if isinstance(support.image, str | os.PathLike):
+            where += f" ({os.fspath(support.image)})"
         try:
             image, mask = support.load()
         except ValueError as error:
