@@ -12,7 +12,7 @@ from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, load_config
 from util.data.draws import draw_test_episodes
 from util.data.episodes import EpisodeDataset
-from util.data.loaders import build_train_loader, build_validation_episodes
+from util.data.loaders import build_train_loader, build_validation_episodes, learner_classes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.predictor import build_predictor
 from util.runtime.distributed import Processes, start_processes
@@ -57,7 +57,7 @@ def _train(run: Run, loss: Loss) -> None:
     classes = list(cast(EpisodeDataset, loader.dataset).classes)
 
     if run.saved:  # It brings the weights.
-        net = build_hdmnet(base_classes=len(classes), **cfg.model_arguments)
+        net = build_hdmnet(base_classes=learner_classes(cfg), **cfg.model_arguments)
     else:
         net = initial_model(cfg, logger)
     net.to(processes.device)

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 
 import util
 from model import build_pspnet
-from util.checkpoints.io import load_backbone
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, load_config
 from util.data.dataset import BaseDataset
 from util.data.loaders import build_base_data
 from util.evaluation.evaluator import evaluate_base
+from util.pretrained.places import require_imagenet
 from util.runtime.distributed import Processes, start_processes
 from util.runtime.errors import UserError
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe
-from util.training.model import needs_stage_1
+from util.training.model import needs_stage_1, start_backbone
 from util.training.schedule import base_optimizer, poly_rate
 
 IF_MISSING = ("--if-missing", "do nothing where stage 2 finds a complete base learner")
@@ -40,23 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(cfg: Config, processes: Processes, viz: bool) -> None:
     """Train until `base_epochs`, from the last checkpoint if there is one."""
-    files = RunFiles(cfg)
-    if files.imagenet_weight is None:
-        raise UserError(
-            "backbone_weight is not set; give ImageNet weights, or none for random ones"
-        )
-    with open_run(cfg, files.base_folder, processes, viz) as run:
-        _train(run, files.imagenet_weight)
+    if cfg.base_learner == "none":
+        raise UserError("base_learner is none: there is no stage 1; train stage 2 by train.sh")
+    with open_run(cfg, RunFiles(cfg).base_folder, processes, viz) as run:
+        if not run.saved:
+            require_imagenet(cfg)
+        _train(run)
 
 
-def _train(run: Run, imagenet_weight: str) -> None:
+def _train(run: Run) -> None:
     cfg, processes, logger = run.cfg, run.processes, run.logger
     loader, val_images = build_base_data(cfg, processes.rank, processes.world_size)
     classes = list(cast(BaseDataset, loader.dataset).base_classes)
 
     net = build_pspnet(cfg.backbone, len(classes))
-    if imagenet_weight != "none" and not run.saved:
-        load_backbone(net.backbone, imagenet_weight)
+    if not run.saved:
+        start_backbone(net.backbone, cfg, logger)
     net.to(processes.device).to(memory_format=torch.channels_last)
     optimizer = base_optimizer(
         net,

@@ -1,12 +1,19 @@
-"""Feature extractors: dilated deep-stem ResNets and VGG16-BN (paper, section 4.1).
+"""Feature extractors and their registry: the paper's (section 4.1), and any model of timm.
 
-Every backbone is five stages; stage 0 is the stem (VGG: the first block). `forward` returns the
-outputs of stages 2, 3 and 4, the feature maps that the rest of the method reads.
+`BACKBONES` names them, and settings, scripts and commands read it. A backbone of the paper is five
+stages; stage 0 is the stem (VGG: the first block). `forward` returns the outputs of stages 2, 3 and
+4, the feature maps that the rest of the method reads.
 """
 
-from typing import NamedTuple
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import chain
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class BackboneFeatures(NamedTuple):
@@ -29,19 +36,30 @@ class Backbone(nn.Module):
     Args:
         stages: the five stages, from the stem on.
         channels: output channels of stages 2, 3 and 4.
-        stride: pixels of the image per position of the grid of stages 3 and 4.
     """
 
-    def __init__(self, stages: list[nn.Module], channels: tuple[int, int, int], stride: int):
+    # Whether each batch norm directly follows, in the order of definition, what it normalises.
+    foldable = True
+
+    def __init__(self, stages: list[nn.Module], channels: tuple[int, int, int]):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.channels = channels
-        self.stride = stride
+        self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid (h, w) of stages 3 and 4 for images of `size` = (H, W)."""
-        height, width = size
-        return -(-height // self.stride), -(-width // self.stride)
+        """Return the grid (h, w) of f3 and f4 for images of `size` = (H, W).
+
+        It is read off a run on the meta device, which computes shapes alone.
+        """
+        if size not in self._grids:
+            tensors = dict(chain(self.named_parameters(), self.named_buffers()))
+            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            image = torch.empty(1, 3, *size, device="meta", dtype=next(self.parameters()).dtype)
+            with torch.no_grad():
+                height, width = functional_call(self, meta, (image,)).f3.shape[-2:]
+            self._grids[size] = height, width
+        return self._grids[size]
 
     def forward(self, image: Tensor) -> BackboneFeatures:
         """Return the features of images (B, 3, H, W)."""
@@ -111,7 +129,6 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-BACKBONES = (*_RESNETS, "vgg16")
 
 
 def _deep_stem() -> nn.Sequential:
@@ -139,7 +156,7 @@ def _resnet(name: str) -> Backbone:
             inputs = width * block.expansion
         stages.append(nn.Sequential(*blocks))
     expansion = block.expansion
-    return Backbone(stages, (128 * expansion, 256 * expansion, 512 * expansion), 8)
+    return Backbone(stages, (128 * expansion, 256 * expansion, 512 * expansion))
 
 
 def _vgg16() -> Backbone:
@@ -159,22 +176,152 @@ def _vgg16() -> Backbone:
         if index < 4:
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
         stages.append(nn.Sequential(*layers))
-    return Backbone(stages, (256, 512, 512), 16)
+    return Backbone(stages, (256, 512, 512))
 
 
-def build_backbone(name: str) -> Backbone:
-    """Return a backbone with random weights.
-
-    Args:
-        name: one of `BACKBONES`.
-
-    Raises:
-        ValueError: the name is none of these.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"backbone {name!r} is none of {', '.join(BACKBONES)}")
-    backbone = _vgg16() if name == "vgg16" else _resnet(name)
+def _published(build: Callable[[], Backbone]) -> Backbone:
+    backbone = build()
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return backbone
+
+
+class Sizes(NamedTuple):
+    """Sides of square images, in pixels, that a backbone takes: step·n + rest, from `smallest` on.
+
+    A smaller image has fewer positions on the coarsest grid than its attention reduces to one.
+    """
+
+    step: int
+    rest: int
+    smallest: int
+
+    def fit(self, size: int) -> bool:
+        """Tell whether the backbone takes images of this size."""
+        return size >= self.smallest and size % self.step == self.rest
+
+    def nearest(self, size: int) -> int:
+        """Return the nearest size that fits."""
+        return max(self.smallest, self.step * round((size - self.rest) / self.step) + self.rest)
+
+    def describe(self) -> str:
+        """Return the rule in words."""
+        steps = f"{self.step}·n + {self.rest}" if self.rest else f"a multiple of {self.step}"
+        return f"{steps} and at least {self.smallest}"
+
+
+# The corners of the grid lie on the corners of the image. VGG16's grid is half as fine.
+_CORNERS, _CORNERS_VGG = Sizes(8, 1, 33), Sizes(8, 1, 57)
+
+
+class Entry(NamedTuple):
+    """What is known of a backbone by name.
+
+    Attributes:
+        build: returns it with random weights.
+        sizes: of the images that it takes.
+        hub: repository of huggingface.co with ImageNet weights, or others to start from; None where
+            there are none of this architecture.
+        licence: of these weights.
+        file: name of their file in initmodel/, as in the published code; None: timm loads them.
+        sha256: first digits of the digest of the file that their authors serve, where known.
+    """
+
+    build: Callable[[], Backbone]
+    sizes: Sizes
+    hub: str | None = None
+    licence: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+
+
+def _timm(model: str, sizes: Sizes, licence: str, foldable: bool = False) -> Entry:
+    build = partial(_build_timm, model, foldable=foldable)
+    return Entry(build, sizes, f"timm/{model}", licence)
+
+
+def _build_timm(model: str, **options: Any) -> Backbone:
+    # Imported here: it takes seconds, and the published backbones do without.
+    from model.timm_backbone import TimmBackbone
+
+    return TimmBackbone(model, **options)
+
+
+def _resnet_entry(name: str, sha256: str | None = None) -> Entry:
+    build = partial(_published, partial(_resnet, name))
+    if sha256 is None:
+        return Entry(build, _CORNERS)
+    return Entry(
+        build, _CORNERS, f"timm/{name}s.gluon_in1k", "apache-2.0", f"{name}_v2.pth", sha256
+    )
+
+
+_OWN = {
+    "resnet18": _resnet_entry("resnet18"),
+    "resnet34": _resnet_entry("resnet34"),
+    "resnet50": _resnet_entry("resnet50", "1762acc0"),
+    "resnet101": _resnet_entry("resnet101", "60fe0cc1"),
+    "resnet152": _resnet_entry("resnet152", "dcc41b81"),
+    "vgg16": Entry(
+        partial(_published, _vgg16),
+        _CORNERS_VGG,
+        "timm/vgg16_bn.tv_in1k",
+        "bsd-3-clause",
+        "vgg16_bn.pth",
+        "6c64b313",
+    ),
+}
+# Backbones whose layers are in this file; the entries of a checkpoint tell which of them it is of.
+OWN_BACKBONES = tuple(_OWN)
+BACKBONES = _OWN | {
+    "tv_resnet50": _timm("resnet50.tv_in1k", _CORNERS, "bsd-3-clause", foldable=True),
+    "convnext_tiny": _timm("convnext_tiny.fb_in1k", Sizes(8, 0, 40), "apache-2.0"),
+    "swin_tiny": _timm("swin_tiny_patch4_window7_224.ms_in1k", Sizes(32, 0, 96), "mit"),
+    "dinov2_vits": _timm("vit_small_patch14_dinov2.lvd142m", Sizes(14, 0, 70), "apache-2.0"),
+    "dinov2_vitb": _timm("vit_base_patch14_dinov2.lvd142m", Sizes(14, 0, 70), "apache-2.0"),
+    "dinov3_vits": _timm("vit_small_patch16_dinov3.lvd1689m", Sizes(16, 0, 80), "dinov3-license"),
+    "dinov3_convnext_tiny": _timm(
+        "convnext_tiny.dinov3_lvd1689m", Sizes(8, 0, 40), "dinov3-license"
+    ),
+}
+
+
+def find_backbone(name: str) -> Entry:
+    """Return the entry of a backbone.
+
+    Args:
+        name: one of `BACKBONES`, or "timm:MODEL" for any model of timm. "timm:MODEL/stride=16" and
+            "timm:MODEL/taps=5-8-11" set the arguments of `model.timm_backbone.TimmBackbone`.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name.startswith("timm:"):
+        return _timm_entry(name)
+    if name not in BACKBONES:
+        raise ValueError(f"backbone {name!r} is none of {', '.join(BACKBONES)}, timm:MODEL")
+    return BACKBONES[name]
+
+
+@cache
+def _timm_entry(name: str) -> Entry:
+    model, *settings = name.removeprefix("timm:").split("/")
+    options: dict[str, Any] = {}
+    for setting in settings:
+        match = re.fullmatch(r"stride=(8|16|32)|taps=(\d+-\d+-\d+)", setting)
+        if match is None:
+            raise ValueError(f"{setting!r} is neither stride=8, 16 or 32 nor taps=A-B-C")
+        if match[1]:
+            options["stride"] = int(match[1])
+        else:
+            options["taps"] = tuple(map(int, match[2].split("-")))
+    build = partial(_build_timm, model, **options)
+    with torch.device("meta"):
+        backbone: Any = build()
+    return Entry(build, backbone.sizes, backbone.hub, backbone.licence)
+
+
+def build_backbone(name: str) -> Backbone:
+    """Return a backbone with random weights; arguments and errors are those of `find_backbone`."""
+    return find_backbone(name).build()

@@ -149,10 +149,14 @@ class FeatureEncoder(nn.Module):
         own, _, _ = self._merge_weights(self.merge_query)
         merged = F.conv2d(_reduced(self.reduce_query, features), own)
         with torch.no_grad():
-            f5 = self.frozen.head(features.f4)
+            if self.base.base_classes:
+                f5 = self.frozen.head(features.f4)
+                base = self.frozen.logits(to_map(f5, (height, width)))
+            else:
+                f5, base = to_tokens(features.f3), merged.new_zeros(len(merged), 1, height, width)
             return QueryFeatures(
                 merged,
-                self.frozen.logits(to_map(f5, (height, width))),
+                base,
                 self._gram(features),
                 f5,
                 to_tokens(features.f4),
@@ -162,7 +166,10 @@ class FeatureEncoder(nn.Module):
         """Return what is kept of masked supports that passed the backbone."""
         reduced = _reduced(self.reduce_support, features)
         with torch.no_grad():
-            f5 = self.frozen.head_at(features.f4, positions.index)
+            if self.base.base_classes:
+                f5 = self.frozen.head_at(features.f4, positions.index)
+            else:
+                f5 = positions.gather(to_tokens(features.f3))
             f5, f4 = (
                 unit_rows(rows).mul_(positions.inside[..., None])
                 for rows in (f5, positions.gather(to_tokens(features.f4)))

@@ -21,9 +21,9 @@ class QueryFeatures(NamedTuple):
 
     Attributes:
         merged: (B, 64, h, w), the image's own share of what enters the hierarchy, before the ReLU.
-        base: (B, N+1, h, w), logits of the base learner.
+        base: (B, N+1, h, w), logits of the base learner; N is 0 where there is none.
         gram: (B, C, C), cosines between the channels of the low-level feature.
-        f5: (B, h·w, 512), for the prior.
+        f5: (B, h·w, 512), for the prior; f3 without a base learner.
         f4: (B, h·w, C), for the prior.
     """
 

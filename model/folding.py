@@ -25,7 +25,9 @@ def folded(module: nn.Module, dtype: torch.dtype, memory_format: torch.memory_fo
         activation, and are copied as they are.
     """
     instead: dict[int, nn.Module] = {}
-    for parent in module.modules():
+    # A backbone of timm may define its norms in another order than it calls them.
+    parents = module.modules() if getattr(module, "foldable", True) else ()
+    for parent in parents:
         for conv, norm in pairwise(parent.children()):
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 # Each is brought to its type at once, since weights are large.

@@ -119,7 +119,7 @@ class FrozenBase:
         dtype = self.dtype
         if dtype is None and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        dtype = dtype or self._head_weight.dtype
+        dtype = dtype or next(self.base.parameters()).dtype
         source = (dtype, weight_versions(self.base))
         if self._folded is None or source != self._source:
             memory_format = _memory_format(self.base.backbone, device)

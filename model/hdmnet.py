@@ -15,7 +15,7 @@ from model.matching import MatchingLayer
 from model.mm import resize
 from model.parts import DecoderFactory, MatchingFactory
 from model.precision import full_precision, widened
-from model.prior import similarity_prior
+from model.prior import similarity_prior, stretched
 from model.pspnet import PSPNet, build_pspnet
 from model.reference import HDMNetOutput, reference_forward
 
@@ -27,7 +27,8 @@ class HDMNet(FeatureEncoder):
     equations in docs/method.md.
 
     Args:
-        base: the base learner; it is frozen here.
+        base: the base learner; it is frozen here. With 0 base classes there is none but its backbone:
+            the prior is that of f3 instead of f5, and the meta learner's logits are final.
         shot: number K of supports that the net is built for.
         kshot_trans_dim: see `Ensemble`.
         low_fea: the features whose style is compared: "layer2", "layer3" or "layer4".
@@ -38,6 +39,8 @@ class HDMNet(FeatureEncoder):
             The sum over supports in the matching is then multiplied by trained_shot/shot, and all
             supports have equal weights in the ensemble, since learned ones belong to another shot.
         backbone_dtype: type that the frozen backbone is computed in; None for that of the rest.
+        prior: "max", the similarity to the best match, or "minmax", the same stretched to 0..1 in each
+            image, for features whose cosines lie close together.
         checkpoint_activations: in training, compute hierarchy and matching again in the backward pass
             instead of keeping their activations.
         matching: makes the matching module of each stage, see `model.parts.Matching`.
@@ -54,12 +57,15 @@ class HDMNet(FeatureEncoder):
         fix_bn: bool = True,
         trained_shot: int | None = None,
         backbone_dtype: torch.dtype | None = None,
+        prior: str = "max",
         checkpoint_activations: bool = False,
         matching: MatchingFactory = MatchingLayer,
         decoder: DecoderFactory = Decoder,
     ):
         super().__init__(base, low_fea, backbone_dtype, checkpoint_activations, matching)
-        self.fix_bn = fix_bn
+        if prior not in ("max", "minmax"):
+            raise ValueError(f"prior {prior!r} is neither 'max' nor 'minmax'")
+        self.fix_bn, self.prior = fix_bn, prior
         self.match_scale = (trained_shot or shot) / shot
         self.decoder = decoder(self.channels, len(self.matching))
         other_shot = trained_shot not in (None, shot)
@@ -168,6 +174,8 @@ class HDMNet(FeatureEncoder):
             pairs = ((query.f5, support.f5), (query.f4, support.f4))
             prior = torch.stack([similarity_prior(*pair) for pair in pairs], dim=1)
             prior = prior.unflatten(2, tuple(size))
+            if self.prior == "minmax":
+                prior = stretched(prior)
         _, of_prototype, of_prior = self._merge_weights(self.merge_query)
         # `query.merged` holds the image's own part.
         merged = query.merged + F.conv2d(support.prototype.mean(1)[..., None, None], of_prototype)
@@ -188,7 +196,9 @@ class HDMNet(FeatureEncoder):
             with torch.no_grad():
                 distances = style_distance(query.gram, support.gram)  # (19)
             adjustment = self.ensemble.adjustment(distances)  # (20)
-            final = self.ensemble(widened(meta), query.base, adjustment, class_index)  # (21), (22)
+            final = widened(meta)
+            if self.base.base_classes:
+                final = self.ensemble(final, query.base, adjustment, class_index)  # (21), (22)
         final, meta, base = (
             resize(logits, size=size, mode="bilinear", align_corners=True)
             for logits in (final, widened(meta), query.base)
@@ -227,8 +237,8 @@ def build_hdmnet(backbone: str, base_classes: int, **options: Any) -> HDMNet:
     """Return HDMNet with random weights.
 
     Args:
-        backbone: one of `model.backbone.BACKBONES`.
-        base_classes: number N of base classes.
+        backbone: see `model.backbone.find_backbone`.
+        base_classes: number N of base classes; 0: without a base learner.
         **options: the other arguments of `HDMNet`.
     """
     return HDMNet(build_pspnet(backbone, base_classes), **options)

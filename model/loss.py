@@ -76,7 +76,8 @@ def hdmnet_loss(
     """Return the loss of one batch of episodes, (23) of docs/method.md.
 
     `final` holds probabilities that the cross-entropy takes as logits, as in the published model. The
-    base learner is frozen, so its term has no gradient and is only reported.
+    base learner is frozen, so its term has no gradient and is only reported. Without a base learner,
+    `final` are the logits of `meta`, which count once, and CE(base) is 0.
 
     Args:
         output: of `HDMNet`.
@@ -89,8 +90,12 @@ def hdmnet_loss(
         F.cross_entropy(logits.float(), query_mask, ignore_index=IGNORE_LABEL)
         for logits in (output.final, output.meta)
     )
-    main = final + meta
     distillation = correlation_distillation(output.correlations, query_mask)
+    if output.base.shape[1] == 1:
+        return Losses(
+            meta + distillation_weight * distillation, meta, distillation, 0 * meta.detach()
+        )
+    main = final + meta
     # These logits lie in memory channels last. As rows of classes they need no copy.
     base = F.cross_entropy(
         output.base.float().movedim(1, -1).flatten(0, 2),

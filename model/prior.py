@@ -33,6 +33,12 @@ def unit_rows(tokens: Tensor) -> Tensor:
     return F.normalize(widened(tokens), dim=-1)
 
 
+def stretched(prior: Tensor) -> Tensor:
+    """Return maps (..., h, w), each brought to the range from 0 to 1."""
+    low, high = prior.amin((-2, -1), keepdim=True), prior.amax((-2, -1), keepdim=True)
+    return (prior - low) / (high - low + 1e-7)
+
+
 def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
     """Return how similar each query position is to its best match inside the supports' masks.
 

@@ -31,7 +31,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, 2C, h, w) of x (B, C, h, w)."""
+        """Return (B, C + 4·(C/4), h, w) of x (B, C, h, w), where C/4 is rounded down."""
         size = x.shape[-2:]
         pooled = [
             resize(pool(x), size=size, mode="bilinear", align_corners=True) for pool in self.pools
@@ -44,7 +44,7 @@ class PSPNet(nn.Module):
 
     Args:
         backbone: the feature extractor.
-        base_classes: number N of base classes.
+        base_classes: number N of base classes; 0: the backbone alone, without pyramid and head.
     """
 
     width = 512
@@ -54,14 +54,24 @@ class PSPNet(nn.Module):
         channels = backbone.channels[-1]
         self.base_classes = base_classes
         self.backbone = backbone
+        if base_classes == 0:
+            return
         self.pyramid = PyramidPooling(channels)
+        pooled = len(self.pyramid.pools) * (channels // len(self.pyramid.pools))
         self.head = nn.Sequential(
-            nn.Conv2d(2 * channels, self.width, 3, padding=1, bias=False),
+            nn.Conv2d(channels + pooled, self.width, 3, padding=1, bias=False),
             nn.BatchNorm2d(self.width),
         )
         self.classifier = nn.Sequential(
             nn.ReLU(), nn.Dropout2d(0.1), nn.Conv2d(self.width, base_classes + 1, 1)
         )
+
+    def train(self, mode: bool = True) -> "PSPNet":
+        """Set the mode, but keep a backbone that does not learn in eval mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
 
     def features(self, image: Tensor) -> tuple[BackboneFeatures, Tensor]:
         """Return the backbone's features of images (B, 3, H, W), and f5 (B, 512, h, w).
@@ -83,7 +93,7 @@ def build_pspnet(backbone: str, base_classes: int) -> PSPNet:
     """Return a PSPNet with random weights.
 
     Args:
-        backbone: one of `model.backbone.BACKBONES`.
+        backbone: see `model.backbone.find_backbone`.
         base_classes: number N of base classes.
     """
     return PSPNet(build_backbone(backbone), base_classes)

@@ -46,10 +46,10 @@ class HDMNetOutput(NamedTuple):
     Attributes:
         final: (B, 2, H, W), the ensemble of meta and base learner; its argmax is the prediction.
         meta: (B, 2, H, W), logits of the meta learner.
-        base: (B, N+1, H, W), logits of the base learner on the query.
+        base: (B, N+1, H, W), logits of the base learner on the query; N is 0 where there is none.
         correlations: maps (B, h_i, w_i), coarsest first.
         adjustment: (B,), style distance between query and supports.
-        prior: (B, 2, h, w), similarity prior of f5 and of f4.
+        prior: (B, 2, h, w), similarity prior of f5 (f3 without a base learner) and of f4.
     """
 
     final: Tensor
@@ -89,11 +89,14 @@ def reference_forward(
         query_middle, query_low, query_f4, query_f5 = frozen_features(net, query)
         support_middle, *support_frozen = frozen_features(net, masked)
         support_low, support_f4, support_f5 = (x.unflatten(0, episodes) for x in support_frozen)
-        base = net.base.classifier(query_f5)
+        base = base_logits(net.base, query_f5)
         prior = torch.cat(
             [dense_prior(query_f5, support_f5, mask), dense_prior(query_f4, support_f4, mask)],
             dim=1,
         )
+        if net.prior == "minmax":
+            low, high = prior.amin((2, 3), keepdim=True), prior.amax((2, 3), keepdim=True)
+            prior = (prior - low) / (high - low + 1e-7)
         distances = style_distances(query_low, support_low)
 
     query_feature = net.reduce_query(query_middle)  # (2)
@@ -120,7 +123,7 @@ def reference_forward(
 
     # Equations (20) to (22) are written out in model/ensemble.py.
     adjustment = net.ensemble.adjustment(distances)
-    final = net.ensemble(meta, base, adjustment, class_index)
+    final = net.ensemble(meta, base, adjustment, class_index) if net.base.base_classes else meta
     final, meta, base = (
         resize(logits, size=query.shape[-2:], mode="bilinear", align_corners=True)
         for logits in (final, meta, base)
@@ -129,9 +132,12 @@ def reference_forward(
 
 
 def frozen_features(net: "HDMNet", images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return [f3, f2], the low-level feature, f4 and f5 of images (N, 3, H, W), all on one grid."""
+    """Return [f3, f2], the low-level feature, f4 and f5 of images (N, 3, H, W), all on one grid.
+
+    Without a base learner, f3 takes the place of f5.
+    """
     f2, f3, f4 = backbone_features(net.base, images)
-    f5 = base_head(net.base, f4)
+    f5 = base_head(net.base, f4) if net.base.base_classes else f3
     if f2.shape[-2:] != f3.shape[-2:]:  # VGG16
         f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
     low = {"layer2": f2, "layer3": f3, "layer4": f4}[net.low_fea]
@@ -146,6 +152,11 @@ def backbone_features(base: PSPNet, images: Tensor) -> BackboneFeatures:
 def base_head(base: PSPNet, f4: Tensor) -> Tensor:
     """Return f5 (N, 512, h, w), the head of the base learner after its batch norm."""
     return base.head(base.pyramid(f4))
+
+
+def base_logits(base: PSPNet, f5: Tensor) -> Tensor:
+    """Return the logits (N, classes + 1, h, w) of the base learner; zeros where there is none."""
+    return base.classifier(f5) if base.base_classes else torch.zeros_like(f5[:, :1])
 
 
 def dense_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:

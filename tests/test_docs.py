@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model import backbone
 from model.features import split_supports, stack_supports
 from util.config import load_config, loading
 from util.data.loaders import config_fold
+from util.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -89,7 +91,13 @@ def extend_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_parts_of_the_examples_take_their_places():
+@pytest.fixture
+def backbones(monkeypatch):
+    """The registry, which forgets what a test adds."""
+    monkeypatch.setattr("model.backbone.BACKBONES", dict(backbone.BACKBONES))
+
+
+def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkeypatch):
     page: dict = {}
     for block in extend_blocks("python"):
         exec(compile(block, "docs/extend.md", "exec"), page)
@@ -106,11 +114,20 @@ def test_the_parts_of_the_examples_take_their_places():
     for part in (net.matching, net.decoder):
         assert all(parameter.grad is not None for parameter in part.parameters())
     assert page["small"].base.backbone.grid((65, 65)) == (9, 9)
+    # The new backbone is known to the settings, with its file.
+    assert page["named"].base.backbone.channels == (64, 64, 128)
+    monkeypatch.setattr(loading, "BASES", str(tmp_path))
+    (tmp_path / "small.yaml").write_text(extend_blocks("yaml")[1])
+    (tmp_path / "run.yaml").write_text("Train: {data_set: demo}")
+    cfg = load_config(str(tmp_path / "run.yaml"), ["backbone", "small"])
+    assert (cfg.backbone, cfg.net_name, cfg.backbone_weight) == ("small", "small", "none")
+    with pytest.raises(UserError, match=r"train_h = 96: must be 8·n \+ 1 and at least 33"):
+        load_config(str(tmp_path / "run.yaml"), ["backbone", "small", "train_h", "96"])
 
 
 def test_the_example_of_a_dataset_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "DATASETS", str(tmp_path))
-    (dataset,) = extend_blocks("yaml")
+    dataset, _ = extend_blocks("yaml")
     (tmp_path / "mine.yaml").write_text(dataset)
     (tmp_path / "run.yaml").write_text("Train: {data_set: mine, split: 2}\n")
     cfg = load_config(str(tmp_path / "run.yaml"), [])

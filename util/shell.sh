@@ -58,7 +58,7 @@ find_python() {
     check_python
     "$python" -c 'import sys
 from importlib.util import find_spec
-sys.exit(not all(map(find_spec, ("torch", "cv2", "mmcv", "pydantic", "yaml"))))' ||
+sys.exit(not all(map(find_spec, ("torch", "timm", "cv2", "mmcv", "pydantic", "yaml"))))' ||
         fail "$python lacks packages of requirements.txt; README.md says how to install them, or run: sh demo.sh"
 }
 
@@ -142,11 +142,12 @@ read_arguments() {
     demo) net=${NET:-resnet18} ;;
     *) net=${NET:-resnet50} ;;
     esac
+    # The other files in this folder hold the settings of datasets.
     # shellcheck disable=SC2046
-    nets=$(join $(stems .yaml config/base/resnet*.yaml config/base/vgg.yaml))
-    case ", $nets, " in
-    *", $net, "*) ;;
-    *) fail "NET = $net: must be one of $nets" ;;
+    nets=$(join $(stems .yaml $(grep -lE '^ +(backbone|layers|vgg):' config/base/*.yaml)))
+    case ", $nets, |$net" in
+    *", $net, "* | *"|timm:"*) ;;
+    *) fail "NET = $net: must be one of $nets or timm:MODEL" ;;
     esac
     case $gpus in
     '' | *[!0-9]* | 0*) fail "GPUS = $gpus: must be a whole number, 1 or more" ;;
@@ -164,15 +165,20 @@ parts() {
     printf '%s\n' "$known" | sed "$1" | sort -u
 }
 
-# find_config: the file of this experiment, or for a dataset that has none, its description alone
+# find_config: the file of this experiment; without one that of another backbone, with this one set;
+# for a dataset that has none, its description alone
 find_config() {
     config=config/$dataset/${dataset}_${exp}_$net.yaml
     preset=
     [ ! -f "$config" ] || return 0
     known=$(stems .yaml "config/$dataset/${dataset}_"*.yaml | sed "s/^${dataset}_//")
+    for config in "config/$dataset/${dataset}_${exp}_resnet"*.yaml; do
+        preset="backbone $net"
+        [ ! -f "$config" ] || return 0
+    done
     if [ -n "$known" ]; then
         # shellcheck disable=SC2046
-        fail "EXP = $exp, NET = $net: there is no $config; EXP may be $(join $(parts 's/_[^_]*$//')), NET $(join $(parts 's/.*_//'))"
+        fail "EXP = $exp: there is no config/$dataset/${dataset}_${exp}_NET.yaml; EXP may be $(join $(parts 's/_[^_]*$//'))"
     fi
     [ -f "config/datasets/$dataset.yaml" ] ||
         fail "DATASET = $dataset: must be one of $datasets (a new one: write config/datasets/$dataset.yaml)"
@@ -182,6 +188,7 @@ find_config() {
     esac
     config=config/base/$net.yaml
     preset="data_set $dataset split $fold"
+    [ -f "$config" ] || config=config/base/resnet50.yaml preset="backbone $net $preset"
 }
 
 # launch SCRIPT [KEY VALUE ...] [--FLAG ...]: run a Python script on $gpus processes

@@ -1,28 +1,22 @@
-"""Weights an experiment can use: python -m util.weights [list | fetch | import FILE | export FILE]
+"""Weights an experiment can use: python -m util.weights [list | fetch NET | import FILE | export FILE]
 
 list    (or nothing) every file, where it goes, whether it exists and fits, where it comes from
-fetch   download the ImageNet weights that torchvision serves: those of VGG16-BN
+fetch   download ImageNet weights from a public hub: of resnet50, resnet101, resnet152, vgg, …
 import  put published files where the commands look for them
 export  write a checkpoint of ours with the names of the published code
 """
 
 import argparse
-import sys
-from http.client import HTTPException
-from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-
-import torch
 
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.published_names import to_published
-from util.checkpoints.run_files import PUBLISHED_IMAGENET, find_checkpoint
+from util.checkpoints.run_files import find_checkpoint
 from util.config import OPTS, Parser
 from util.preparation.shared import resumable
-from util.pretrained.importing import import_file
-from util.pretrained.kinds import IMAGENET, recognise
-from util.pretrained.places import check_place, foreign_sha256, known_places, vgg_source
+from util.pretrained.importing import fetch, import_file
+from util.pretrained.kinds import IMAGENET, recognise, require_fit
+from util.pretrained.places import known_places
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
@@ -31,8 +25,10 @@ def print_list(args: argparse.Namespace) -> None:
     """Print the table of all weights, and what is wrong with those that are not ok."""
     rows, problems = [], []
     for place in known_places(args.opts):
+        state = "ok" if place.path.exists() else "missing"
         try:
-            state = check_place(place)
+            if place.path.exists():
+                require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
         except UserError as error:
             state = "wrong"
             problems.append(str(error))
@@ -42,28 +38,10 @@ def print_list(args: argparse.Namespace) -> None:
         print(f"wrong: {problem}")
 
 
-def fetch(args: argparse.Namespace) -> None:
-    """Download torchvision's file for VGG16-BN, unless it exists.
-
-    Raises:
-        UserError: The download fails, or another file is in its place.
-    """
-    path, source = Path("initmodel", PUBLISHED_IMAGENET["vgg16"]), vgg_source()
-    if path.exists():
-        if problem := foreign_sha256("vgg", path):
-            raise UserError(f"{path} exists and is {problem}; move it away to download that")
-        print(f"{path}: exists already")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        bar = sys.stderr.isatty()
-        torch.hub.download_url_to_file(source.url, str(path), source.sha256, progress=bar)
-    except (URLError, HTTPException, ConnectionError, TimeoutError, RuntimeError) as error:
-        raise UserError(
-            f"{source.url} could not be downloaded ({error}); give the same command again, or bring "
-            f"the file here as {path}"
-        ) from error
-    print(f"{path}: downloaded")
+def fetch_all(args: argparse.Namespace) -> None:
+    """Download the weights of every backbone named; the first that cannot be had ends it."""
+    for name in args.nets:
+        print(fetch(name))
 
 
 def import_files(args: argparse.Namespace) -> None:
@@ -106,7 +84,9 @@ def _parser() -> Parser:
     listing.add_argument(OPTS, **settings)
     listing.set_defaults(run=print_list)
 
-    commands.add_parser("fetch", help="download VGG16-BN").set_defaults(run=fetch)
+    fetching = commands.add_parser("fetch", help="download ImageNet weights")
+    fetching.add_argument("nets", nargs="+", metavar="NET", help="resnet50, resnet101, vgg, …")
+    fetching.set_defaults(run=fetch_all)
 
     importing = commands.add_parser("import", help="put published files in their places")
     importing.add_argument("files", nargs="+", metavar="FILE")

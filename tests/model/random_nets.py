@@ -8,10 +8,10 @@ from model import build_hdmnet
 CLASSES = 5
 
 
-def random_net(backbone="resnet18", shot=1, seed=0, **options):
+def random_net(backbone="resnet18", shot=1, seed=0, classes=CLASSES, **options):
     """An HDMNet whose batch norms have seen something, without dropout, in eval mode."""
     torch.manual_seed(seed)
-    net = build_hdmnet(backbone, CLASSES, shot=shot, kshot_trans_dim=0, **options).eval()
+    net = build_hdmnet(backbone, classes, shot=shot, kshot_trans_dim=0, **options).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
-from model.backbone import BACKBONES, build_backbone
+from model.backbone import OWN_BACKBONES, build_backbone
 from tests.golden import golden_episode
 
 CONFIG = {"size": 65, "shot": 2, "batch": 2, "base_classes": 5, "seed": 1, "empty": False}
@@ -22,7 +22,7 @@ def batch():
     return golden_episode(CONFIG)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", OWN_BACKBONES)
 def test_backbones_have_their_channels_and_stride(name):
     with torch.device("meta"):
         backbone = build_backbone(name)

@@ -13,7 +13,6 @@ import yaml
 
 import train_base
 from model import build_hdmnet, build_pspnet
-from model.backbone import build_backbone
 from tests.util.weight_data import imagenet, light_state
 from util.checkpoints.run_files import RunFiles
 from util.checks import data, resources
@@ -21,7 +20,6 @@ from util.checks.rows import ERROR, OK, WARNING, Row, table
 from util.config import load_config
 from util.data.loaders import build_base_data, build_episodes, build_train_loader
 from util.get_mulway_base_data import main as write_base_labels
-from util.pretrained import places
 from util.pretrained.kinds import meta_hdmnet
 from util.runtime.errors import DataError
 from util.verify import main, verify
@@ -414,7 +412,7 @@ def test_without_a_base_learner_the_start_of_stage_1_is_checked(experiment, tmp_
     path = tmp_path / "resnet18 v2.pth"
     row = experiment.rows(*opts, str(path))["ImageNet weights"]
     assert row.status == ERROR
-    assert row.remedy == "python -m util.weights import FILE (from where: initmodel/README.md)"
+    assert row.remedy.startswith("python -m util.weights import FILE, or backbone_weight none")
     assert "there is no such file" in row.found
 
     torch.save(imagenet("resnet18"), path)
@@ -432,26 +430,6 @@ def test_unset_imagenet_weights_are_an_error(experiment):
     experiment.config.write_text(yaml.safe_dump(settings))
     row = experiment.rows("base_weight", "none")["ImageNet weights"]
     assert (row.status, row.found) == (ERROR, "backbone_weight is not set")
-
-
-def test_vgg_weights_that_torchvision_does_not_serve_are_a_warning(
-    experiment, tmp_path, monkeypatch
-):
-    path = tmp_path / "vgg16_bn.pth"
-    layers = {}
-    for key, value in light_state(lambda: build_backbone("vgg16")).items():
-        _, stage, layer, name = key.split(".")
-        layers[f"features.{(0, 7, 14, 24, 34)[int(stage)] + int(layer)}.{name}"] = value
-    torch.save(layers, path)
-    opts = ("vgg", "True", "base_weight", "none", "backbone_weight", str(path))
-    row = experiment.rows(*opts)["ImageNet weights"]
-    assert row.status == WARNING
-    assert re.search(r"its sha256 begins [0-9a-f]{8}, not 6c64b313$", row.found)
-    assert row.remedy.endswith("python -m util.weights fetch")
-
-    digest = places.file_sha256(path)
-    monkeypatch.setattr(places, "torchvision_source", lambda net: places.Source("", digest[:8]))
-    assert experiment.rows(*opts)["ImageNet weights"].status == OK
 
 
 def test_a_base_learner_whose_training_is_not_complete_is_a_warning(experiment):

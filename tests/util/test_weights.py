@@ -1,24 +1,22 @@
 import hashlib
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save as serialise
 from safetensors.torch import save_file
 from torchvision.models import vgg16_bn
 
 from model import build_hdmnet, build_pspnet
+from model.backbone import find_backbone
 from tests.golden import SHAPES
+from tests.util.hub import Hub
 from tests.util.weight_data import imagenet, light, light_state, published
-from util import weights
-from util.checkpoints.io import read_checkpoint
-from util.pretrained import places
-from util.pretrained.places import Source, torchvision_source
+from util.checkpoints.io import load_backbone, read_checkpoint
 from util.weights import main
 
-FILE = bytes(range(256)) * 40
-SHA256 = hashlib.sha256(FILE).hexdigest()
 VGG = Path("initmodel/vgg16_bn.pth")
 
 
@@ -46,13 +44,14 @@ def run(capsys, *argv, code=0):
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A file that `fetch` takes for the one that torchvision serves."""
-    path = tmp_path / "served.pth"
-    path.write_bytes(FILE)
-    for module in (weights, places):
-        monkeypatch.setattr(module, "vgg_source", lambda: Source(path.as_uri(), SHA256[:8]))
-    return path
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, and an empty cache of what comes from it."""
+    with Hub() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
 
 
 def left():
@@ -60,39 +59,71 @@ def left():
     return sorted(path.name for path in Path("initmodel").glob("*"))
 
 
-def test_the_source_is_the_one_of_torchvision():
-    source = torchvision_source("vgg")
-    assert source.sha256 == "6c64b313"
-    assert source.url.endswith("/vgg16_bn-6c64b313.pth")
-    assert torchvision_source("resnet50") is None
+def timm_state(name):
+    """The entries of a model of timm, each a view of one number."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    return {
+        key: value.clone()
+        for key, value in light({k: v.shape for k, v in model.state_dict().items()}).items()
+    }
 
 
-def test_fetch_downloads_once(served, capsys):
-    assert run(capsys, "fetch") == f"{VGG}: downloaded\n"
-    assert VGG.read_bytes() == FILE and left() == ["vgg16_bn.pth"]
-    served.unlink()
-    assert run(capsys, "fetch") == f"{VGG}: exists already\n"
+@pytest.mark.parametrize(
+    ("net", "model", "file"),
+    [("resnet50", "resnet50s", "resnet50_v2.pth"), ("vgg", "vgg16_bn", "vgg16_bn.pth")],
+)
+def test_fetch_writes_the_published_names_once(net, model, file, hub, capsys):
+    state = timm_state(model)
+    state = {key: value for key, value in state.items() if not key.startswith("pre_logits.fc")}
+    entry = find_backbone("vgg16" if net == "vgg" else net)
+    hub.files[entry.hub] = content = serialise(state)
+    place = Path("initmodel", file)
+    said = run(capsys, "fetch", net)
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    assert said == (
+        f"{place}: ImageNet weights, {net}: its tensors written (sha256 {digest}); "
+        f"from {entry.hub} on huggingface.co, licence {entry.licence}\n"
+    )
+    assert [path.name for path in Path("initmodel").iterdir()] == [file]
+    written = torch.load(place, weights_only=True)
+    if net == "resnet50":
+        names = {
+            "conv1.weight": "conv1.0.weight",
+            "bn2.bias": "conv1.4.bias",
+            "bn3.bias": "bn1.bias",
+        }
+        names |= {"conv3.weight": "conv1.6.weight", "layer4.2.bn3.bias": "layer4.2.bn3.bias"}
+        assert all(torch.equal(written[ours], state[theirs]) for ours, theirs in names.items())
+    load_backbone(entry.build(), place)
+    assert run(capsys, "fetch", net) == f"{place}: exists already\n"
+    save_file(state, "by hand.safetensors")
+    assert "exists already" in run(capsys, "import", "by hand.safetensors")
 
 
-def test_fetch_removes_what_is_not_the_file(served, capsys):
-    served.write_bytes(b"<html>please sign in</html>")
-    error = run(capsys, "fetch", code=2)
-    assert f'invalid hash value (expected "{SHA256[:8]}"' in error and left() == []
+def test_fetch_offline_says_what_to_bring(hub, capsys, monkeypatch, tmp_path):
+    error = run(capsys, "fetch", "resnet101", code=2)
+    page = f"{hub.address}/timm/resnet101s.gluon_in1k"
+    assert f"cache {tmp_path / 'cache'}" in error and f"model.safetensors from {page}" in error
+    assert "`python -m util.weights import FILE`" in error and left() == []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert page in run(capsys, "fetch", "resnet101", code=2)
 
 
-def test_fetch_keeps_a_file_that_exists(served, capsys):
+def test_what_is_not_the_architecture_is_not_kept(hub, capsys):
+    hub.files["timm/resnet50s.gluon_in1k"] = serialise(timm_state("resnet50c"))
+    assert "stages.0.0.weight has shape (32, 3, 3, 3)" in run(capsys, "fetch", "resnet50", code=2)
+    assert left() == []
+    assert "no public weights of this architecture exist" in run(
+        capsys, "fetch", "resnet18", code=2
+    )
+
+
+def test_fetch_keeps_a_file_that_exists(capsys):
     VGG.parent.mkdir()
     VGG.write_bytes(b"mine")
-    error = run(capsys, "fetch", code=2)
-    assert "not torchvision's file" in error and "move it away" in error
+    assert f"checkpoint {VGG}: holds no weights" in run(capsys, "fetch", "vgg", code=2)
     assert VGG.read_bytes() == b"mine"
-
-
-def test_fetch_offline_says_what_to_bring(served, capsys, monkeypatch):
-    url = "http://no.such.host.invalid/vgg.pth"
-    monkeypatch.setattr(weights, "vgg_source", lambda: Source(url, SHA256[:8]))
-    error = run(capsys, "fetch", code=2)
-    assert f"{url} could not be downloaded (" in error and f"bring the file here as {VGG}" in error
 
 
 def save(path, state, **details):
@@ -118,10 +149,11 @@ def test_list_names_all_that_can_be_had(capsys):
     assert problems == []
     bases = [f"initmodel/PSPNet/{data}/split{i}/{net}/best.pth"
              for data in ("pascal", "coco") for i in range(4) for net in ("resnet50", "vgg")]  # fmt: skip
-    images = ["initmodel/resnet50_v2.pth", "initmodel/resnet101_v2.pth", str(VGG)]
+    images = [f"initmodel/resnet{layers}_v2.pth" for layers in (50, 101, 152)]
+    images.append(str(VGG))
     assert set(rows) == {*bases, *images}
     assert {row[2] for row in rows.values()} == {"missing"}
-    assert rows[str(VGG)][3] == "torchvision: python -m util.weights fetch"
+    assert rows[str(VGG)][3] == "timm/vgg16_bn.tv_in1k: python -m util.weights fetch vgg"
     assert rows[bases[1]][3].endswith(
         "python -m util.weights import FILE --dataset pascal --split 0"
     )
@@ -148,9 +180,8 @@ def test_list_tells_good_files_from_bad_ones(capsys):
         "exp/pascal/HDMNet/split3_5shot/resnet50/snapshot/published.pth": "ok",
         "exp/coco/PSPNet/split0/vgg/snapshot/best_epoch_3_0.4100.pth": "ok",
         "exp/coco/HDMNet/split0/resnet50/snapshot/best_epoch_9_0.4000.pth": "ok",
-        str(VGG): states[str(VGG)],
+        str(VGG): "ok",
     }
-    assert re.match(r"ok\? not torchvision's file: its sha256 begins .*6c64b313", states[str(VGG)])
     (problem,) = problems
     assert problem.startswith("wrong: checkpoint " + learner.format("pascal", 1, "resnet50"))
     rows, _ = listed(capsys, "--opts", "exp_dir", "elsewhere")
@@ -174,7 +205,7 @@ def vgg16_bn_state():
 def test_imagenet_files_go_to_their_place(state, place, capsys):
     torch.save(state(), "ImageNet Gewichte ü.pth")
     said = run(capsys, "import", "ImageNet Gewichte ü.pth")
-    assert said.startswith(f"{place}: ImageNet weights, ") and said.endswith(": copied\n")
+    assert said.startswith(f"{place}: ImageNet weights, ") and ": copied (sha256 " in said
     assert Path(place).read_bytes() == Path("ImageNet Gewichte ü.pth").read_bytes()
     assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name]
 
@@ -285,7 +316,7 @@ def test_files_that_fit_no_network_are_refused(capsys):
     save("f.pth", state)
     assert "HDMNet without its base.classifier.2.bias" in run(capsys, "import", "f.pth", code=2)
     save("d.pth", imagenet("resnet34"))
-    assert "no settings for the backbone resnet34" in run(capsys, "import", "d.pth", code=2)
+    assert "name it by backbone_weight d.pth" in run(capsys, "import", "d.pth", code=2)
     save("e.pth", imagenet("resnet18"))
     assert "name it by backbone_weight e.pth" in run(capsys, "import", "e.pth", code=2)
     assert not Path("initmodel").exists()
@@ -298,7 +329,7 @@ def test_other_weights_in_the_place_are_kept(capsys):
     save("other.pth", state | {"bn1.bias": torch.ones(64)})
     assert "holds other weights; move it away" in run(capsys, "import", "other.pth", code=2)
     assert place.read_bytes() == before
-    assert run(capsys, "import", place).endswith(": in its place already\n")
+    assert run(capsys, "import", place).count(": in its place already (") == 1
 
 
 def test_a_copy_that_fails_leaves_nothing(capsys, monkeypatch):
@@ -346,7 +377,7 @@ def test_an_unsafe_file_in_its_place_is_converted_there(capsys):
 
 def test_the_flag_copies_plain_files_as_they_are(capsys):
     save("resnet50.pth", imagenet("resnet50"), epoch=3)
-    assert run(capsys, "import", "--unsafe", "resnet50.pth").endswith(": copied\n")
+    assert ": copied (" in run(capsys, "import", "--unsafe", "resnet50.pth")
 
 
 @pytest.mark.parametrize("module", [False, True])

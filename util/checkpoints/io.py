@@ -17,6 +17,7 @@ from util.checkpoints.published_names import (
     StateDict,
     from_imagenet,
     from_published,
+    from_timm,
     is_published,
     without_wrappers,
 )
@@ -27,7 +28,10 @@ from util.runtime.files import write_atomically
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 # Entries that tell why a checkpoint does not fit, with the reason; the first that differs applies.
 _CAUSES = [
-    (re.compile(r"(base\.)?(backbone\.)?stages\."), "another backbone: check layers and vgg"),
+    (
+        re.compile(r"(base\.)?(backbone\.)?stages\."),
+        "another backbone: check backbone, layers and vgg",
+    ),
     (
         re.compile(r"(base\.)?classifier\."),
         "another number of base classes: check data_set and folds",
@@ -53,7 +57,7 @@ def read_checkpoint(
 
     Returns:
         What our `save_checkpoint` was given; of a foreign file at least "state_dict". Its entries
-        always have our names.
+        always have our names, or those of the published code for ImageNet weights.
 
     Raises:
         UserError: The file is missing or unreadable, or it holds no weights or (unless `unsafe`)
@@ -66,7 +70,7 @@ def read_checkpoint(
     if state is None:
         raise UserError(f"checkpoint {path}: holds no state_dict of tensors")
     details = {} if state is content else content
-    state = without_wrappers(state)
+    state = from_timm(without_wrappers(state))
     try:
         return details | {"state_dict": from_published(state) if is_published(state) else state}
     except UserError as error:
@@ -145,7 +149,7 @@ def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) ->
     if stem is not None and stem.shape[-1] == 7:
         raise UserError(
             f"checkpoint {source} has the stem of torchvision's ResNets, one 7×7 convolution; HDMNet's "
-            "has three 3×3 ones: see initmodel/README.md"
+            "has three 3×3 ones; `python -m util.weights fetch resnet50` downloads such weights"
         )
     # Files older than PyTorch 0.4.1 lack these counters, which nothing here reads.
     state = {k: v for k, v in backbone.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -153,11 +157,21 @@ def imagenet_state(backbone: nn.Module, content: dict[str, Any], source: str) ->
 
 
 def load_backbone(backbone: Backbone, path: str | Path) -> None:
-    """Load ImageNet weights: torchvision's VGG16-BN, or a deep-stem ResNet.
+    """Load ImageNet weights: torchvision's VGG16-BN, a deep-stem ResNet, or a model of timm.
 
     Raises:
         UserError: The file is missing or of another network.
     """
+    timm_net: Any = backbone
+    if hasattr(backbone, "load_file"):
+        try:
+            timm_net.load_file(path)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{path} does not hold weights of timm's {timm_net.model}: {reason}"
+            ) from error
+        return
     load_weights(backbone, imagenet_state(backbone, read_checkpoint(path), str(path)), str(path))
 
 
@@ -207,6 +221,20 @@ def check_classes(content: dict[str, Any], base_classes: tuple[int, ...], source
         raise UserError(
             f"checkpoint {source} was trained on base classes {list(trained)}, this fold has "
             f"{list(base_classes)}; check split, folds and data_set"
+        )
+
+
+def check_backbone(content: dict[str, Any], backbone: str, source: str) -> None:
+    """Refuse a checkpoint of ours that names another backbone.
+
+    Raises:
+        UserError: It does; the message names `source` and both.
+    """
+    there = content.get("backbone", backbone)
+    if there != backbone:
+        raise UserError(
+            f"checkpoint {source} is of the backbone {there}, the settings have {backbone}; set "
+            f"backbone {there}"
         )
 
 

@@ -114,6 +114,28 @@ def to_published(state: StateDict) -> StateDict:
     return published | encoder
 
 
+def from_timm(state: StateDict) -> StateDict:
+    """Return timm's weights of a ResNet with a deep stem or of VGG16-BN under the published names.
+
+    Other entries stay as they are.
+    """
+    if "conv1.0.weight" in state:
+        stem = r"^(conv1\.[0-6]|bn1)\."
+        return {
+            re.sub(stem, lambda match: _TIMM_STEM[match[1]] + ".", key): value
+            for key, value in state.items()
+        }
+    if "features.0.weight" in state:
+        return {k: v for k, v in state.items() if not k.startswith(("pre_logits.", "head."))}
+    return state
+
+
+_TIMM_STEM = {
+    **{"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2"},
+    **{"conv1.6": "conv3", "bn1": "bn3"},
+}
+
+
 def from_imagenet(state: StateDict) -> StateDict:
     """Rename the entries of an ImageNet file to those of `model.backbone.Backbone`.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.config import Config
 from util.runtime.errors import UserError
@@ -14,11 +15,8 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 PUBLISHED = "published.pth"  # imported by util.weights
 PUBLISHED_BASE = "best.pth"
+PUBLIC = "public"  # weights that come from a hub when they are needed
 BEST = "best"
-PUBLISHED_IMAGENET = {
-    "vgg16": "vgg16_bn.pth",
-    **{f"resnet{layers}": f"resnet{layers}_v2.pth" for layers in (50, 101, 152)},
-}
 _BEST = re.compile(r"best_epoch_(\d+)_(\d+\.\d+)\.pth")
 
 
@@ -114,13 +112,14 @@ class RunFiles:
         fold: The name of the fold in paths.
         folder: The folder of stage 2, exp/DATASET/HDMNet/EXP/NET. EXP is `exp_name` or `fold`;
             a run of several shots appends their number (split0_5shot), so that it never
-            overwrites the 1-shot one.
+            overwrites the 1-shot one, and one without a base learner appends _nobase.
         base_folder: The folder of stage 1, exp/DATASET/PSPNet/splitN/NET.
         snapshot, base_snapshot: The folders of their checkpoints.
         result: The folder of test reports and pictures.
         published_base: The file in which the published code looks for the base learner.
         imagenet_weight: `backbone_weight` or, where it is unset, the file that the published code
-            starts from.
+            starts from. For a backbone of timm this is PUBLIC: its weights are in the cache of
+            huggingface_hub.
     """
 
     def __init__(self, cfg: Config):
@@ -130,6 +129,8 @@ class RunFiles:
         experiment = cfg.exp_name or self.fold
         if cfg.shot != 1:
             experiment += f"_{cfg.shot}shot"
+        if cfg.base_learner == "none":
+            experiment += "_nobase"
         root = Path(cfg.exp_dir, cfg.data_set)
         self.folder = root / "HDMNet" / experiment / cfg.net_name
         self.base_folder = root / "PSPNet" / self.fold / cfg.net_name
@@ -138,8 +139,9 @@ class RunFiles:
         published = Path("initmodel", "PSPNet", cfg.data_set, self.fold, cfg.net_name)
         self.published_base = published / PUBLISHED_BASE
         self.imagenet_weight = cfg.backbone_weight
-        if cfg.backbone_weight is None and cfg.backbone in PUBLISHED_IMAGENET:
-            self.imagenet_weight = str(Path("initmodel", PUBLISHED_IMAGENET[cfg.backbone]))
+        entry = find_backbone(cfg.backbone)
+        if cfg.backbone_weight is None and entry.hub:
+            self.imagenet_weight = str(Path("initmodel", entry.file)) if entry.file else PUBLIC
 
     def find_base_learner(self) -> BaseLearner | None:
         """Return what stage 2 builds on.
@@ -197,7 +199,8 @@ class RunFiles:
         """Return the command line of a shell script for this experiment, for messages."""
         cfg = self.cfg
         shot = f" shot {cfg.shot}" if cfg.shot > 1 else ""
-        return f"NET={cfg.net_name} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
+        shot += " base_learner none" if cfg.base_learner == "none" else ""
+        return f"NET={cfg.net} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
 
 
 def _epochs_done(snapshot: Path) -> float:

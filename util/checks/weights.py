@@ -1,15 +1,15 @@
 """The checks of `util.verify` on weights: those that training starts from, and the one to test."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint
-from util.checkpoints.run_files import RunFiles
+from util.checkpoints.run_files import PUBLIC, RunFiles
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit, require_start
-from util.pretrained.places import foreign_sha256, how_to_get, torchvision_source
+from util.pretrained.places import how_to_get, is_cached
 from util.runtime.errors import UserError
 from util.training.model import needs_base_learner, needs_stage_1
 
@@ -29,6 +29,9 @@ def weight_rows(cfg: Config, settings: str) -> Iterator[Row]:
         yield _row("pre_weight", HDMNET, cfg, RunFiles(cfg).find_pre_weight, remedy)
     tested = _test_row(cfg)
     testable = tested is not None and tested.status == OK
+    if cfg.base_learner == "none" and not cfg.pre_weight:
+        row = _imagenet_row(cfg)
+        yield _only_for_training(row) if testable else row
     if needs_base_learner(cfg):
         for row in _base_rows(cfg, settings):
             yield _only_for_training(row) if testable else row
@@ -59,20 +62,19 @@ def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
 
 def _imagenet_row(cfg: Config) -> Row:
     path = RunFiles(cfg).imagenet_weight
-    remedy = "set backbone_weight; none starts from random ones"
-    if path:
-        remedy = how_to_get(IMAGENET, cfg)
-        if torchvision_source(cfg.net_name) is None:
-            remedy += " (from where: initmodel/README.md)"
-    if path is None:
-        return Row(ERROR, IMAGENET, "backbone_weight is not set", remedy=remedy)
     if path == "none":
         return Row(OK, IMAGENET, "none: stage 1 starts from random weights")
-    row = _row(IMAGENET, IMAGENET, cfg, lambda: Path(path), remedy)
-    if row.status == OK and (foreign := foreign_sha256(cfg.net_name, path)):
-        remedy = f"if it should be that: mv {shlex.quote(path)} elsewhere, then {remedy}"
-        return Row(WARNING, IMAGENET, f"{path}: fits, but is {foreign}", remedy=remedy)
-    return row
+    if path == PUBLIC:
+        entry = find_backbone(cfg.backbone)
+        found = f"{entry.hub}, licence {entry.licence}"
+        if is_cached(cfg.backbone):
+            return Row(OK, IMAGENET, found)
+        return Row(WARNING, IMAGENET, f"{found}: not downloaded", remedy=how_to_get(IMAGENET, cfg))
+    remedy = how_to_get(IMAGENET, cfg) if path else "set backbone_weight"
+    remedy += ", or backbone_weight none for random ones"
+    if path is None:
+        return Row(ERROR, IMAGENET, "backbone_weight is not set", remedy=remedy)
+    return _row(IMAGENET, IMAGENET, cfg, lambda: Path(path), remedy)
 
 
 def _only_for_training(row: Row) -> Row:

@@ -9,9 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-# A smaller coarsest stage has fewer positions than its attention reduces to one.
-SMALLEST = 33
-
 
 def _number(value: Any) -> Any:
     """Turn text such as `1e-4`, which YAML 1.1 reads as a string, into the number it means."""
@@ -41,18 +38,6 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_folder_name)]
 
 
-def _grid_size(value: int) -> int:
-    if value < SMALLEST or (value - 1) % 8:
-        near = max(SMALLEST, 8 * round((value - 1) / 8) + 1)
-        raise PydanticCustomError(
-            "size",
-            "must be 8·n + 1 and at least {smallest}; the nearest is {near}",
-            {"smallest": SMALLEST, "near": near},
-        )
-    return value
-
-
-Size = Annotated[int, AfterValidator(_grid_size)]  # pixels
 # YAML 1.1 reads a bare `off` as false.
 Amp = Annotated[
     Literal["off", "bf16", "fp16"],
@@ -81,9 +66,10 @@ class DataFields(BaseModel):
 class TrainFields(BaseModel):
     """Stage 2, the episodes, and validation."""
 
-    train_h: Size = 473  # of the episodes in training, which are square
-    train_w: Size = 473
-    val_size: Size = 473  # of the episodes in validation and test
+    # Sizes are in pixels; which ones are possible depends on the backbone.
+    train_h: Count = 473  # of the episodes in training, which are square
+    train_w: Count = 473
+    val_size: Count = 473  # of the episodes in validation and test
     scale_min: Positive = 0.9  # random scale of an image in training
     scale_max: Positive = 1.1
     rotate_min: Angle = -10.0  # random rotation in training, degrees
@@ -136,8 +122,8 @@ class TrainFields(BaseModel):
 class BaseFields(BaseModel):
     """Stage 1, the base learner."""
 
-    base_h: Size = 417  # of the images in training and validation
-    base_w: Size = 417
+    base_h: Count = 417  # of the images in training and validation
+    base_w: Count = 417
     base_scale_min: Positive = 0.5  # random scale of an image
     base_scale_max: Positive = 2.0
     base_rotate_min: Angle = -10.0  # random rotation, degrees
@@ -157,6 +143,7 @@ class BaseFields(BaseModel):
 class MethodFields(BaseModel):
     """The network."""
 
+    backbone: str = ""  # one of model.backbone.BACKBONES; unset: what layers and vgg say
     layers: Literal[18, 34, 50, 101, 152] = 50  # of the ResNet
     vgg: bool = False  # VGG16 with batch norm instead of a ResNet
     aux_weight1: NonNegative = 1.0  # of the distillation loss
@@ -165,6 +152,8 @@ class MethodFields(BaseModel):
     kshot_trans_dim: CountOrZero = 2  # width of the net that weighs the supports; 0: one linear map
     kshot_order: Literal["sorted", "restored"] = "sorted"  # of these weights; sorted: as published
     train_kshot_rw: bool = False  # train the net that weighs the supports
+    prior: Literal["max", "minmax"] = "max"  # minmax: stretched to 0..1 in each image
+    base_learner: Literal["pspnet", "none"] = "pspnet"  # none: no stage 1, prior of f3 and f4
     ensemble: bool = True  # with the base learner; False: the meta learner alone is tested
     merge: Literal["final", "base"] = "final"  # read without effect, as in the published code
     merge_tau: Fraction = 0.9  # read without effect, as in the published code

@@ -1,11 +1,13 @@
 """Reading the settings: YAML files and `--opts` in, one validated `Config` out.
 
 A value comes from the first of these that gives one: `--opts`, the file, the files it names under
-`_base_` (later ones first), config/datasets/NAME.yaml of its `data_set`, the default.
+`_base_` (later ones first), config/base/NAME.yaml of its `backbone`, config/datasets/NAME.yaml of its
+`data_set`, the default.
 """
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 
 DATASETS = os.fspath(ROOT / "config" / "datasets")
+BASES = os.fspath(ROOT / "config" / "base")  # a file per backbone, among others
 BASE_KEY = "_base_"
 OPTS = "--opts"
 # Settings whose value in --opts is no YAML, so that `exp_name 2024` means the word "2024".
@@ -126,8 +129,20 @@ def _read_file(path: str, parents: tuple[str, ...] = ()) -> dict[str, Given]:
         base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
         if not os.path.isfile(base_path):
             raise UserError(f"{path}: {BASE_KEY} = {base}: there is no file {base_path}")
-        values |= _read_file(base_path, (*parents, identity))
-    return values | _read_sections(path, content)
+        values = _over(values, _read_file(base_path, (*parents, identity)))
+    return _over(values, _read_sections(path, content))
+
+
+def _over(lower: dict[str, Given], upper: dict[str, Given]) -> dict[str, Given]:
+    """Return the values of both, where the upper ones win over the lower ones.
+
+    `backbone` and the published keys `layers` and `vgg` set the same, so the upper one ends the others.
+    """
+    if "backbone" in upper:
+        ended = {"layers", "vgg"}
+    else:
+        ended = {"backbone"} if upper.keys() & {"layers", "vgg"} else set()
+    return {key: value for key, value in lower.items() if key not in ended} | upper
 
 
 def _read_opts(opts: list[str]) -> dict[str, Given]:
@@ -156,6 +171,15 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
     return values
 
 
+def _with_backbone(values: dict[str, Given]) -> dict[str, Given]:
+    """Put the settings that a backbone comes with below everything that is given."""
+    name = str(values["backbone"].value) if "backbone" in values else ""
+    path = os.path.join(BASES, f"{name}.yaml")
+    if not re.fullmatch(r"\w+", name) or not os.path.isfile(path):
+        return values
+    return _over(_read_file(os.path.relpath(path)), values)
+
+
 def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
     """Put the dataset's own description below everything else, and check that it is complete."""
     data_set = values.get("data_set")
@@ -163,7 +187,7 @@ def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
         raise UserError(f"{path}: data_set is not set; name the dataset under Train:")
     description = os.path.join(DATASETS, f"{data_set.value}.yaml")
     if os.path.isfile(description):
-        values = _read_file(os.path.relpath(description)) | values
+        values = _over(_read_file(os.path.relpath(description)), values)
     if "num_classes" not in values:
         known = [name.removesuffix(".yaml") for name in sorted(os.listdir(DATASETS))]
         near = _nearest(str(data_set.value), known) or "."
@@ -198,7 +222,8 @@ def load_config(path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] 
         UserError: Something is wrong; the message names file (or `--opts`), key and value.
     """
     path = os.fspath(path)
-    values = _with_dataset(path, _read_file(path) | _read_opts(list(opts)))
+    given = _over(_read_file(path), _read_opts(list(opts)))
+    values = _with_dataset(path, _with_backbone(given))
     try:
         return Config(**{key: given.value for key, given in values.items()})
     except ValidationError as error:

@@ -1,15 +1,17 @@
 """The one object that holds every setting, and the rules on which settings fit together.
 
-Settings are flat attributes (`cfg.train_h`, `cfg.layers`). `util.config.fields` holds the single
+Settings are flat attributes (`cfg.train_h`, `cfg.backbone`). `util.config.fields` holds the single
 settings with their types and defaults, `util.config.loading` the reading and the error messages.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from model.backbone import find_backbone
 from util.config.fields import (
     SIZES,
     BaseFields,
@@ -22,8 +24,12 @@ from util.data.folds import SEEN, count_folds
 from util.runtime.precision import DTYPES
 
 NO_VALUE = "none"
-KEEPS_NO_VALUE = ("resume", "backbone_weight")
-SMALLEST_VGG = 57  # vgg's grid is half as fine
+KEEPS_NO_VALUE = ("resume", "backbone_weight", "base_learner")
+
+
+def net_name(backbone: str) -> str:
+    """Return the name of a backbone in paths: "vgg" for "vgg16", "timm_x" for "timm:x"."""
+    return "vgg" if backbone == "vgg16" else re.sub(r"[:/=]", "_", backbone)
 
 
 class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
@@ -43,12 +49,29 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
 
     @model_validator(mode="after")
     def _possible_together(self) -> "Config":
+        published = "vgg16" if self.vgg else f"resnet{self.layers}"
+        name = self.backbone or published
+        # The object is frozen, but not yet complete.
+        object.__setattr__(self, "backbone", "vgg16" if name == "vgg" else name)
         for keys, text in self._contradictions():
             raise PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
         return self
 
     def _contradictions(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield settings that do not fit together, the likeliest wrong one first, and the reason."""
+        try:
+            sizes = find_backbone(self.backbone).sizes
+        except ValueError as error:
+            yield ("backbone",), str(error)
+            return
+        for key in SIZES:
+            size, near = getattr(self, key), sizes.nearest(getattr(self, key))
+            if sizes.rest == 0 and size % 8 == 1:
+                # 473 of a dataset's YAML file is meant for the published nets.
+                object.__setattr__(self, key, near)
+            elif not sizes.fit(size):
+                text = f"must be {sizes.describe()}; the nearest is {near}"
+                yield (key, "backbone", "vgg"), f"{text} (backbone {self.backbone})"
         for part in ("scale", "rotate", "base_scale", "base_rotate"):
             low, high = f"{part}_min", f"{part}_max"
             bottom, top = getattr(self, low), getattr(self, high)
@@ -61,9 +84,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             )
         if self.start_epoch >= self.epochs:
             yield ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
-        small = [key for key in SIZES if getattr(self, key) < SMALLEST_VGG]
-        if self.vgg and small:
-            yield (small[0], "vgg"), f"vgg needs at least {SMALLEST_VGG} pixels"
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
             text = f"{len(names)} class names for num_classes {self.num_classes}"
@@ -123,11 +143,6 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return self.folds
 
     @property
-    def backbone(self) -> str:
-        """Name of the network: "vgg16", "resnet50", ..."""
-        return "vgg16" if self.vgg else f"resnet{self.layers}"
-
-    @property
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `model.build_hdmnet`, without the number of base classes."""
         keys = (
@@ -136,6 +151,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             "kshot_trans_dim",
             "low_fea",
             "kshot_order",
+            "prior",
             "fix_bn",
             "checkpoint_activations",
         )
@@ -146,4 +162,9 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def net_name(self) -> str:
         """Name of the backbone in paths, as in the published code: "vgg", "resnet50", ..."""
-        return "vgg" if self.vgg else f"resnet{self.layers}"
+        return net_name(self.backbone)
+
+    @property
+    def net(self) -> str:
+        """The value of NET that chooses this backbone in the scripts."""
+        return self.backbone if ":" in self.backbone else self.net_name

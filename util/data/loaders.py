@@ -120,6 +120,11 @@ def config_fold(cfg: Config) -> Fold:
     return fold_classes(cfg.num_classes, cfg.effective_folds, cfg.split, cfg.num_folds)
 
 
+def learner_classes(cfg: Config) -> int:
+    """Return the number of classes of the base learner; 0 where the settings have none."""
+    return 0 if cfg.base_learner == "none" else len(config_fold(cfg).base)
+
+
 def data_paths(cfg: Config, part: str) -> tuple[str, str]:
     """Return the data root and the list file of a part ("train" or "val").
 

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model import HDMNet, build_hdmnet
-from util.checkpoints.io import check_classes, is_shot_weight, load_weights, read_checkpoint
+from util.checkpoints.io import (
+    check_backbone,
+    check_classes,
+    is_shot_weight,
+    load_weights,
+    read_checkpoint,
+)
 from util.pretrained.kinds import HDMNET, recognise
 from util.runtime.errors import UserError
 
@@ -41,8 +47,9 @@ def load_tested(
     contents = recognise(content, str(path))
     if contents.kind != HDMNET or contents.base_classes is None:
         raise UserError(f"checkpoint {path}: {contents.kind}, where a test needs a trained HDMNet")
+    check_backbone(content, arguments["backbone"], str(path))
     state, arguments, notes = content["state_dict"], dict(arguments), []
-    if contents.base_classes == len(base_classes):
+    if contents.base_classes in (0, len(base_classes)):
         check_classes(content, base_classes, str(path))
     else:
         notes.append(

@@ -23,9 +23,11 @@ class Threshold(NamedTuple):
     variant: int
     bin: int
 
-    def describe(self) -> str:
-        """Return the threshold in words, for tables."""
-        return f"prior of {VARIANTS[self.variant]} ≥ {self.bin / BINS:.3f}"
+    def describe(self, base_learner: str | None = None) -> str:
+        """Return the threshold in words, for tables; without a base learner f3 is in place of f5."""
+        variant = VARIANTS[self.variant]
+        variant = variant.replace("f5", "f3") if base_learner == "none" else variant
+        return f"prior of {variant} ≥ {self.bin / BINS:.3f}"
 
     def foreground(self, prior: Tensor) -> np.ndarray:
         """Return what the baseline takes for foreground, bool (H, W), of a prior (2, H, W)."""

@@ -36,6 +36,8 @@ _SETTINGS = (
     *("ann_type", "ensemble", "scale_to_trained_shot"),
     *("low_fea", "kshot_trans_dim", "kshot_order"),
 )
+# Settings that are named where they are not these: reports of earlier versions have none of them.
+_USUAL = {"prior": "max", "base_learner": "pspnet"}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
     "of the meta learner, `_b` of the base learner."
@@ -55,6 +57,7 @@ def settings_of(cfg: Config, weight: str, runs: list[DrawnRun]) -> dict[str, Any
         "episodes": len(runs[0].draws),
         "seeds": [run.seed for run in runs],
         **{key: getattr(cfg, key) for key in _SETTINGS},
+        **{key: getattr(cfg, key) for key, usual in _USUAL.items() if getattr(cfg, key) != usual},
     }
 
 
@@ -100,7 +103,7 @@ def published_miou(cfg: Config) -> float | None:
     key = cfg.data_set, cfg.backbone, cfg.shot
     if key not in PUBLISHED:
         return None
-    protocol = _PUBLISHED_SETTINGS | _PUBLISHED_BY_DATASET[cfg.data_set]
+    protocol = _PUBLISHED_SETTINGS | _USUAL | _PUBLISHED_BY_DATASET[cfg.data_set]
     if any(getattr(cfg, name) != value for name, value in protocol.items()):
         return None
     miou_of_folds, _ = PUBLISHED[key]
@@ -142,7 +145,7 @@ def build_report(
         },
     }
     if threshold is not None:
-        report["prior_threshold"] = threshold.describe()
+        report["prior_threshold"] = threshold.describe(settings.get("base_learner"))
     return report
 
 
@@ -156,7 +159,7 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
     ]
     if s["ann_type"] != "mask":
         parts.append(f"The supports are annotated by a {s['ann_type']}.\n")
-    if not s["ensemble"]:
+    if not s["ensemble"] or "base_learner" in s:
         parts.append("Without the base learner: the final prediction is the meta learner's.\n")
     parts += [_score_table(report), _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n"]
     parts.append(_class_table(runs, class_names))

@@ -1,4 +1,4 @@
-"""The configuration of the user's own dataset: its description, and a file per fold and backbone."""
+"""The configuration of the user's own dataset: its description, and a file per fold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,11 +63,9 @@ def write_config(name: str, data: Mapping[str, Any]) -> None:
         name: f"{_HEADER}. Your settings go here, over those of PASCAL-5^i.\n"
         f"_base_: ../base/pascal.yaml\nTrain:\n  data_set: {_flow(name)}\n"
     }
-    bases = ROOT / "config" / "base"
-    for net in sorted(path.stem for path in [*bases.glob("resnet*.yaml"), bases / "vgg.yaml"]):
-        for split in range(count_folds(data["folds"], data.get("num_folds", 1))):
-            text = f"_base_: [../base/{net}.yaml, {name}.yaml]\nTrain: {{split: {split}}}\n"
-            files[f"{name}_split{split}_{net}"] = text
+    for split in range(count_folds(data["folds"], data.get("num_folds", 1))):
+        text = f"_base_: [../base/resnet50.yaml, {name}.yaml]\nTrain: {{split: {split}}}\n"
+        files[f"{name}_split{split}_resnet50"] = text
     for stem, text in files.items():
         path = folder / f"{stem}.yaml"
         if not path.exists():

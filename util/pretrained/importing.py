@@ -1,5 +1,6 @@
-"""Putting a published file of weights where the commands look for it."""
+"""Putting a published file of weights where the commands look for it, downloaded or given."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
+from model.backbone import find_backbone
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import Config
 from util.data.loaders import config_fold
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
-from util.pretrained.places import datasets, experiment, place_of
+from util.pretrained.places import datasets, download, experiment, place_of
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
@@ -40,6 +42,7 @@ def import_file(
         UserError: It is not recognised, does not fit, or its place holds other weights.
     """
     content, plain = _read(file, unsafe)
+    plain &= not file.endswith(".safetensors")
     contents = recognise(content, file)
     cfg = _experiment_of(contents, content, file, dataset, split, opts)
     require_fit(contents.kind, content, cfg, file)
@@ -49,8 +52,10 @@ def import_file(
             f"{file} holds {contents.kind} of {contents.net}, whose settings start from random ones; "
             f"name it by backbone_weight {file}"
         )
-    done = _put(file, content, plain, path)
-    of = "" if contents.kind == IMAGENET else f", fold {cfg.split} of {cfg.data_set}"
+    done = _put(file, content, plain, path, contents.kind)
+    if contents.kind == IMAGENET:
+        return f"{path}: {contents.kind}, {contents.net}: {done} (sha256 {_digest(file, cfg)})"
+    of = f", fold {cfg.split} of {cfg.data_set}"
     if contents.kind == HDMNET:
         hidden = contents.kshot_trans_dim
         setting = [] if hidden is None else ["kshot_trans_dim", str(hidden)]
@@ -58,6 +63,37 @@ def import_file(
         command = shlex.join([*RunFiles(cfg).command("test.sh").split(), *setting, *opts])
         done += f"; test it by `{command} weight {path.name}`"
     return f"{path}: {contents.kind}, {contents.net}{of}: {done}"
+
+
+def fetch(name: str) -> str:
+    """Download the ImageNet weights of a backbone from a public hub, and put them in their place.
+
+    Returns:
+        A line that says what was done.
+
+    Raises:
+        UserError: There are none for it, or they could not be downloaded.
+    """
+    cfg = experiment(name, datasets()[0], 0)
+    entry = find_backbone(cfg.backbone)
+    if entry.hub is None:
+        raise UserError(
+            f"{name}: no public weights of this architecture exist; it starts from random"
+        )
+    source = f"from {entry.hub} on huggingface.co, licence {entry.licence}"
+    if entry.file is None:
+        return f"{download(cfg.backbone)}: weights of {name} {source}"
+    path = Path("initmodel", entry.file)
+    if path.exists():
+        require_fit(IMAGENET, read_checkpoint(path), cfg, str(path))
+        return f"{path}: exists already"
+    return f"{import_file(download(cfg.backbone), None, None, [], unsafe=False)}; {source}"
+
+
+def _digest(file: str, cfg: Config) -> str:
+    """Return the first digits of a file's SHA-256, and whether its authors serve this file."""
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
+    return f"{digest}, as published" if digest == find_backbone(cfg.backbone).sha256 else digest
 
 
 def _read(file: str, unsafe: bool) -> tuple[dict[str, Any], bool]:
@@ -70,7 +106,7 @@ def _read(file: str, unsafe: bool) -> tuple[dict[str, Any], bool]:
         return read_checkpoint(file, unsafe=True), False
 
 
-def _put(file: str, content: dict[str, Any], plain: bool, path: Path) -> str:
+def _put(file: str, content: dict[str, Any], plain: bool, path: Path, kind: str) -> str:
     in_place = path.exists() and os.path.samefile(file, path)
     if in_place and plain:
         return "in its place already"
@@ -83,7 +119,8 @@ def _put(file: str, content: dict[str, Any], plain: bool, path: Path) -> str:
             write_atomically(path, lambda target: shutil.copyfileobj(source, target))
         return "copied"
     tensors = {key: value.detach() for key, value in content["state_dict"].items()}
-    save_checkpoint(path, {"state_dict": tensors})
+    # The published code reads ImageNet weights that are the whole content of a file.
+    save_checkpoint(path, tensors if kind == IMAGENET else {"state_dict": tensors})
     return "its tensors written"
 
 

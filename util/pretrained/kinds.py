@@ -8,11 +8,18 @@ import torch
 from torch import nn
 
 from model import HDMNet, PSPNet, build_hdmnet, build_pspnet
-from model.backbone import BACKBONES, build_backbone
-from util.checkpoints.io import check_classes, check_fit, imagenet_state
+from model.backbone import OWN_BACKBONES, build_backbone
+from util.checkpoints.io import (
+    check_backbone,
+    check_classes,
+    check_fit,
+    imagenet_state,
+    load_backbone,
+)
 from util.checkpoints.published_names import from_imagenet
 from util.config import Config
-from util.data.loaders import config_fold
+from util.config.schema import net_name
+from util.data.loaders import config_fold, learner_classes
 from util.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,7 +34,7 @@ class Contents(NamedTuple):
     Attributes:
         kind: IMAGENET, BASE or HDMNET.
         net: Name of the backbone in paths ("vgg", "resnet50", …).
-        base_classes: Their number; 0 for ImageNet weights.
+        base_classes: Their number; 0 for ImageNet weights, and for HDMNet without a base learner.
         shot: Number of supports in the training of HDMNet, as far as the file tells.
         kshot_trans_dim: Width of what weighs the supports; None where the file has no such part.
     """
@@ -42,7 +49,8 @@ class Contents(NamedTuple):
 def recognise(content: dict[str, Any], source: str) -> Contents:
     """Tell what `read_checkpoint` read from the file `source`, by names and shapes of its entries.
 
-    The network is the one whose entries are most alike; `require_fit` tells whether all of them fit.
+    The network is the one that the file names, or else the one whose entries are most alike;
+    `require_fit` tells whether all of them fit.
 
     Raises:
         UserError: The entries are of nothing that is used here.
@@ -59,10 +67,12 @@ def recognise(content: dict[str, Any], source: str) -> Contents:
             f"{source} holds neither ImageNet weights of a deep-stem ResNet or VGG16-BN nor a base "
             f"learner nor HDMNet (its first entry is {next(iter(state), None)})"
         )
-    net = _net_name(state, prefix + "backbone.stages.")
-    if f"{prefix}classifier.2.bias" not in state:
+    named = content.get("backbone")
+    net = net_name(named) if named else _net_name(state, prefix + "backbone.stages.")
+    bias = state.get(f"{prefix}classifier.2.bias")
+    if bias is None and f"{prefix}head.0.weight" in state:
         raise UserError(f"{source} holds {kind} without its {prefix}classifier.2.bias")
-    base_classes = len(state[f"{prefix}classifier.2.bias"]) - 1
+    base_classes = 0 if bias is None else len(bias) - 1
     if kind == BASE:
         return Contents(kind, net, base_classes)
     hidden = state.get("ensemble.shot_weights.0.weight")
@@ -81,8 +91,8 @@ def _net_name(state: dict[str, Any], prefix: str) -> str:
         for key in state
         if key.startswith(prefix) and not key.endswith(_COUNTER)
     }
-    nearest = min(BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
-    return "vgg" if nearest == "vgg16" else nearest
+    nearest = min(OWN_BACKBONES, key=lambda name: len(_backbone_entries(name) ^ found))
+    return net_name(nearest)
 
 
 @cache
@@ -102,9 +112,9 @@ def meta_hdmnet(cfg: Config, base_classes: int | None = None) -> HDMNet:
 
     Args:
         cfg: The settings.
-        base_classes: Their number; None: that of the experiment's fold.
+        base_classes: Their number; None: that of the experiment.
     """
-    count = base_classes or len(config_fold(cfg).base)
+    count = learner_classes(cfg) if base_classes is None else base_classes
     return meta_model(lambda: build_hdmnet(base_classes=count, **cfg.model_arguments))
 
 
@@ -119,7 +129,12 @@ def require_fit(kind: str, content: dict[str, Any], cfg: Config, source: str) ->
     Raises:
         UserError: The weights are of another kind, network, fold or number of classes.
     """
+    if kind == IMAGENET and cfg.backbone not in OWN_BACKBONES:
+        # timm knows several names for the entries of its models.
+        load_backbone(build_backbone(cfg.backbone), source)
+        return
     _require_kind(kind, content, source)
+    check_backbone(content, cfg.backbone, source)
     if kind == IMAGENET:
         backbone = meta_model(lambda: build_backbone(cfg.backbone))
         check_fit(backbone, imagenet_state(backbone, content, source), source)
@@ -138,6 +153,7 @@ def require_start(content: dict[str, Any], cfg: Config, source: str) -> Contents
         UserError: The weights are of another kind, network or fold.
     """
     found, base_classes = _require_kind(HDMNET, content, source), config_fold(cfg).base
+    check_backbone(content, cfg.backbone, source)
     # As many classes, but others, are those of another fold: it has seen those held out here.
     if found.base_classes == len(base_classes):
         check_classes(content, base_classes, source)

@@ -1,37 +1,20 @@
 """Places of weights: where the commands look for which, and where they come from."""
 
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from util.checkpoints.io import read_checkpoint
-from util.checkpoints.run_files import PUBLISHED, RunFiles, find_best
-from util.config import DATASETS, Config, load_config
-from util.pretrained.kinds import BASE, HDMNET, IMAGENET, require_fit
+from model.backbone import BACKBONES, find_backbone
+from util.checkpoints.run_files import PUBLIC, PUBLISHED, RunFiles, find_best
+from util.config import Config
+from util.config.loading import BASES, DATASETS, load_config
+from util.pretrained.kinds import BASE, HDMNET, IMAGENET
 from util.runtime.errors import UserError
 
-_SETTINGS = Path(DATASETS).parent / "base"
+_HUB_FILE = "model.safetensors"
 # What the authors of BAM publish base learners for.
 _PUBLISHED = [(dataset, net) for dataset in ("pascal", "coco") for net in ("resnet50", "vgg")]
-
-
-class Source(NamedTuple):
-    """A file to download, and the first digits of its SHA-256."""
-
-    url: str
-    sha256: str
-
-
-def nets() -> list[str]:
-    """Return the names of the backbones with settings: "resnet101", "resnet18", …, "vgg"."""
-    return sorted(path.stem for path in _SETTINGS.glob("*.yaml") if _is_net(path.stem))
-
-
-def _is_net(name: str) -> bool:
-    return name == "vgg" or re.fullmatch(r"resnet\d+", name) is not None
 
 
 def datasets() -> list[str]:
@@ -45,16 +28,10 @@ def experiment(
     """Return the settings of an experiment, as the shell scripts put them together.
 
     Raises:
-        UserError: There are no settings for the backbone `net`, or the others are wrong.
+        UserError: There is no backbone of this name, or other settings are wrong.
     """
-    path = _SETTINGS / f"{net}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no settings for the backbone {net}: there is no {os.path.relpath(path)}; "
-            f"there is {', '.join(nets())}"
-        )
-    words = ["data_set", dataset, "split", str(split), *opts]
-    return load_config(os.path.relpath(path), words)
+    words = ["backbone", net, "data_set", dataset, "split", str(split), *opts]
+    return load_config(os.path.join(BASES, "resnet50.yaml"), words)
 
 
 def place_of(kind: str, cfg: Config) -> Path | None:
@@ -65,49 +42,66 @@ def place_of(kind: str, cfg: Config) -> Path | None:
     if kind == HDMNET:
         return files.snapshot / PUBLISHED
     weight = files.imagenet_weight
-    return None if weight is None or weight == "none" else Path(weight)
+    return None if weight in (None, "none", PUBLIC) else Path(str(weight))
 
 
 def how_to_get(kind: str, cfg: Config) -> str:
     """Return the command that brings weights of that kind to their place."""
-    if kind == IMAGENET and torchvision_source(cfg.net_name):
-        return "python -m util.weights fetch"
+    if kind == IMAGENET and find_backbone(cfg.backbone).hub:
+        return f"python -m util.weights fetch {cfg.net}"
     fold = "" if kind == IMAGENET else f" --dataset {cfg.data_set} --split {cfg.split}"
     return f"python -m util.weights import FILE{fold}"
 
 
-def torchvision_source(net: str) -> Source | None:
-    """Return torchvision's ImageNet file for a backbone; None where none of its files fits."""
-    return vgg_source() if net == "vgg" else None
+def require_imagenet(cfg: Config) -> str:
+    """Return the file that the backbone starts from, downloaded where timm has it; "none": random.
+
+    Raises:
+        UserError: It is not set, there is no such file, or it could not be downloaded.
+    """
+    weight = RunFiles(cfg).imagenet_weight
+    if weight == PUBLIC:
+        return download(cfg.backbone)
+    if weight is None:
+        raise UserError(
+            "backbone_weight is not set; give ImageNet weights, or none for random ones"
+        )
+    if weight != "none" and not Path(weight).is_file():
+        raise UserError(
+            f"there are no ImageNet weights at {weight}; `{how_to_get(IMAGENET, cfg)}` brings them, "
+            "backbone_weight names another file, or none for random ones"
+        )
+    return weight
 
 
-def vgg_source() -> Source:
-    """Return torchvision's ImageNet file for VGG16-BN."""
-    # Imported here: it takes a second, and few commands need it.
-    from torchvision.models import VGG16_BN_Weights
+def download(backbone: str) -> str:
+    """Return the path of a backbone's public weights in the cache, downloaded where needed.
 
-    url = VGG16_BN_Weights.IMAGENET1K_V1.url
-    return Source(url, url.rpartition("-")[2].removesuffix(".pth"))
+    Raises:
+        UserError: They are not in the cache and could not be downloaded.
+    """
+    # Imported here: it takes a while, and few commands need it.
+    from huggingface_hub import constants, hf_hub_download
+
+    entry = find_backbone(backbone)
+    by_hand = (
+        "`python -m util.weights import FILE`" if entry.file else "the setting backbone_weight"
+    )
+    try:
+        return hf_hub_download(str(entry.hub), _HUB_FILE)
+    except OSError as error:
+        raise UserError(
+            f"the weights of {backbone} are not in the cache {constants.HF_HUB_CACHE} and could not "
+            f"be downloaded ({str(error).partition(chr(10))[0]}); try again with a network, or "
+            f"download {_HUB_FILE} from {constants.ENDPOINT}/{entry.hub} and give the file to {by_hand}"
+        ) from error
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def is_cached(backbone: str) -> bool:
+    """Tell whether a backbone's public weights were downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
 
-
-def foreign_sha256(net: str, path: str | Path) -> str | None:
-    """Say how ImageNet weights differ from the file of torchvision; None: they do not, or may."""
-    source = torchvision_source(net)
-    if source is None:
-        return None
-    found = file_sha256(path)
-    if found.startswith(source.sha256):
-        return None
-    return f"not torchvision's file: its sha256 begins {found[:8]}, not {source.sha256}"
+    return isinstance(try_to_load_from_cache(str(find_backbone(backbone).hub), _HUB_FILE), str)
 
 
 class Place(NamedTuple):
@@ -134,16 +128,17 @@ def known_places(opts: list[str] | tuple[str, ...] = ()) -> Iterator[Place]:
     Args:
         opts: Further settings of the experiments.
     """
-    for net in nets():
+    for net in BACKBONES:
         cfg = experiment(net, "pascal", 0, opts)
         path = place_of(IMAGENET, cfg)
         if path:
-            yield Place(IMAGENET, f"ImageNet {net}", path, cfg, _origin(IMAGENET, cfg))
+            origin = f"{find_backbone(net).hub}: {how_to_get(IMAGENET, cfg)}"
+            yield Place(IMAGENET, f"ImageNet {cfg.net}", path, cfg, origin)
     for dataset in datasets():
-        for net in nets():
-            for split in range(experiment(net, dataset, 0, opts).fold_count):
-                cfg = experiment(net, dataset, split, opts)
-                yield from _places_of(cfg)
+        for net in BACKBONES:
+            cfg = experiment(net, dataset, 0, opts)
+            for split in range(cfg.fold_count):
+                yield from _places_of(cfg.model_copy(update={"split": split}))
 
 
 def _places_of(cfg: Config) -> Iterator[Place]:
@@ -152,7 +147,7 @@ def _places_of(cfg: Config) -> Iterator[Place]:
     name = f"{cfg.data_set} {files.fold} {cfg.net_name}"
     path = files.published_base
     if path.exists() or (cfg.data_set, cfg.net_name) in _PUBLISHED:
-        yield Place(BASE, f"{BASE} {name}", path, cfg, _origin(BASE, cfg))
+        yield Place(BASE, f"{BASE} {name}", path, cfg, f"README of BAM: {how_to_get(BASE, cfg)}")
     if best := find_best(files.base_snapshot):
         yield Place(BASE, f"{BASE} {name}", best.path, cfg, "trained here")
     for shot in (1, 5):
@@ -162,23 +157,3 @@ def _places_of(cfg: Config) -> Iterator[Place]:
             yield Place(HDMNET, title, snapshot / PUBLISHED, shots, "imported")
         if best := find_best(snapshot):
             yield Place(HDMNET, title, best.path, shots, "trained here")
-
-
-def _origin(kind: str, cfg: Config) -> str:
-    authors = "README of PFENet" if kind == IMAGENET else "README of BAM"
-    if kind == IMAGENET and torchvision_source(cfg.net_name):
-        authors = "torchvision"
-    return f"{authors}: {how_to_get(kind, cfg)}"
-
-
-def check_place(place: Place) -> str:
-    """Return "missing", "ok", or "ok?" with what is odd about a file that fits.
-
-    Raises:
-        UserError: The file exists and cannot be used.
-    """
-    if not place.path.exists():
-        return "missing"
-    require_fit(place.kind, read_checkpoint(place.path), place.cfg, str(place.path))
-    odd = place.kind == IMAGENET and foreign_sha256(place.cfg.net_name, place.path)
-    return f"ok? {odd}" if odd else "ok"

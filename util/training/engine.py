@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.norms import learning_norms
+from util.checkpoints.io import check_backbone
 from util.checkpoints.run_files import remove_leftovers, save_best
 from util.config import Config, dump_config
 from util.data.streams import get_streams, set_streams
@@ -100,6 +101,8 @@ class Trainer:
         """Continue from a checkpoint; raises UserError if it is of another model or fold."""
         content, net, optimizer = saved.content, self.recipe.net, self.recipe.optimizer
         classes = self._details["base_classes"]
+        if "backbone" in self._details:
+            check_backbone(content, self._details["backbone"], str(saved.path))
         self.state = state = restore(saved, net, optimizer, self.precision.scaler, classes)
         self.logger.info(
             f"resumed from {saved.path}: {state.epoch} epochs and {state.step} iterations done, "

@@ -3,11 +3,13 @@
 import logging
 
 from model import HDMNet, build_hdmnet
-from util.checkpoints.io import is_shot_weight, load_weights, read_checkpoint
+from model.backbone import Backbone, find_backbone
+from util.checkpoints.io import is_shot_weight, load_backbone, load_weights, read_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import Config
-from util.data.loaders import config_fold
+from util.data.loaders import config_fold, learner_classes
 from util.pretrained.kinds import BASE, Contents, recognise, require_fit, require_start
+from util.pretrained.places import require_imagenet
 from util.runtime.errors import UserError
 
 
@@ -20,9 +22,12 @@ def initial_model(cfg: Config, logger: logging.Logger) -> HDMNet:
     Raises:
         UserError: There is no base learner, or a checkpoint does not fit.
     """
-    net = build_hdmnet(base_classes=len(config_fold(cfg).base), **cfg.model_arguments)
+    net = build_hdmnet(base_classes=learner_classes(cfg), **cfg.model_arguments)
     if not cfg.pre_weight:
-        _load_base_learner(net, cfg, logger)
+        if cfg.base_learner == "none":
+            start_backbone(net.base.backbone, cfg, logger)
+        else:
+            _load_base_learner(net, cfg, logger)
         return net
     path = RunFiles(cfg).find_pre_weight()
     content = read_checkpoint(path)
@@ -31,7 +36,10 @@ def initial_model(cfg: Config, logger: logging.Logger) -> HDMNet:
     if found.shot != cfg.shot:
         logger.info(f"{path}: of another shot, the weights of the supports start untrained")
         state = {key: value for key, value in state.items() if not is_shot_weight(key)}
-    if _brings_no_base_learner(found, cfg):
+    if cfg.base_learner == "none":
+        dropped = ("base.pyramid.", "base.head.", "base.classifier.")
+        state = {key: value for key, value in state.items() if not key.startswith(dropped)}
+    elif _brings_no_base_learner(found, cfg):
         _load_base_learner(net, cfg, logger)
         state = {key: value for key, value in state.items() if not key.startswith("base.")}
     own = {
@@ -41,6 +49,20 @@ def initial_model(cfg: Config, logger: logging.Logger) -> HDMNet:
     }
     load_weights(net, own | state, str(path))
     return net
+
+
+def start_backbone(backbone: Backbone, cfg: Config, logger: logging.Logger) -> None:
+    """Load the public weights that a backbone starts from, and log them, unless it starts from random.
+
+    Raises:
+        UserError: They are missing or of another network.
+    """
+    path = require_imagenet(cfg)
+    if path != "none":
+        load_backbone(backbone, path)
+        licence = find_backbone(cfg.backbone).licence
+        own = f" (public weights: licence {licence})" if licence else ""
+        logger.info(f"backbone: {cfg.backbone} from {path}{own}")
 
 
 def needs_stage_1(cfg: Config) -> bool:
@@ -53,8 +75,8 @@ def needs_stage_1(cfg: Config) -> bool:
 
 def needs_base_learner(cfg: Config) -> bool:
     """Tell whether stage 2 starts from a base learner, beside `pre_weight` or without it."""
-    if not cfg.pre_weight:
-        return True
+    if not cfg.pre_weight or cfg.base_learner == "none":
+        return cfg.base_learner != "none"
     try:
         path = RunFiles(cfg).find_pre_weight()
         content = read_checkpoint(path, mapped=True)

@@ -18,6 +18,8 @@ def hdmnet_optimizer(
 ) -> AdamW:
     """AdamW: hierarchy, matching and decoder at `rate`, the other trained parts at ten times that.
 
+    Without a base learner there is no ensemble to train.
+
     Args:
         net: the model.
         rate: base learning rate.
@@ -25,16 +27,16 @@ def hdmnet_optimizer(
         train_kshot_rw: train the weights of the supports too, which the published code leaves as they
             were initialised.
     """
-    ten_times = [
+    ten_times: list[nn.Module] = [
         net.reduce_support,
         net.reduce_query,
         net.merge_support,
         net.merge_query,
-        net.ensemble.adjustment_merge,
-        net.ensemble.background_merge,
     ]
-    if train_kshot_rw and net.ensemble.shot_weights is not None:
-        ten_times.append(net.ensemble.shot_weights)
+    if net.base.base_classes:
+        ten_times += [net.ensemble.adjustment_merge, net.ensemble.background_merge]
+        if train_kshot_rw and net.ensemble.shot_weights is not None:
+            ten_times.append(net.ensemble.shot_weights)
     groups = [
         _group([net.hierarchy, net.matching, net.decoder], rate, 1.0),
         _group(ten_times, rate, 10.0),
@@ -58,11 +60,13 @@ def base_optimizer(
     encoder_ratio: float = 1.0,
     head_ratio: float = 10.0,
 ) -> SGD:
-    """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate."""
-    groups = [
-        _group([net.backbone], rate, encoder_ratio),
-        _group([net.pyramid, net.head, net.classifier], rate, head_ratio),
-    ]
+    """SGD for the base learner; pyramid and head learn at `head_ratio` times the rate.
+
+    With an `encoder_ratio` of 0 the backbone stays as it is, and no gradients are computed for it.
+    """
+    groups = [_group([net.pyramid, net.head, net.classifier], rate, head_ratio)]
+    if encoder_ratio:
+        groups.insert(0, _group([net.backbone], rate, encoder_ratio))
     return SGD(groups, momentum=momentum, weight_decay=weight_decay)
 
 

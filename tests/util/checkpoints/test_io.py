@@ -97,7 +97,7 @@ def test_weights_that_do_not_fit_are_refused_whole(change, message):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"backbone": "resnet34"}, r"backbone\.stages\.\S+ is unexpected.*check layers and vgg"),
+        ({"backbone": "resnet34"}, r"backbone\.stages\.\S+ is unexpected.*check backbone"),
         ({"base_classes": 5}, r"2\.weight has shape \(6, .*number of base classes: check data_set"),
         ({"shot": 2}, r"shot_weights\.0\.weight has shape .*another shot or kshot_trans_dim"),
         ({"kshot_trans_dim": 0}, r"shot_weights\.0\.weight is missing.*another shot or kshot"),

@@ -90,6 +90,34 @@ def test_shipped_files_load_and_mean_what_their_names_say(path):
     assert cfg.effective_folds == ("interleaved" if dataset == "coco" else "contiguous")
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "config/base").glob("*.yaml")), ids=os.path.basename
+)
+def test_every_backbone_has_a_file_that_means_what_its_name_says(path, tmp_path):
+    if path.stem in DATASETS:
+        return
+    cfg = load_config(path, ["data_set", "tiny", "num_classes", "8"])
+    assert cfg.net_name == path.stem
+    by_name = load(tmp_path, SMALL, "backbone", path.stem)
+    assert by_name.model_dump() | {"layers": cfg.layers, "vgg": cfg.vgg} == cfg.model_dump()
+
+
+def test_the_name_of_the_backbone_and_the_published_keys_end_each_other(tmp_path):
+    write(tmp_path, "Method: {backbone: resnet18}", "named.yaml")
+    write(tmp_path, "Method: {layers: 101}", "published.yaml")
+    named = "_base_: [published.yaml, named.yaml]\n" + SMALL
+    assert load(tmp_path, named).backbone == "resnet18"
+    assert load(tmp_path, named, "vgg", "True").backbone == "vgg16"
+    assert load(tmp_path, named, "layers", "34").backbone == "resnet34"
+    published = "_base_: [named.yaml, published.yaml]\n" + SMALL
+    assert load(tmp_path, published).backbone == "resnet101"
+    assert load(tmp_path, published, "backbone", "vgg").backbone == "vgg16"
+    dump_config(load(tmp_path, published), tmp_path / "dumped.yaml")
+    assert load_config(tmp_path / "dumped.yaml").backbone == "resnet101"
+    with pytest.raises(UserError, match=r"--opts: backbone = resnet51: .* is none of resnet18, "):
+        load(tmp_path, SMALL, "backbone", "resnet51")
+
+
 def test_the_child_wins_over_its_bases_and_a_later_base_over_an_earlier(tmp_path):
     write(tmp_path, "Train: {shot: 2, epochs: 5, workers: 1}\nData: {num_classes: 8}", "b/one.yaml")
     write(tmp_path, "Train: {epochs: 6, workers: 2}", "b/two.yaml")
@@ -317,7 +345,9 @@ def test_two_folds_of_two_classes(tmp_path):
 
 def test_small_vgg_inputs_are_refused(tmp_path):
     assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
-    with pytest.raises(UserError, match="--opts: base_h = 49: vgg needs at least 57 pixels"):
+    with pytest.raises(
+        UserError, match=r"base_h = 49: must be 8·n . 1 and at least 57; the nearest is 57"
+    ):
         load(tmp_path, SMALL, "base_h", "49", "vgg", "True")
 
 

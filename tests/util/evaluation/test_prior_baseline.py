@@ -71,6 +71,7 @@ def test_the_best_threshold_separates_what_can_be_separated():
     assert VARIANTS[best.variant] == "f5" and 0.4 < best.bin / BINS <= 0.5
     assert best.foreground(prior).tolist() == [[False, False, True, True]]
     assert best.describe().startswith("prior of f5 ≥ 0.4")
+    assert best.describe("none").startswith("prior of f3 ≥ 0.4")
 
 
 def test_values_out_of_range_stay_at_the_ends():

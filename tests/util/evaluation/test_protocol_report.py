@@ -122,6 +122,7 @@ def test_what_is_not_the_plain_test_is_said():
         (71.4, "vgg=True split=1"),
         *((None, word) for word in ("layers=101", "shot=2", "num_folds=2", "folds=[[1,2],[6]]")),
         *((None, word) for word in ("ann_type=bbox", "ensemble=False", "fold_list=fold0.txt")),
+        *((None, word) for word in ("base_learner=none", "prior=minmax")),
         *((None, word) for word in ("min_pixels=1", "val_size=633")),
         *((None, word) for word in ("ori_resize=False", "resized_val=False")),
     ],

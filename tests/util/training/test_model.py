@@ -92,7 +92,7 @@ def test_weights_of_other_classes_need_a_base_learner(saved, foreign, base):
     ("settings", "message"),
     [
         ({"shot": 2, "kshot_trans_dim": 0}, "another shot or kshot_trans_dim"),
-        ({"layers": 34}, "another backbone: check layers and vgg"),
+        ({"layers": 34}, "another backbone: check backbone"),
         ({"split": 1, "folds": [[4], [3]]}, r"trained on base classes \[1, 2, 3\], this fold has"),
     ],
 )

@@ -1,0 +1,130 @@
+"""Any model of timm as a backbone: three of its feature maps become f2, f3 and f4."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone, BackboneFeatures, Sizes
+from model.mm import resize
+from model.preprocessing import MEAN, STD
+
+
+class TimmBackbone(Backbone):
+    """A model of timm; images come normalised by ImageNet's statistics and are normalised by its own.
+
+    Plain vision transformers give the outputs of three blocks, after the model's last LayerNorm where
+    it has one. Other models give their last three stages. f4 is brought to the grid of f3.
+
+    Args:
+        model: its name in timm, such as "convnext_tiny.fb_in1k".
+        stride: pixels per position of the grid, where the model can dilate; None: 8 if it can.
+        taps: the three blocks or stages, counted from 0; None: the last three stages, or the blocks
+            after a half, three quarters and all of a transformer.
+        foldable: see `Backbone`.
+
+    Raises:
+        ValueError: timm has no such model, or it cannot do this.
+    """
+
+    net: Any
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: str,
+        stride: int | None = None,
+        taps: tuple[int, ...] | None = None,
+        foldable: bool = False,
+    ):
+        if not timm.is_model(model.partition(".")[0]):
+            raise ValueError(f"timm {timm.__version__} has no model {model}")
+        net, self.options = _create(model, stride)
+        maps = net.feature_info
+        reductions = [entry["reduction"] for entry in maps]
+        self.is_flat = len(set(reductions)) == 1
+        count = len(maps)
+        if taps is None and self.is_flat:
+            taps = (count // 2 - 1, 3 * count // 4 - 1, count - 1)
+        taps = taps or (count - 3, count - 2, count - 1)
+        if sorted({*taps} & {*range(count)}) != list(taps) or len(taps) != 3:
+            raise ValueError(f"taps of {model} have to be three of 0 to {count - 1}, ascending")
+        first, second, third = taps
+        channels = (maps[first]["num_chs"], maps[second]["num_chs"], maps[third]["num_chs"])
+        super().__init__([], channels)
+        self.model, self.taps, self.foldable = model, taps, foldable
+        self.net = _pruned(net, taps, self.is_flat)
+        own = net.pretrained_cfg
+        mean, std = (255 * torch.tensor(own[key]).view(3, 1, 1) for key in ("mean", "std"))
+        here_mean, here_std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        # Of an image that ImageNet's statistics normalised.
+        self.register_buffer("scale", here_std / std, persistent=False)
+        self.register_buffer("shift", (here_mean - mean) / std, persistent=False)
+        self.hub = own.get("hf_hub_id")  # repository of the weights
+        self.licence = own.get("license")  # of the weights
+        self.sizes = self._sizes(max(reductions), reductions[second])
+
+    def forward(self, image: Tensor) -> BackboneFeatures:
+        """Return the features of images (B, 3, H, W), normalised by `model.preprocessing`."""
+        f2, f3, f4 = self.net.forward_intermediates(
+            image * self.scale + self.shift,
+            indices=list(self.taps),
+            norm=self.is_flat,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        if f4.shape[-2:] != f3.shape[-2:]:
+            f4 = resize(f4, size=f3.shape[-2:], mode="bilinear", align_corners=True)
+        return BackboneFeatures(f2, f3, f4)
+
+    def load_file(self, path: str | Path) -> None:
+        """Load a file of weights of the model, as timm or the model's authors serve it.
+
+        Raises:
+            OSError, RuntimeError, ValueError: it is not readable or of another model.
+        """
+        overlay = {"file": str(Path(path).absolute())}
+        source = timm.create_model(
+            self.model, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
+        )
+        self.net.load_state_dict(_pruned(source, self.taps, self.is_flat).state_dict())
+
+    def _sizes(self, coarsest: int, stride: int) -> Sizes:
+        """Return the sizes of images: multiples of a patch, or 8·n + 1 for padded convolutions."""
+        if self.is_flat:
+            return Sizes(coarsest, 0, 5 * coarsest)
+        try:
+            if self.grid((8 * stride + 1,) * 2) == (9, 9):
+                return Sizes(8, 1, 4 * stride + 1)
+        except (AssertionError, RuntimeError):
+            pass  # It takes no such image.
+        return Sizes(coarsest, 0, -(-5 * stride // coarsest) * coarsest)
+
+
+def _create(model: str, stride: int | None) -> tuple[Any, dict[str, Any]]:
+    """Return a model with random weights, and the options that it was made with.
+
+    Raises:
+        ValueError: it cannot dilate to this stride.
+    """
+    choices: list[dict[str, Any]] = [{"output_stride": stride or 8}]
+    if stride is None:
+        choices += [{"dynamic_img_size": True}, {}]
+    for options in choices:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return timm.create_model(model, pretrained=False, **options), options
+        except (TypeError, AssertionError, NotImplementedError):
+            continue
+    raise ValueError(f"{model} cannot have the stride {stride}")
+
+
+def _pruned(net: Any, taps: tuple[int, ...], keep_norm: bool) -> Any:
+    """Return the model without what comes after its last tap."""
+    net.prune_intermediate_layers(list(taps), prune_norm=not keep_norm, prune_head=True)
+    return net

@@ -1,0 +1,35 @@
+"""The registry of backbones: sizes, grids, and the weights they start from."""
+
+import pytest
+import torch
+
+from model.backbone import BACKBONES, OWN_BACKBONES, Sizes, build_backbone, find_backbone
+
+
+@pytest.mark.parametrize("name", OWN_BACKBONES)
+@torch.no_grad()
+def test_the_dry_run_tells_grid_and_channels(name):
+    backbone = build_backbone(name).eval()
+    features = backbone(torch.randn(1, 3, 57, 81))
+    assert backbone.grid((57, 81)) == features.f3.shape[-2:] == features.f4.shape[-2:]
+    assert backbone.channels == tuple(feature.shape[1] for feature in features)
+    assert backbone.grid((473, 473)) == ((30, 30) if name == "vgg16" else (60, 60))
+    assert not any(parameter.is_meta for parameter in backbone.parameters())
+
+
+def test_sizes():
+    corners, patches = find_backbone("resnet50").sizes, Sizes(14, 0, 70)
+    assert [corners.fit(size) for size in (473, 633, 472, 25)] == [True, True, False, False]
+    assert [corners.nearest(size) for size in (472, 9)] == [473, 33]
+    assert [patches.nearest(size) for size in (473, 633, 97, 9)] == [476, 630, 98, 70]
+    assert patches.fit(476) and not patches.fit(473) and not patches.fit(56)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"'resnet51' is none of resnet18, resnet34, resnet50"):
+        build_backbone("resnet51")
+
+
+def test_what_has_weights_has_a_licence():
+    for entry in BACKBONES.values():
+        assert (entry.hub is None) == (entry.licence is None)
