@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 import util  # noqa: F401  # It ends the process with one line where no command can run.
 from segmenter import FewShotSegmenter, Support, SupportSet
 from util.config import Parser
-from util.config.fields import Size
 from util.data.label_maps import draw_overlay
 from util.data.pictures import read_picture
 from util.predict import formats
@@ -193,7 +192,7 @@ def _parser() -> Parser:
         help="probability from which a pixel belongs to a class (%(default)s)",
     )
     parser.add_argument(
-        "--size", type=argument_type(Size), help="S of the images S×S (that of the training)"
+        "--size", type=argument_type(PositiveInt), help="S of the images S×S (that of the training)"
     )
     parser.add_argument("--no_refine", action="store_true", help="take boxes and points as masks")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16", "auto"), default="off")

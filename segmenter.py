@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import HDMNet, preprocess_image, preprocess_mask
+from model.backbone import find_backbone
 from model.features import SupportFeatures, map_tensors, split_supports, stack_supports
 from util.checkpoints.support_file import SupportContents, load_supports, save_supports
 from util.checkpoints.trained import Trained, fingerprint, load_trained, save_trained
@@ -269,7 +270,8 @@ class FewShotSegmenter(
         """Write the weights and settings, for `save_pretrained` and `push_to_hub` of the mixin."""
         if self.backbone is None:
             raise ValueError("name the backbone of the model: FewShotSegmenter(..., backbone=NAME)")
-        save_trained(Trained(self.net, self.size, self.backbone), save_directory)
+        with _value_errors():
+            save_trained(Trained(self.net, self.size, self.backbone), save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the page that describes the weights in a folder or repository."""
@@ -283,7 +285,7 @@ class FewShotSegmenter(
         Args:
             supports: of one class, or {name: supports} of several classes; as many as there are, also
                 if the training had another number.
-            size: S of the images S×S, 8·n + 1; None is that of the training.
+            size: S of the images S×S; None is that of the training.
 
         Raises:
             ValueError: a support cannot be used; the message begins with its place in `supports`.
@@ -292,6 +294,13 @@ class FewShotSegmenter(
         if not 1 <= len(named) <= MAX_CLASSES:
             raise ValueError(f"{len(named)} classes; expected 1 to {MAX_CLASSES}")
         size = size or self.size
+        if self.backbone is not None and not (sizes := find_backbone(self.backbone).sizes).fit(
+            size
+        ):
+            raise ValueError(
+                f"size {size}: {self.backbone} takes {sizes.describe()}; the nearest is "
+                f"{sizes.nearest(size)}"
+            )
         features, masks = {}, {}
         for name, given in named.items():
             listed = [given] if isinstance(given, Support) else list(given)

@@ -100,6 +100,7 @@ def _train(run: Run, loss: Loss) -> None:
                 "size": cfg.val_size,
                 "low_fea": cfg.low_fea,
                 "kshot_order": cfg.kshot_order,
+                "prior": cfg.prior,
             },
             losses_of,
             rate_of,

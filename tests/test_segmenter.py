@@ -5,13 +5,18 @@ import threading
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
 from model import build_hdmnet
+from model.backbone import find_backbone
 from segmenter import FewShotSegmenter, Support, SupportSet
 from tests.paths import ROOT
 from tests.small_model import SIZE, small_episodes, small_net
+from tests.util.hub import Hub
+from util.checkpoints.io import load_backbone
 from util.checkpoints.published_names import to_published
 from util.config import dump_config, load_config
 from util.data.draws import draw_test_episodes
@@ -194,12 +199,12 @@ def test_weights_come_from_files_runs_and_folders(nets, tmp_path):
         order = "restored" if name == "own.pth" else "sorted"
         assert seg.net.ensemble.kshot_order == order
         assert all(torch.equal(value, state[key]) for key, value in seg.net.state_dict().items())
-        shared = tmp_path / f"shared {name}"
-        seg.save_pretrained(shared)
-        again = FewShotSegmenter.from_pretrained(shared, device="cpu", size=57)
-        assert (again.size, again.weights) == (57, seg.weights)
-        assert again.net.ensemble.kshot_order == order
-        assert "| backbone | resnet18 |" in (shared / "README.md").read_text("utf-8")
+    seg = FewShotSegmenter.from_pretrained(tmp_path / "own.pth", device="cpu")
+    seg.save_pretrained(tmp_path / "shared")
+    again = FewShotSegmenter.from_pretrained(tmp_path / "shared", device="cpu", size=57)
+    assert (again.size, again.weights) == (57, seg.weights)
+    assert again.net.ensemble.kshot_order == "restored"
+    assert "| backbone | resnet18 |" in (tmp_path / "shared" / "README.md").read_text("utf-8")
     with pytest.raises(ValueError, match=r"weights a/b/c.pth: there is no such file"):
         FewShotSegmenter.from_pretrained("a/b/c.pth")
     with pytest.raises(ValueError, match=r"weights owner/name: .* the Hugging Face Hub gave none"):
@@ -207,6 +212,52 @@ def test_weights_come_from_files_runs_and_folders(nets, tmp_path):
     torch.save({"state_dict": net.base.state_dict()}, tmp_path / "base.pth")
     with pytest.raises(ValueError, match="base learner, where a trained HDMNet is needed"):
         FewShotSegmenter.from_pretrained(tmp_path / "base.pth")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine, which the libraries take for the real one."""
+    with Hub() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+def test_weights_come_from_the_hub(seg, tmp_path, hub):
+    seg.save_pretrained(tmp_path / "shared")
+    for file, name in (("config.json", "/config.json"), ("model.safetensors", "")):
+        hub.files[f"owner/name{name}"] = (tmp_path / "shared" / file).read_bytes()
+    again = FewShotSegmenter.from_pretrained("owner/name", device="cpu")
+    assert (again.size, again.backbone, again.weights) == (SIZE, "resnet18", seg.weights)
+
+
+def test_a_backbone_whose_licence_forbids_sharing_is_saved_by_reference(tmp_path, hub, monkeypatch):
+    entry = find_backbone("timm:test_vit")._replace(licence="dinov3-license")
+    monkeypatch.setattr("util.checkpoints.trained.find_backbone", lambda name: entry)
+    public = timm.create_model("test_vit").state_dict()
+    hub.files["timm/test_vit.r160_in1k"] = safetensors.torch.save(public)
+    net = build_hdmnet("timm:test_vit", 0)
+    seg = FewShotSegmenter(net, 160, "timm:test_vit", "cpu")
+    with pytest.raises(ValueError, match=r"has learned, .* dinov3-license, restricts"):
+        seg.save_pretrained(tmp_path / "shared")
+    file = tmp_path / "public.safetensors"
+    file.write_bytes(hub.files["timm/test_vit.r160_in1k"])
+    load_backbone(net.base.backbone, file)
+    seg = FewShotSegmenter(net, 160, "timm:test_vit", "cpu")
+    seg.save_pretrained(tmp_path / "shared")
+    saved = safetensors.torch.load_file(tmp_path / "shared" / "model.safetensors")
+    assert saved and not any("backbone" in key for key in saved)
+    again = FewShotSegmenter.from_pretrained(tmp_path / "shared", device="cpu")
+    assert again.weights == seg.weights
+    with pytest.raises(ValueError, match=r"size 161: timm:test_vit takes .* the nearest is 160"):
+        seg.fit(Support(np.zeros((8, 8, 3), np.uint8), mask=np.ones((8, 8))), size=161)
+    hub.files["timm/test_vit.r160_in1k"] = safetensors.torch.save(
+        timm.create_model("test_vit").state_dict()
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="trained with other weights of the backbone"):
+        FewShotSegmenter.from_pretrained(tmp_path / "shared", device="cpu")
 
 
 def test_torch_hub_finds_it(nets, tmp_path):

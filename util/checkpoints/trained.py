@@ -9,18 +9,24 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
 
 from model import HDMNet, build_hdmnet
-from util.checkpoints.io import load_weights, read_checkpoint
+from model.backbone import build_backbone, find_backbone
+from util.checkpoints.io import load_backbone, load_weights, read_checkpoint
+from util.checkpoints.published_names import StateDict
 from util.checkpoints.run_files import find_checkpoint
 from util.config import load_config
 from util.pretrained.kinds import HDMNET, recognise
+from util.pretrained.places import download
 from util.runtime.errors import UserError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Settings that shapes of weights do not tell; without them, those of the published code hold.
-_SETTINGS = ("low_fea", "kshot_order")
+_SETTINGS = ("low_fea", "kshot_order", "prior")
+# Weights of backbones under other licences are saved by reference.
+_SHARED_LICENCES = (None, "apache-2.0", "mit", "bsd-3-clause")
+_BACKBONE, _DIGEST = "base.backbone.", "public_backbone"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors)")
 _COCO_CLASSES, _COCO_SIZE, _SIZE = 60, 633, 473
 
@@ -45,7 +51,7 @@ def load_trained(weights: str | os.PathLike[str], **hub: Any) -> Trained:
     Args:
         weights: a checkpoint of this or of the published code, the folder of a run, the folder of
             `save_trained`, or OWNER/NAME on the hub.
-        **hub: arguments of `huggingface_hub.snapshot_download`.
+        **hub: arguments of `huggingface_hub.hf_hub_download`.
 
     Raises:
         UserError: there is none, or it is not of HDMNet.
@@ -66,13 +72,29 @@ def load_trained(weights: str | os.PathLike[str], **hub: Any) -> Trained:
     options = {key: content[key] for key in _SETTINGS if key in content}
     shot = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}
     net = build_hdmnet(backbone, found.base_classes, **shot, **options)
-    load_weights(net, content["state_dict"], str(path))
+    state = content["state_dict"]
+    if _DIGEST in content:
+        public = _public_backbone(backbone)
+        if _digest(public) != content[_DIGEST]:
+            raise UserError(
+                f"weights {weights}: they were trained with other weights of the backbone {backbone} "
+                "than those that are public now"
+            )
+        state |= {_BACKBONE + key: value for key, value in public.items()}
+    load_weights(net, state, str(path))
     size = _COCO_SIZE if found.base_classes == _COCO_CLASSES else _SIZE
     return Trained(net, content.get("size", size), backbone)
 
 
 def save_trained(trained: Trained, folder: Path) -> None:
-    """Write the weights and the settings of a model to a folder."""
+    """Write the weights and the settings of a model to a folder.
+
+    Where the licence of the backbone's public weights restricts who may pass them on, the folder names
+    them instead, and `load_trained` downloads them.
+
+    Raises:
+        UserError: such a backbone is not at hand to compare, or it has learned.
+    """
     net = trained.net
     settings = {
         "backbone": trained.backbone,
@@ -80,19 +102,41 @@ def save_trained(trained: Trained, folder: Path) -> None:
         "shot": net.ensemble.shot,
         "low_fea": net.low_fea,
         "kshot_order": net.ensemble.kshot_order,
+        "prior": net.prior,
     }
     state = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+    licence = find_backbone(trained.backbone).licence
+    if licence not in _SHARED_LICENCES:
+        settings[_DIGEST] = _digest(_public_backbone(trained.backbone))
+        own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
+        if _digest(own) != settings[_DIGEST]:
+            raise UserError(
+                f"the backbone {trained.backbone} has learned, so its weights cannot be named by "
+                f"reference, and their licence, {licence}, restricts who may pass them on"
+            )
+        state = {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
     safetensors.torch.save_file(state, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def fingerprint(net: HDMNet) -> str:
     """Return hexadecimal digits that identify the weights of a model."""
+    return _digest(net.state_dict())
+
+
+def _digest(state: StateDict) -> str:
     digest = hashlib.sha256()
-    for key, value in net.state_dict().items():
+    for key in sorted(state):
         digest.update(key.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(state[key].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _public_backbone(name: str) -> StateDict:
+    """Return the public weights of a backbone, which are downloaded unless they were before."""
+    backbone = build_backbone(name)
+    load_backbone(backbone, download(name))
+    return backbone.state_dict()
 
 
 def _download(name: str, hub: dict[str, Any]) -> Path:
@@ -100,7 +144,8 @@ def _download(name: str, hub: dict[str, Any]) -> Path:
     if not _REPOSITORY.fullmatch(name):
         raise UserError(f"weights {name}: there is no such file or folder")
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
+        hf_hub_download(name, CONFIG, **hub)
+        return Path(hf_hub_download(name, WEIGHTS, **hub)).parent
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UserError(

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from util.data.label_maps import draw_overlay
 from util.data.pictures import read_picture
@@ -52,5 +53,9 @@ def _thumbnail(one: Reviewed) -> np.ndarray:
     framed = Image.new("RGB", (_THUMBNAIL + 8, _THUMBNAIL + _CAPTION + 8), "white")
     framed.paste(overlay, (4, _CAPTION + 4))
     caption = f"{one.uncertainty:.3f}  {one.picture.name}"
-    ImageDraw.Draw(framed).text((4, 2), caption, fill="black")
+    from matplotlib import get_data_path
+
+    # Its font has the letters of most languages.
+    font = ImageFont.truetype(os.path.join(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 11)
+    ImageDraw.Draw(framed).text((4, 2), caption, fill="black", font=font)
     return np.array(framed)
