@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
@@ -148,32 +148,33 @@ class Result:
     @cached_property
     def label_map(self) -> np.ndarray:
         """The class of each pixel, uint8 (H, W): 0 none, 1 the first of `classes`, 2 the second, …"""
-        return self._label_map(self._margins(self.shape))
+        return self._label_map(self.shape)
 
     @property
     def mask(self) -> np.ndarray:
         """Where any of the classes is, bool (H, W)."""
         return self.label_map > 0
 
-    @cached_property
+    @property
     def probability(self) -> np.ndarray:
         """The probability of the class, float32 (H, W); of several classes, the highest."""
-        return torch.sigmoid(self._margins(self.shape)).amax(0).numpy()
+        return reduce(np.maximum, self.probabilities.values())
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:
         """The probability of each class, float32 (H, W), without regard to the other classes."""
-        maps = torch.sigmoid(self._margins(self.shape)).numpy()
+        maps = (margin.sigmoid_().numpy() for margin in self._margins(self.shape))
         return dict(zip(self.classes, maps, strict=True))
 
     @property
     def uncertainty(self) -> float:
         """The mean entropy at the outlines, in bits; without any object, the highest entropy."""
-        margins = self._margins(tuple(self.logits.shape[-2:]))
-        p = torch.sigmoid(margins.amax(0)).double().clamp(1e-9, 1 - 1e-9).numpy()
+        height, width = self.logits.shape[-2:]
+        margin = torch.stack(list(self._margins((height, width)))).amax(0).double()
+        p = margin.sigmoid().clamp(1e-9, 1 - 1e-9).numpy()
         entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-        labels = self._label_map(margins)
-        outline = cv2.dilate(labels, np.ones((3, 3))) != cv2.erode(labels, np.ones((3, 3)))
+        labels, square = self._label_map((height, width)), np.ones((3, 3), np.uint8)
+        outline = cv2.dilate(labels, square) != cv2.erode(labels, square)
         return float(entropy[outline].mean() if outline.any() else entropy.max())
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
@@ -185,20 +186,24 @@ class Result:
         image = index_image(self.label_map)
         write_atomically(path, lambda file: image.save(file, "PNG"))
 
-    def _margins(self, shape: tuple[int, ...]) -> Tensor:
-        """Return the foreground minus the background logit of each class, (N, height, width)."""
+    def _margins(self, shape: tuple[int, int]) -> Iterator[Tensor]:
+        """Yield foreground minus background logit of each class at a size (height, width)."""
         # One class at a time, since two logits of a large picture take much memory.
-        resized = (
-            F.interpolate(one[None], size=shape, mode="bilinear", align_corners=True)[0]
-            for one in self.logits
-        )
-        return torch.stack([foreground - background for background, foreground in resized])
+        for logits in self.logits:
+            resized = F.interpolate(logits[None], size=shape, mode="bilinear", align_corners=True)[
+                0
+            ]
+            yield resized[1] - resized[0]
 
-    def _label_map(self, margins: Tensor) -> np.ndarray:
-        highest, label = margins.max(0)
+    def _label_map(self, shape: tuple[int, int]) -> np.ndarray:
+        labels = np.zeros(shape, np.uint8)
         # At 0.5 this is 0, and the comparison is that of the two logits, as in test.py.
-        found = highest > math.log(self.threshold / (1 - self.threshold))
-        return torch.where(found, label + 1, 0).to(torch.uint8).numpy()
+        highest = np.full(shape, math.log(self.threshold / (1 - self.threshold)), np.float32)
+        for label, margin in enumerate(self._margins(shape), 1):
+            higher = margin.numpy() > highest
+            labels[higher] = label
+            np.maximum(highest, margin.numpy(), out=highest)
+        return labels
 
 
 class FewShotSegmenter(
