@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             labelling.label(query)
         except ValueError as error:
-            failures.append(f"{query.path}: {error}")
+            failures.append(str(error))
     labelling.finish(options.review)
     done = len(queries) - len(failures)
     print(

@@ -213,7 +213,7 @@ def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
     lines = err.strip().splitlines()
     assert "3 cannot be used:" in lines
     for name in ("cut.jpg", "empty.png", "text.jpg"):
-        assert sum(line.startswith(f"{bad / name}: ") for line in lines) == 1
+        assert sum(line.startswith(f"image {bad / name} is damaged") for line in lines) == 1
     assert len(json.loads((tmp_path / "labels" / "coco.json").read_text())["images"]) == 1
 
 
