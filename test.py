@@ -37,6 +37,7 @@ from util.evaluation.protocol_report import (
 )
 from util.evaluation.stopping import ends_on_signals
 from util.runtime.distributed import Processes, start_processes
+from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
@@ -103,6 +104,10 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
         loaded = load_tested(
             path, episodes.base_classes, cfg.model_arguments, cfg.scale_to_trained_shot
         )
+        if (loaded.net.base.base_classes == 0) != (cfg.base_learner == "none"):
+            problem = "has a base" if cfg.base_learner == "none" else "has no base"
+            needed = "pspnet" if cfg.base_learner == "none" else "none"
+            raise UserError(f"checkpoint {path} {problem} learner; set base_learner {needed}")
         net = loaded.net.to(processes.device)
         environment = run_environment()
         logger.info(processes.describe())

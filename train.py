@@ -18,7 +18,7 @@ from util.evaluation.predictor import build_predictor
 from util.runtime.distributed import Processes, start_processes
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe
-from util.training.model import initial_model
+from util.training.model import initial_model, require_start_files
 from util.training.resume import plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
@@ -45,6 +45,8 @@ def train(cfg: Config, processes: Processes, viz: bool, loss: Loss = hdmnet_loss
         UserError: There is no base learner, or a checkpoint does not fit.
     """
     with open_run(cfg, RunFiles(cfg).folder, processes, viz) as run:
+        if not run.saved:
+            require_start_files(cfg)
         _train(run, loss)
 
 

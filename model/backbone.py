@@ -48,18 +48,22 @@ class Backbone(nn.Module):
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid (h, w) of f3 and f4 for images of `size` = (H, W).
-
-        It is read off a run on the meta device, which computes shapes alone.
-        """
+        """Return the grid (h, w) of f3 and f4 for images of `size` = (H, W)."""
         if size not in self._grids:
-            tensors = dict(chain(self.named_parameters(), self.named_buffers()))
-            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            image = torch.empty(1, 3, *size, device="meta", dtype=next(self.parameters()).dtype)
-            with torch.no_grad():
-                height, width = functional_call(self, meta, (image,)).f3.shape[-2:]
+            height, width = self.shapes(size)[1][-2:]
             self._grids[size] = height, width
         return self._grids[size]
+
+    def shapes(self, size: tuple[int, int]) -> list[torch.Size]:
+        """Return the shapes of f2, f3 and f4 for one image of `size` = (H, W).
+
+        They are read off a run on the meta device, which computes shapes alone.
+        """
+        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
+        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        image = torch.empty(1, 3, *size, device="meta", dtype=next(self.parameters()).dtype)
+        with torch.no_grad():
+            return [feature.shape for feature in functional_call(self, meta, (image,))]
 
     def forward(self, image: Tensor) -> BackboneFeatures:
         """Return the features of images (B, 3, H, W)."""

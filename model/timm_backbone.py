@@ -12,6 +12,9 @@ from model.backbone import Backbone, BackboneFeatures, Sizes
 from model.mm import resize
 from model.preprocessing import MEAN, STD
 
+# What models raise that do not take images of some size.
+_REFUSALS = (AssertionError, RuntimeError, ValueError)
+
 
 class TimmBackbone(Backbone):
     """A model of timm; images come normalised by ImageNet's statistics and are normalised by its own.
@@ -53,9 +56,7 @@ class TimmBackbone(Backbone):
         taps = taps or (count - 3, count - 2, count - 1)
         if sorted({*taps} & {*range(count)}) != list(taps) or len(taps) != 3:
             raise ValueError(f"taps of {model} have to be three of 0 to {count - 1}, ascending")
-        first, second, third = taps
-        channels = (maps[first]["num_chs"], maps[second]["num_chs"], maps[third]["num_chs"])
-        super().__init__([], channels)
+        super().__init__([], (0, 0, 0))
         self.model, self.taps, self.foldable = model, taps, foldable
         self.net = _pruned(net, taps, self.is_flat)
         own = net.pretrained_cfg
@@ -66,7 +67,17 @@ class TimmBackbone(Backbone):
         self.register_buffer("shift", (here_mean - mean) / std, persistent=False)
         self.hub = own.get("hf_hub_id")  # repository of the weights
         self.licence = own.get("license")  # of the weights
-        self.sizes = self._sizes(max(reductions), reductions[second])
+        self.eval()  # Batch norms that train take no single value.
+        self.sizes = self._sizes(max(reductions), reductions[taps[1]])
+        try:
+            f2, f3, f4 = self.shapes((self.sizes.smallest,) * 2)
+        except _REFUSALS as error:
+            size = "×".join(map(str, own["input_size"][1:]))
+            raise ValueError(
+                f"{model} cannot be used: it takes no images of other sizes than {size}"
+            ) from error
+        self.channels = f2[1], f3[1], f4[1]
+        self.train()
 
     def forward(self, image: Tensor) -> BackboneFeatures:
         """Return the features of images (B, 3, H, W), normalised by `model.preprocessing`."""
@@ -100,8 +111,8 @@ class TimmBackbone(Backbone):
         try:
             if self.grid((8 * stride + 1,) * 2) == (9, 9):
                 return Sizes(8, 1, 4 * stride + 1)
-        except (AssertionError, RuntimeError):
-            pass  # It takes no such image.
+        except _REFUSALS:
+            pass
         return Sizes(coarsest, 0, -(-5 * stride // coarsest) * coarsest)
 
 

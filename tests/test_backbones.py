@@ -1,5 +1,6 @@
 """Trainings and tests with backbones of timm, with and without a base learner."""
 
+import argparse
 import json
 import logging
 
@@ -8,8 +9,10 @@ import timm
 import torch
 from safetensors.torch import save
 
+import test
 import train
 import train_base
+from tests.processes import spawn_two
 from tests.util.hub import Hub
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import LAST, PREVIOUS, RunFiles
@@ -75,6 +78,13 @@ def test_both_stages_leave_the_backbone_as_it_was(settings, model, monkeypatch):
         assert all(torch.equal(state[prefix + key], value) for key, value in started.items())
     assert scalars(cfg, "val/mIoU") and scalars(cfg, "val/mIoU_b")
 
+    for train_stage, change, problem in (
+        (train_base.train, {"base_encoder_ratio": 1.0}, "base_encoder_ratio changed"),
+        (train.train, {"base_learner": "none", "resume": str(path)}, "folds and base_learner"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            train_stage(cfg.model_copy(update=change), ALONE, False)
+
     other = Config(**settings, backbone=f"timm:{model}/taps=1-2-3")
     arguments = config_fold(cfg).base, other.model_arguments
     with pytest.raises(
@@ -95,17 +105,46 @@ def test_one_stage_without_a_base_learner(settings, backbone, tmp_path):
     path = RunFiles(cfg).find_test_weight()
     content = read_checkpoint(path)
     found = recognise(content, str(path))
-    assert (found.kind, found.net, found.base_classes) == (HDMNET, cfg.net_name, 0)
+    assert (found.kind, found.net, found.base_classes) == (HDMNET, cfg.net, 0)
     assert scalars(cfg, "train/loss")[0] > 0 == scalars(cfg, "train/base")[0]
     assert scalars(cfg, "val/mIoU") == scalars(cfg, "val/mIoU_m") and not scalars(cfg, "val/mIoU_b")
     net, _, notes = load_tested(path, config_fold(cfg).base, cfg.model_arguments)
     assert net.base.base_classes == 0 and notes == []
+
+    args = argparse.Namespace(episodes=None, if_missing=False, per_episode=False)
+    changed = {"base_learner": "pspnet", "weight": str(path), "test_num": 2, "test_runs": 1}
+    with pytest.raises(UserError, match=r"has no base learner; set base_learner none"):
+        test.test(cfg.model_copy(update=changed), ALONE, args)
 
     # Its weights start a training with a base learner, and the other way round.
     again = cfg.model_copy(update={"pre_weight": str(path), "exp_name": "again"})
     start = initial_model(again, logging.getLogger())
     state = start.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in content["state_dict"].items())
+
+
+@pytest.mark.parametrize("given", [{"base_learner": "none"}, {"pre_weight": "no.pth"}, {}])
+def test_missing_weights_are_reported_before_lists_are_read(settings, given, monkeypatch):
+    monkeypatch.delattr(train, "build_train_loader")
+    cfg = Config(**settings | {"backbone_weight": "no.pth"}, **given)
+    with pytest.raises(UserError, match=r"no\.pth|no base learner in"):
+        train.train(cfg, ALONE, False)
+
+
+def two_processes_train(processes, cfg):
+    for stage in (train_base, train):
+        stage.train(cfg, processes, False)
+
+
+def test_two_processes_train_both_stages(settings):
+    cfg = Config(**settings | {"batch_size": 5}, backbone="timm:test_vit")
+    spawn_two(two_processes_train, cfg)
+    for snapshot in (RunFiles(cfg).base_snapshot, RunFiles(cfg).snapshot):
+        content = read_checkpoint(snapshot / LAST)
+        assert (content["world_size"], content["run"]["epoch"]) == (2, 1)
+        state = content["state_dict"].values()
+        assert all(value.isfinite().all() for value in state)
+    assert scalars(cfg, "train/loss") and scalars(cfg, "val/mIoU_b")
 
 
 def test_a_resumed_training_ends_with_the_same_bits(settings):

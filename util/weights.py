@@ -9,13 +9,15 @@ export  write a checkpoint of ours with the names of the published code
 import argparse
 from typing import Any
 
+from model.backbone import OWN_BACKBONES
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.published_names import to_published
 from util.checkpoints.run_files import find_checkpoint
 from util.config import OPTS, Parser
+from util.config.schema import net_name
 from util.preparation.shared import resumable
 from util.pretrained.importing import fetch, import_file
-from util.pretrained.kinds import IMAGENET, recognise, require_fit
+from util.pretrained.kinds import HDMNET, IMAGENET, recognise, require_fit
 from util.pretrained.places import known_places
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
@@ -57,6 +59,10 @@ def export(args: argparse.Namespace) -> None:
     contents = recognise(content, str(path))
     if contents.kind == IMAGENET:
         raise UserError(f"{path} holds ImageNet weights, which have the published names")
+    alone = contents.kind == HDMNET and contents.base_classes == 0
+    if alone or contents.net not in map(net_name, OWN_BACKBONES):
+        network = f"{contents.kind} of {contents.net}" + alone * " without a base learner"
+        raise UserError(f"{path} holds {network}, and the published code has no such network")
     prefix = "module." if args.module else ""
     state = {prefix + key: value for key, value in to_published(content["state_dict"]).items()}
     save_checkpoint(args.out, {"state_dict": state})

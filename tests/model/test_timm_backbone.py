@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from benchmark.cases import difference
 from model import hdmnet_loss
-from model.backbone import BACKBONES, OWN_BACKBONES, build_backbone, find_backbone
+from model.backbone import BACKBONES, OWN_BACKBONES, Sizes, build_backbone, find_backbone
 from model.frozen import FrozenBase
 from model.preprocessing import MEAN, STD
 from tests.model.random_nets import in_double, random_episode, random_net
@@ -59,9 +59,19 @@ def test_stride_and_taps_are_settings():
         ("timm:test_vit/stride=16", "test_vit cannot have the stride 16"),
         ("timm:test_vit/stride=7", "'stride=7' is neither"),
         ("timm:test_vit/taps=1-2-9", "taps of test_vit have to be three of 0 to 5"),
+        ("timm:mixer_s32_224", "mixer_s32_224 cannot be used: .* other sizes than 224×224"),
     ):
         with pytest.raises(ValueError, match=message):
             find_backbone(name)
+
+
+def test_sizes_and_channels_are_those_of_a_run():
+    # Its batch norms see single values, which they refuse in training.
+    assert find_backbone("timm:rexnet_100").sizes == Sizes(8, 1, 33)
+    with torch.device("meta"):
+        backbone = build_backbone("timm:samvit_base_patch16")
+    assert backbone.channels == (256, 256, 256)  # Its last norm maps 768 channels to these.
+    assert backbone.training and backbone.net.training
 
 
 def test_every_entry_says_what_timm_says():

@@ -1,4 +1,5 @@
 import hashlib
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +109,16 @@ def test_fetch_offline_says_what_to_bring(hub, capsys, monkeypatch, tmp_path):
     assert "`python -m util.weights import FILE`" in error and left() == []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert page in run(capsys, "fetch", "resnet101", code=2)
+
+
+def test_attempts_without_a_network_are_not_listed(capsys, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"  # Nobody answers there.
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
+    assert "could not be downloaded" in run(capsys, "fetch", "resnet101", code=2)
+    assert caplog.text == ""
 
 
 def test_what_is_not_the_architecture_is_not_kept(hub, capsys):
@@ -301,6 +312,15 @@ def test_foreign_files_are_refused(state, message, capsys):
     assert not Path("initmodel").exists()
 
 
+def test_a_file_of_another_backbone_goes_to_its_run(capsys):
+    state = light_state(lambda: build_hdmnet("timm:test_vit", 0))
+    save("last.pth", state, backbone="timm:test_vit", base_classes=list(range(1, 16)))
+    said = run(capsys, "import", "last.pth", "--dataset", "pascal")
+    place = Path("exp/pascal/HDMNet/split3_nobase/timm_test_vit/snapshot/published.pth")
+    command = "NET=timm:test_vit sh test.sh split3 pascal 1 base_learner none weight published.pth"
+    assert place.is_file() and f"test it by `{command}`" in said
+
+
 def test_files_that_fit_no_network_are_refused(capsys):
     state = imagenet("resnet50")
     save("a.pth", {key: value for key, value in state.items() if key != "layer3.5.conv1.weight"})
@@ -429,6 +449,14 @@ def test_export_refuses_what_has_no_other_names(capsys):
     assert "have the published names" in run(
         capsys, "export", "resnet50.pth", "--out", "x.pth", code=2
     )
+    for backbone, classes, network in (
+        ("timm:test_vit", 15, "timm:test_vit"),
+        ("resnet18", 0, "resnet18 without a base learner"),
+    ):
+        state = light_state(lambda: build_hdmnet(backbone, classes))  # noqa: B023
+        save("other.pth", state, backbone=backbone)
+        error = run(capsys, "export", "other.pth", "--out", "x.pth", code=2)
+        assert f"HDMNet of {network}, and the published code has no such network" in error
     assert "there is no such file" in run(capsys, "export", "no.pth", "--out", "x.pth", code=2)
     assert not Path("x.pth").exists()
 

@@ -34,7 +34,7 @@ _CAUSES = [
     ),
     (
         re.compile(r"(base\.)?classifier\."),
-        "another number of base classes: check data_set and folds",
+        "another number of base classes: check data_set, folds and base_learner",
     ),
     (
         re.compile(r"ensemble\.shot_weights\."),

@@ -32,6 +32,11 @@ def net_name(backbone: str) -> str:
     return "vgg" if backbone == "vgg16" else re.sub(r"[:/=]", "_", backbone)
 
 
+def net_of(backbone: str) -> str:
+    """Return the value of NET that chooses a backbone in the scripts."""
+    return backbone if ":" in backbone else net_name(backbone)
+
+
 class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     """Every setting, validated. Raises `pydantic.ValidationError` when built from wrong values."""
 
@@ -167,4 +172,4 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def net(self) -> str:
         """The value of NET that chooses this backbone in the scripts."""
-        return self.backbone if ":" in self.backbone else self.net_name
+        return net_of(self.backbone)

@@ -142,6 +142,8 @@ def _experiment_of(
     settings = list(opts)
     if contents.kind == HDMNET:
         settings += ["shot", str(contents.shot)]
+        if contents.base_classes == 0:
+            settings += ["base_learner", "none"]
         if contents.kshot_trans_dim is not None:
             settings += ["kshot_trans_dim", str(contents.kshot_trans_dim)]
     # (dataset, fold) → settings of that experiment.

@@ -18,7 +18,7 @@ from util.checkpoints.io import (
 )
 from util.checkpoints.published_names import from_imagenet
 from util.config import Config
-from util.config.schema import net_name
+from util.config.schema import net_name, net_of
 from util.data.loaders import config_fold, learner_classes
 from util.runtime.errors import UserError
 
@@ -33,7 +33,7 @@ class Contents(NamedTuple):
 
     Attributes:
         kind: IMAGENET, BASE or HDMNET.
-        net: Name of the backbone in paths ("vgg", "resnet50", …).
+        net: The value of NET that chooses the backbone ("vgg", "resnet50", "timm:x", …).
         base_classes: Their number; 0 for ImageNet weights, and for HDMNet without a base learner.
         shot: Number of supports in the training of HDMNet, as far as the file tells.
         kshot_trans_dim: Width of what weighs the supports; None where the file has no such part.
@@ -68,7 +68,7 @@ def recognise(content: dict[str, Any], source: str) -> Contents:
             f"learner nor HDMNet (its first entry is {next(iter(state), None)})"
         )
     named = content.get("backbone")
-    net = net_name(named) if named else _net_name(state, prefix + "backbone.stages.")
+    net = net_of(named) if named else _net_name(state, prefix + "backbone.stages.")
     bias = state.get(f"{prefix}classifier.2.bias")
     if bias is None and f"{prefix}head.0.weight" in state:
         raise UserError(f"{source} holds {kind} without its {prefix}classifier.2.bias")

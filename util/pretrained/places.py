@@ -82,11 +82,13 @@ def download(backbone: str) -> str:
     """
     # Imported here: it takes a while, and few commands need it.
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils.logging import set_verbosity_error
 
     entry = find_backbone(backbone)
     by_hand = (
         "`python -m util.weights import FILE`" if entry.file else "the setting backbone_weight"
     )
+    set_verbosity_error()  # Without a network it warns of every attempt.
     try:
         return hf_hub_download(str(entry.hub), _HUB_FILE)
     except OSError as error:

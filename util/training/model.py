@@ -5,7 +5,7 @@ import logging
 from model import HDMNet, build_hdmnet
 from model.backbone import Backbone, find_backbone
 from util.checkpoints.io import is_shot_weight, load_backbone, load_weights, read_checkpoint
-from util.checkpoints.run_files import RunFiles
+from util.checkpoints.run_files import BaseLearner, RunFiles
 from util.config import Config
 from util.data.loaders import config_fold, learner_classes
 from util.pretrained.kinds import BASE, Contents, recognise, require_fit, require_start
@@ -51,6 +51,20 @@ def initial_model(cfg: Config, logger: logging.Logger) -> HDMNet:
     return net
 
 
+def require_start_files(cfg: Config) -> None:
+    """Require the files that stage 2 starts from, where no checkpoint is continued from.
+
+    Raises:
+        UserError: They are missing; the message says how to get them.
+    """
+    if cfg.pre_weight:
+        RunFiles(cfg).find_pre_weight()
+    elif cfg.base_learner == "none":
+        require_imagenet(cfg)
+    else:
+        _require_base_learner(cfg)
+
+
 def start_backbone(backbone: Backbone, cfg: Config, logger: logging.Logger) -> None:
     """Load the public weights that a backbone starts from, and log them, unless it starts from random.
 
@@ -89,7 +103,7 @@ def _brings_no_base_learner(found: Contents, cfg: Config) -> bool:
     return bool(cfg.base_weight) or found.base_classes != len(config_fold(cfg).base)
 
 
-def _load_base_learner(net: HDMNet, cfg: Config, logger: logging.Logger) -> None:
+def _require_base_learner(cfg: Config) -> BaseLearner:
     files = RunFiles(cfg)
     found = files.find_base_learner()
     if found is None:
@@ -97,6 +111,11 @@ def _load_base_learner(net: HDMNet, cfg: Config, logger: logging.Logger) -> None
             f"no base learner in {files.base_snapshot} or at {files.published_base}; "
             f"train it by `{files.command('train_base.sh')}` or set base_weight"
         )
+    return found
+
+
+def _load_base_learner(net: HDMNet, cfg: Config, logger: logging.Logger) -> None:
+    found = _require_base_learner(cfg)
     logger.info(
         f"base learner: {found.path}" + ("" if found.complete else " (training not complete)")
     )

@@ -169,7 +169,8 @@ def restore(
         optimizer.load_state_dict(content["optimizer"])
     except ValueError as error:
         raise UserError(
-            f"resume {path}: its optimiser has other parameters; was train_kshot_rw changed?"
+            f"resume {path}: its optimiser has other parameters; was train_kshot_rw or "
+            "base_encoder_ratio changed?"
         ) from error
     for group, options in zip(optimizer.param_groups, configured, strict=True):
         group.update(options)
