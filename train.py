@@ -94,7 +94,16 @@ def _train(run: Run, loss: Loss) -> None:
             loader,
             grad_accum,
             cfg.epochs,
-            {"backbone": cfg.backbone, "shot": cfg.shot, "base_classes": classes},
+            {
+                "backbone": cfg.backbone,
+                "shot": cfg.shot,
+                "base_classes": classes,
+                # What segmenter.py needs besides, to use the checkpoint without its settings.
+                "size": cfg.val_size,
+                "low_fea": cfg.low_fea,
+                "kshot_order": cfg.kshot_order,
+                "prior": cfg.prior,
+            },
             losses_of,
             rate_of,
             validate,

@@ -62,6 +62,15 @@ class Ensemble(nn.Module):
         if shot > 1 and kshot_trans_dim is not None:
             self.shot_weights = _shot_weights(shot, kshot_trans_dim)
 
+    def for_shot(self, shot: int) -> "Ensemble":
+        """Return this ensemble for another number of supports, which all have equal weights."""
+        other = Ensemble(shot, None, self.kshot_order)
+        other.adjustment_merge, other.background_merge = (
+            self.adjustment_merge,
+            self.background_merge,
+        )
+        return other.train(self.training)
+
     def adjustment(self, distances: Tensor) -> Tensor:
         """Return one value per episode (B,) of the style distances to its supports (B, K).
 

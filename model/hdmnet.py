@@ -1,5 +1,6 @@
 """HDMNet: hierarchical matching on frozen features (paper, figure 2)."""
 
+import copy
 from typing import Any
 
 import torch
@@ -80,6 +81,21 @@ class HDMNet(FeatureEncoder):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def for_shot(self, shot: int) -> "HDMNet":
+        """Return this model for another number of supports; both share their weights.
+
+        Where the numbers differ, it computes what the model would that was built for `shot` supports
+        with the number of this one as `trained_shot`.
+        """
+        if shot == self.ensemble.shot:
+            return self
+        other = copy.copy(self)
+        # A copy shares the table of modules too, and the ensemble has to be replaced in one of them.
+        other._modules = dict(self._modules)
+        other.match_scale = self.match_scale * self.ensemble.shot / shot
+        other.ensemble = self.ensemble.for_shot(shot)
+        return other
 
     def forward(
         self,

@@ -2,13 +2,18 @@
 
 import ast
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from model import backbone
+import predict
+from model import backbone, build_hdmnet
 from model.features import split_supports, stack_supports
 from util.config import load_config, loading
 from util.data.loaders import config_fold
@@ -85,9 +90,9 @@ def test_code_names_headings_of_the_pages():
     assert all(f"\n## {title}\n" in titles[page] for page, title in named)
 
 
-def extend_blocks(language: str) -> list[str]:
-    """Return the code blocks of docs/extend.md in a language."""
-    text = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in a language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -99,7 +104,7 @@ def backbones(monkeypatch):
 
 def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkeypatch):
     page: dict = {}
-    for block in extend_blocks("python"):
+    for block in blocks("docs/extend.md", "python"):
         exec(compile(block, "docs/extend.md", "exec"), page)
     net, episode = page["net"].eval(), (page["query"], page["support"], page["support_mask"])
     assert {type(layer) for layer in net.matching} == {page["MeanMatching"]}
@@ -117,7 +122,7 @@ def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkey
     # The new backbone is known to the settings, with its file.
     assert page["named"].base.backbone.channels == (64, 64, 128)
     monkeypatch.setattr(loading, "BASES", str(tmp_path))
-    (tmp_path / "small.yaml").write_text(extend_blocks("yaml")[1])
+    (tmp_path / "small.yaml").write_text(blocks("docs/extend.md", "yaml")[1])
     (tmp_path / "run.yaml").write_text("Train: {data_set: demo}")
     cfg = load_config(str(tmp_path / "run.yaml"), ["backbone", "small"])
     assert (cfg.backbone, cfg.net_name, cfg.backbone_weight) == ("small", "small", "none")
@@ -127,8 +132,50 @@ def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkey
 
 def test_the_example_of_a_dataset_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "DATASETS", str(tmp_path))
-    dataset, _ = extend_blocks("yaml")
+    dataset, _ = blocks("docs/extend.md", "yaml")
     (tmp_path / "mine.yaml").write_text(dataset)
     (tmp_path / "run.yaml").write_text("Train: {data_set: mine, split: 2}\n")
     cfg = load_config(str(tmp_path / "run.yaml"), [])
     assert config_fold(cfg).novel == (5, 6) and cfg.class_names[4] == "nail"
+
+
+@pytest.fixture
+def own_pictures(tmp_path, monkeypatch):
+    """The files that the examples name, in the current folder."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b", "query", "photos/1", "photos/2"):
+        image = rng.integers(0, 80, (200, 240, 3), dtype=np.uint8)
+        cv2.circle(image, (120, 100), 50, (220, 60, 40), cv2.FILLED)
+        Image.fromarray(image).save(tmp_path / f"{name}.jpg")
+    mask = cv2.circle(np.zeros((200, 240), np.uint8), (120, 100), 50, 255, cv2.FILLED)
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    net = build_hdmnet("resnet18", 5)
+    torch.save({"state_dict": net.state_dict(), "size": 33}, tmp_path / "best.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_examples_of_own_pictures_run(own_pictures, capsys):
+    page: dict = {"repository": str(ROOT)}
+    for block in blocks("docs/own_pictures.md", "python"):
+        exec(compile(block, "docs/own_pictures.md", "exec"), page)
+    assert page["mask"].shape == (200, 240) and page["result"].mask.shape == (200, 240)
+    assert {path.name for path in (own_pictures / "shared").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    commands = "".join(blocks("docs/own_pictures.md", "sh")).splitlines()
+    commands += [one for one in "".join(blocks("README.md", "sh")).splitlines() if "predict" in one]
+    assert len(commands) == 4
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:2] == ["python", "predict.py"]
+        predict.main(words[2:])
+        assert "2 of 2 pictures have labels" in capsys.readouterr().out
+    assert (own_pictures / "labels" / "review.png").exists()
+    (own_pictures / "query.png").unlink()
+    (block,) = (one for one in blocks("README.md", "python") if "segmenter" in one)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (own_pictures / "query.png").exists()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import train
 from model import build_hdmnet
-from util.checkpoints.io import save_checkpoint
-from util.checkpoints.run_files import RunFiles
+from util.checkpoints.io import read_checkpoint, save_checkpoint
+from util.checkpoints.run_files import LAST, RunFiles
 from util.config.schema import Config
 from util.runtime.distributed import Processes
 from util.training.schedule import hdmnet_optimizer
@@ -67,6 +67,11 @@ def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gr
     assert len(rows) > 1 and not any("train/distillation" in row for row in rows)
     for row in rows:
         assert row["train/loss"] == pytest.approx(1 - row["train/overlap"], abs=1e-5)
+    content = read_checkpoint(RunFiles(cfg).snapshot / LAST)
+    told = {
+        key: content[key] for key in ("backbone", "shot", "size", "low_fea", "kshot_order", "prior")
+    }
+    assert told == cfg.model_dump(include={*told}) | {"backbone": "resnet18", "size": cfg.val_size}
     (net,) = nets
     assert all(p.grad is None for p in net.ensemble.shot_weights.parameters())
     assert all(p.grad is not None for p in net.matching.parameters())

@@ -173,3 +173,18 @@ def test_prior_and_ensemble_stay_in_float32_in_mixed_precision(net, batch):
     handle.remove()
     tensors = (out.final, out.meta, out.base, out.adjustment, out.prior)
     assert {*types, *(tensor.dtype for tensor in tensors)} == {torch.float32}
+
+
+def test_a_net_for_another_shot_shares_the_weights(net, batch):
+    net.eval()
+    other = net.for_shot(1)
+    assert net.for_shot(2) is net and net.ensemble.shot == 2 and net.match_scale == 1
+    torch.manual_seed(0)
+    built = build_hdmnet("resnet18", 5, shot=1, trained_shot=2)
+    built.load_state_dict(other.state_dict())
+    episode = batch["query"], batch["support"][:, :1], batch["support_mask"][:, :1]
+    with torch.no_grad():
+        out, expected = other(*episode), built.eval()(*episode)
+    assert torch.equal(out.final, expected.final)
+    shared = {id(parameter) for parameter in net.parameters()}
+    assert {id(parameter) for parameter in other.parameters()} < shared

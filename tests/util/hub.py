@@ -9,7 +9,7 @@ class Hub:
     """Serves files under the addresses of huggingface.co while entered.
 
     Attributes:
-        files: the content of each repository's model.safetensors.
+        files: the content of each repository's model.safetensors; of OWNER/NAME/FILE for other files.
         address: what HF_ENDPOINT has to be.
     """
 
@@ -27,8 +27,8 @@ class Hub:
                 self.wfile.write(self.answer())
 
             def answer(self):
-                repository = self.path.removesuffix("/resolve/main/model.safetensors")[1:]
-                data = files.get(repository)
+                name = self.path[1:].replace("/resolve/main/", "/")
+                data = files.get(name.removesuffix("/model.safetensors"))
                 self.send_response(404 if data is None else 200)
                 self.send_header("Content-Length", str(len(data or b"")))
                 self.send_header("ETag", hashlib.sha256(data or b"").hexdigest())

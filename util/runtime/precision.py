@@ -1,6 +1,7 @@
 """Reduced precision: automatic mixed precision and, for float16, scaling of the loss (`amp`)."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -30,3 +31,14 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         """Return a context in which convolutions and products use the reduced type."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+def resolve_amp(amp: str, device: torch.device) -> str:
+    """Return the precision that "auto" means on a device: "bf16" where it is fast, else "off"."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"
+    information = Path("/proc/cpuinfo")
+    flags = information.read_text(errors="replace").split() if information.is_file() else []
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & {*flags} else "off"

@@ -1,0 +1,100 @@
+"""The model on a GPU, without one: fake tensors of CUDA have shapes, types and devices, no values."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model import build_hdmnet, hdmnet_loss
+from model.masked import MaskedPositions, MaskGrids
+
+CUDA = torch.device("cuda", 0)
+SIZE = 80
+
+
+class Positions(MaskGrids):
+    """The positions of masks whose longest count is not read, since fake tensors have no values."""
+
+    def __init__(self, mask, sizes):
+        self._masks = [
+            F.interpolate(mask[:, None], size=size, mode="nearest").flatten(1) for size in sizes
+        ]
+
+    @property
+    def positions(self):
+        found = []
+        for mask in self._masks:
+            inside, index = mask.sort(dim=1, descending=True, stable=True)
+            found.append(MaskedPositions(index[:, :5], inside[:, :5], mask.sum(1)))
+        return found
+
+
+def converted(module, *types, **formats):
+    """Do what Module.to does to floating-point weights; it cannot swap those of fake modules."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_floating_point():
+                    new = tensor.detach().to(*types, **(formats if tensor.dim() == 4 else {}))
+                    is_weight = tensors is part._parameters
+                    tensors[name] = torch.nn.Parameter(new) if is_weight else new
+    return module
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """A mode in which tensors on CUDA can be made without a GPU."""
+    monkeypatch.setattr("model.encoder.MaskGrids", Positions)
+    monkeypatch.setattr(torch.nn.Module, "to", converted)
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def build(backbone, shot, **options):
+    with torch.device(CUDA):
+        return build_hdmnet(backbone, 15, shot=shot, **options)
+
+
+def episode(shot):
+    with torch.device(CUDA):
+        images = torch.randn(2, 3, SIZE, SIZE), torch.randn(2, shot, 3, SIZE, SIZE)
+        masks = torch.randint(0, 2, (2, shot, SIZE, SIZE))
+        return *images, masks, torch.randint(0, 15, (2,))
+
+
+def check(value, types):
+    """Check that every tensor lies on CUDA and has one of some types."""
+    if isinstance(value, torch.Tensor):
+        assert value.device == CUDA
+        assert value.dtype in types
+    else:
+        for part in value:
+            check(part, types)
+
+
+HALF, BRAIN = torch.float16, torch.bfloat16
+CASES = [
+    ("resnet18", 1, None, None, True),
+    ("resnet18", 5, BRAIN, None, True),
+    ("resnet18", 1, HALF, None, False),
+    ("resnet18", 5, None, BRAIN, False),
+    ("resnet50", 1, BRAIN, HALF, True),
+    ("vgg16", 1, None, None, True),
+]
+
+
+@pytest.mark.parametrize(("backbone", "shot", "backbone_dtype", "amp", "fix_bn"), CASES)
+def test_nothing_leaves_the_device_or_its_precision(
+    fake_cuda, backbone, shot, backbone_dtype, amp, fix_bn
+):
+    net = build(backbone, shot, backbone_dtype=backbone_dtype, fix_bn=fix_bn).train()
+    query, support, masks, class_index = episode(shot)
+    with torch.autocast("cuda", amp, enabled=amp is not None):
+        out = net(query, support, masks, class_index)
+        losses = hdmnet_loss(out, masks[:, 0], masks[:, 0])
+        encoded = net.encode_query(query), net.encode_support(support, masks)
+        known = net.segment(*encoded, (SIZE, SIZE))
+    for value in (out, losses, known):
+        check(value, (torch.float32,))
+    check(encoded, (torch.float32, torch.int64, backbone_dtype, amp))

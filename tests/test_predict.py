@@ -1,0 +1,329 @@
+"""predict.py: every format, reruns, interruptions, bad pictures, and errors of one line."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import predict
+from segmenter import FewShotSegmenter, Support
+from tests.paths import ROOT
+from tests.small_model import SIZE, small_episodes, small_net
+from util.predict import formats
+from util.preparation.coco import draw_mask, read_instances
+
+ALL = ["coco", "coco_polygons", "labelme", "yolo", "overlay", "probability"]
+
+
+@pytest.fixture(scope="module")
+def place(tiny_voc, tmp_path_factory):
+    """A folder with weights, two marked pictures, and pictures of many kinds to segment."""
+    folder = tmp_path_factory.mktemp("own pictures")
+    net = small_net(small_episodes(tiny_voc, folder))
+    torch.save({"state_dict": net.state_dict(), "size": SIZE}, folder / "best.pth")
+    pictures = sorted((tiny_voc / "JPEGImages").glob("val_*.png"))
+    for name, source in zip("ab", pictures, strict=False):
+        (folder / f"{name}.png").write_bytes(source.read_bytes())
+        labels = np.asarray(Image.open(tiny_voc / "SegmentationClassAug" / source.name))
+        mask = (labels > 0) & (labels < 255)
+        Image.fromarray(255 * mask.astype(np.uint8)).save(folder / f"{name}_mask.png")
+    photos = folder / "photos"
+    (photos / "more").mkdir(parents=True)
+    for number, source in enumerate(pictures[2:5]):
+        (photos / "more" / f"{number} ü.png").write_bytes(source.read_bytes())
+    with Image.open(pictures[5]) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        image.save(photos / "turned.jpg", exif=exif, quality=95)
+        image.convert("L").save(photos / "grey.bmp")
+        image.quantize(16).save(photos / "palette.png")
+    (photos / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(place, tmp_path, monkeypatch, capsys):
+    """Runs predict.py in the folder of the pictures; returns its exit code, output and errors."""
+    monkeypatch.chdir(place)
+
+    def run(*words, query=("photos",), supports=("--support", "a.png", "a_mask.png")):
+        words = ["--weights", "best.pth", *supports, "--query", *query, *words]
+        code = 0
+        try:
+            predict.main([*words, "--out", str(tmp_path / "labels"), "--device", "cpu"])
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def masks_in(folder):
+    return {
+        path.relative_to(folder / "masks").with_suffix("").as_posix(): np.asarray(Image.open(path))
+        for path in sorted((folder / "masks").rglob("*.png"))
+    }
+
+
+def test_every_format_holds_the_masks(run, place, tmp_path):
+    two = ("--support", "first=a.png", "a_mask.png", "--support", "second=b.png", "10,10,90,80")
+    code, out, err = run("--format", *ALL, "--review", supports=two)
+    labels = tmp_path / "labels"
+    assert code == 0 and "6 of 6 pictures have labels, 6 of them new" in out and not err
+    masks = masks_in(labels)
+    assert set(masks) == {"more/0 ü", "more/1 ü", "more/2 ü", "turned", "grey", "palette"}
+    assert {1, 2} <= set(np.concatenate([mask.ravel() for mask in masks.values()]))
+    assert (labels / "classes.txt").read_text().split() == ["first", "second"]
+    assert {path.name for path in (labels / "supports").iterdir()} == {
+        "first-1.jpg",
+        "second-1.jpg",
+    }
+
+    # What Python's users get is what is written.
+    seg = FewShotSegmenter.from_pretrained("best.pth", device="cpu")
+    supports = seg.fit(
+        {
+            "first": Support("a.png", mask="a_mask.png"),
+            "second": Support("b.png", box=(10, 10, 90, 80)),
+        }
+    )
+    result = seg.segment("photos/turned.jpg", supports)
+    assert np.array_equal(result.label_map, masks["turned"])
+    grey = np.asarray(Image.open(labels / "probability" / "second" / "turned.png"))
+    assert np.abs(grey / 255 - result.probabilities["second"]).max() < 0.003
+
+    for file, least in (("coco", 1), ("coco_polygons", 0.8)):
+        instances = read_instances(labels / f"{file}.json")
+        assert instances.categories == ["first", "second"]
+        for image in instances.images:
+            mask = masks[image.mask_name.removesuffix(".png")]
+            assert (image.height, image.width) == mask.shape
+            drawn = draw_mask(image.height, image.width, json.loads(image.annotations), "")
+            same = (drawn == mask).mean()
+            assert same == 1 if least == 1 else same > least
+    content = json.loads((labels / "coco.json").read_text())
+    assert {image["file_name"] for image in content["images"]} >= {"turned.jpg", "more/0 ü.png"}
+    for annotation in content["annotations"]:
+        _, _, width, height = annotation["bbox"]
+        assert 0 < annotation["area"] <= width * height and annotation["iscrowd"] == 0
+
+    for name, mask in masks.items():
+        by_labelme = json.loads((labels / "labelme" / f"{name}.json").read_text())
+        picture = labels / "labelme" / os.path.dirname(name) / by_labelme["imagePath"]
+        assert os.path.isfile(picture)
+        assert (by_labelme["imageHeight"], by_labelme["imageWidth"]) == mask.shape
+        drawn = np.zeros_like(mask)
+        for shape in by_labelme["shapes"]:
+            label = ["first", "second"].index(shape["label"]) + 1
+            cv2.fillPoly(drawn, [np.array(shape["points"], np.int32)], label)
+        assert (drawn == mask).mean() > 0.8
+        size = mask.shape[::-1]
+        assert Image.open(labels / "overlay" / f"{name}.jpg").size == size
+        lines = (labels / "yolo" / f"{name}.txt").read_text().splitlines()
+        assert len(lines) == len(by_labelme["shapes"])
+        for line, shape in zip(lines, by_labelme["shapes"], strict=True):
+            label, *numbers = line.split()
+            points = np.array(numbers, float).reshape(-1, 2) * size - 0.5
+            assert ["first", "second"][int(label)] == shape["label"]
+            assert np.abs(points - shape["points"]).max() < 0.01
+    assert yaml.safe_load((labels / "yolo" / "data.yaml").read_text())["names"][1] == "second"
+
+    rows = list(csv.DictReader((labels / "review.csv").open()))
+    values = [float(row["uncertainty"]) for row in rows]
+    assert len(rows) == 6 and values == sorted(values, reverse=True)
+    assert all(os.path.isfile(row["picture"]) and os.path.isfile(row["labels"]) for row in rows)
+    assert np.asarray(Image.open(labels / "review.png")).std() > 10
+
+
+def test_parts_are_exact_run_lengths_and_outlines():
+    mask = np.zeros((40, 50), np.uint8)
+    cv2.circle(mask, (20, 20), 12, 1, cv2.FILLED)
+    mask[15:25, 15:25], mask[0, 0], mask[30:, 40:], mask[5, 40:50] = 0, 2, 2, 2
+    file = formats.CocoFile(["ring", "rest"], polygons=False)
+    file.add("x.jpg", mask)
+    segmentations = [
+        (one["id"], one["category_id"], one["segmentation"]) for one in file.content["annotations"]
+    ]
+    assert len(segmentations) == 4
+    assert np.array_equal(draw_mask(40, 50, segmentations, ""), mask)
+    parts = list(formats.parts_of(mask))
+    assert [len(formats.outlines_of(part)) for part in parts] == [1, 0, 0, 1]
+    assert list(formats.parts_of(np.zeros((4, 4), np.uint8))) == []
+
+
+def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
+    labels = tmp_path / "labels"
+    run("--format", "overlay")
+    before = {path: path.stat().st_mtime_ns for path in labels.rglob("*.*") if path.is_file()}
+    # A person corrects a mask, and loses another.
+    corrected, lost = labels / "masks" / "grey.png", labels / "masks" / "palette.png"
+    mask = np.array(Image.open(corrected)) * 0
+    mask[:5] = 1
+    Image.fromarray(mask).save(corrected)
+    lost.unlink()
+    code, out, _ = run("--format", "overlay", "coco", "--review")
+    assert code == 0 and "6 of 6 pictures have labels, 1 of them new" in out
+    assert np.array_equal(np.asarray(Image.open(corrected)), mask) and lost.exists()
+    content = json.loads((labels / "coco.json").read_text())
+    grey = next(image["id"] for image in content["images"] if image["file_name"] == "grey.bmp")
+    (annotation,) = (a for a in content["annotations"] if a["image_id"] == grey)
+    assert annotation["area"] == mask.sum()
+    # No review of what a person has made.
+    assert len((labels / "review.csv").read_text().splitlines()) == 1 + 5
+    made = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
+    names = {path.relative_to(labels).as_posix() for path in made}
+    kept_up = {"classes.txt", "predict.json", "supports/object-1.jpg"}
+    assert names - kept_up == {
+        "masks/grey.png",
+        "masks/palette.png",
+        "overlay/grey.jpg",
+        "overlay/palette.jpg",
+    }
+    for words, changed in (
+        (("--threshold", "0.6"), "threshold"),
+        (("--size", "41"), "size"),
+    ):
+        code, _, err = run(*words)
+        assert code == 2 and f"it holds results for other {changed}; give another folder" in err
+    code, _, err = run(supports=("--support", "b.png", "b_mask.png"))
+    assert code == 2 and "results for other supports" in err
+
+
+def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "text.jpg").write_text("hello")
+    (bad / "empty.png").touch()
+    data = (place / "photos" / "turned.jpg").read_bytes()
+    (bad / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (bad / "whole.jpg").write_bytes(data)
+    code, out, err = run("--format", "coco", query=(str(bad),))
+    assert code == 1 and "1 of 4 pictures have labels" in out
+    lines = err.strip().splitlines()
+    assert "3 cannot be used:" in lines
+    for name in ("cut.jpg", "empty.png", "text.jpg"):
+        assert sum(line.startswith(f"image {bad / name} is damaged") for line in lines) == 1
+    assert len(json.loads((tmp_path / "labels" / "coco.json").read_text())["images"]) == 1
+
+
+def test_a_killed_run_continues(run, place, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    source = (place / "photos" / "turned.jpg").read_bytes()
+    for number in range(60):
+        (photos / f"{number:02}.jpg").write_bytes(source)
+    words = ["--weights", "best.pth", "--support", "a.png", "a_mask.png", "--device", "cpu"]
+    words += ["--query", str(photos), "--out", str(tmp_path / "labels"), "--format", "overlay"]
+    masks = tmp_path / "labels" / "masks"
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "predict.py"), *words],
+        cwd=place,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while process.poll() is None and len(list(masks.glob("*.png"))) < 3:
+            time.sleep(0.005)
+        process.kill()
+    done = len(list(masks.glob("*.png")))
+    assert 3 <= done < 60
+
+    label = predict.Labelling.label
+
+    def interrupted(self, query):
+        label(self, query)
+        if self.segmented == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.Labelling, "label", interrupted)
+    code, _, err = run("--format", "overlay", query=(str(photos),))
+    assert code == 130 and "run the same command again to continue" in err
+    monkeypatch.setattr(predict.Labelling, "label", label)
+    code, out, _ = run("--format", "overlay", query=(str(photos),))
+    assert code == 0 and f"60 of 60 pictures have labels, {60 - done - 2} of them new" in out
+    found = masks_in(tmp_path / "labels")
+    assert len(found) == len(list((tmp_path / "labels" / "overlay").glob("*.jpg"))) == 60
+    assert all(np.array_equal(mask, found["00"]) for mask in found.values())
+
+
+def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
+    for name, of in (("bolt", "a"), ("nut", "b")):
+        folder = tmp_path / "supports" / name
+        folder.mkdir(parents=True)
+        for suffix in ("", "_mask"):
+            (folder / f"1{suffix}.png").write_bytes((place / f"{of}{suffix}.png").read_bytes())
+    with Image.open(place / "a.png") as image:
+        image.save(tmp_path / "supports" / "bolt" / "2.jpg")
+    mask = tmp_path / "supports" / "bolt" / "2.png"
+    mask.write_bytes((place / "a_mask.png").read_bytes())
+    folder = ("--supports", str(tmp_path / "supports"))
+    code, out, _ = run(query=("photos/*.jpg", "photos/grey.bmp"), supports=folder)
+    assert code == 0 and "2 of 2 pictures" in out
+    assert (tmp_path / "labels" / "classes.txt").read_text() == "bolt\nnut\n"
+    shown = {path.name for path in (tmp_path / "labels" / "supports").iterdir()}
+    assert shown == {"bolt-1.jpg", "bolt-2.jpg", "nut-1.jpg"}
+    mask.unlink()
+    code, _, err = run(supports=folder)
+    assert code == 2 and "bolt/2.jpg has no mask 2_mask.png or 2.png" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"supports": ()}, "there is no support: give --support"),
+        ({"supports": ("--support", "a.png", "1,2,3")}, "an annotation is a mask file, a box"),
+        ({"supports": ("--support", "a.png", "1,2,3,4+5,6")}, "an annotation is a mask file"),
+        (
+            {"supports": ("--support", "a.png", "5,5,900,50")},
+            r"\(a.png\): the box 5,5,900,50 is no",
+        ),
+        ({"supports": ("--support", "a.png", "none.png")}, "none.png cannot be read as a mask"),
+        ({"supports": ("--support", "x.png", "5,5")}, r"\[0\] \(x.png\): there is no file x.png"),
+        ({"supports": ("--supports", "none")}, "--supports none: there is no such folder"),
+        ({"supports": ("--supports", "photos/more")}, "it holds no CLASS/IMAGE with a mask"),
+        ({"query": ("none",)}, "--query none: there is no such file, folder or pattern"),
+        ({"query": ("p*/none*",)}, "there is no such file, folder or pattern"),
+        ({"query": ("a.png", "photos/../photos/more", "same/a.png")}, "rename one"),
+        ({"query": ("empty",)}, "--query empty: this folder holds no images"),
+    ],
+)
+def test_a_wrong_word_ends_with_one_line(run, place, words, message):
+    (place / "empty").mkdir(exist_ok=True)
+    (place / "same").mkdir(exist_ok=True)
+    (place / "same" / "a.png").write_bytes((place / "b.png").read_bytes())
+    code, out, err = run(**words)
+    assert code == 2 and not out
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+
+
+def test_wrong_weights_and_folders_end_with_one_line(run, place, tmp_path):
+    (tmp_path / "labels").write_text("a file")
+    code, _, err = run()
+    assert code == 2 and "give a writable folder as --out" in err and err.count("\n") == 1
+    code, _, err = run("--weights", "none.pth")
+    assert code == 2 and "weights none.pth: there is no such file or folder" in err
+    code, _, err = run("--threshold", "1.5")
+    assert code == 2 and err.count("\n") == 1
+    code, _, err = run("--size", "34")
+    assert code == 2 and "size 34: resnet18 takes 8·n + 1 and at least 33; the nearest is 33" in err
+
+
+def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "a_mask.png", "best.pth"):
+        (tmp_path / name).write_bytes((place / name).read_bytes())
+    for _ in range(2):
+        code, out, _ = run("--format", "overlay", query=(".",))
+        assert code == 0 and "1 of 1 pictures" in out

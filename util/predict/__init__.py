@@ -1,0 +1,1 @@
+"""Parts of predict.py: its pictures and supports, the formats it writes, and the review."""
