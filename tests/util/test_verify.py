@@ -407,7 +407,7 @@ def test_without_a_base_learner_the_start_of_stage_1_is_checked(experiment, tmp_
     rows = experiment.rows(*opts, "none")
     assert bad(rows) == {"base learner": WARNING}
     assert rows["base learner"].remedy.startswith("python train_base.py SETTINGS ")
-    assert rows["ImageNet weights"].found == "none: stage 1 starts from random weights"
+    assert rows["ImageNet weights"].found == "none: the backbone starts from random weights"
 
     path = tmp_path / "resnet18 v2.pth"
     row = experiment.rows(*opts, str(path))["ImageNet weights"]

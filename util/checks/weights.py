@@ -63,7 +63,7 @@ def _base_rows(cfg: Config, settings: str) -> Iterator[Row]:
 def _imagenet_row(cfg: Config) -> Row:
     path = RunFiles(cfg).imagenet_weight
     if path == "none":
-        return Row(OK, IMAGENET, "none: stage 1 starts from random weights")
+        return Row(OK, IMAGENET, "none: the backbone starts from random weights")
     if path == PUBLIC:
         entry = find_backbone(cfg.backbone)
         found = f"{entry.hub}, licence {entry.licence}"
