@@ -280,7 +280,9 @@ def test_weights_that_do_not_fit_are_refused(scripts, trained, run_test):
     assert "no trained model in" in run_test("split=2", "exp_name=none", code=2)
     assert "no trained model in" in run_test("layers=34", "exp_dir=../", code=2)
     assert "was trained on base classes [6, 7, 8" in run_test("split=1", weight, code=2)
-    assert "does not fit the configured model" in run_test("layers=34", weight, code=2)
+    assert "is of the backbone resnet18, the settings have resnet34" in run_test(
+        "layers=34", weight, code=2
+    )
 
 
 def test_starting_anew_keeps_the_base_learner(scripts, trained):
