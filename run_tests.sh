@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what the tests need, check style and types, and run the tests:
 #     sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
-# --quick runs what depends most on the versions of Python and the packages, in about 90 seconds: the
+# --quick runs what depends most on the versions of Python and the packages, in about three minutes: the
 # published model's numbers, settings, checkpoints, lists and episodes.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
