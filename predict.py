@@ -9,8 +9,7 @@ import hashlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +27,7 @@ from util.predict import formats
 from util.predict.inputs import Query, find_queries, find_supports, read_supports
 from util.predict.review import Reviewed, write_review
 from util.preparation.shared import argument_type, open_folder, resumable
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, errors_as
 from util.runtime.files import write_atomically
 
 FORMATS = ("masks", "coco", "coco_polygons", "labelme", "yolo", "overlay", "probability")
@@ -125,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given:
         raise UserError("there is no support: give --support IMAGE ANNOTATION or --supports FOLDER")
     queries = find_queries(options.query, out, _files_of(given))
-    with _user_errors():
+    with errors_as(UserError, ValueError):
         segmenter = FewShotSegmenter.from_pretrained(
             options.weights, size=options.size, device=options.device, amp=options.amp
         )
@@ -200,15 +199,6 @@ def _parser() -> Parser:
         "--device", choices=("cpu", "cuda"), help="by default CUDA if there is a GPU"
     )
     return parser
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turn a `ValueError` about what the user gave into one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _files_of(given: Mapping[str, Sequence[Support]]) -> list[Path]:

@@ -14,7 +14,6 @@ episode of the same query and supports.
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import islice
@@ -39,7 +38,7 @@ from util.data.label_maps import draw_overlay, index_image
 from util.data.marks import Marks, marked_mask
 from util.data.pictures import Picture, is_picture, read_picture
 from util.runtime.device import choose_device
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, errors_as
 from util.runtime.files import ROOT, write_atomically
 from util.runtime.precision import Precision, resolve_amp
 
@@ -121,7 +120,7 @@ class SupportSet:
         Raises:
             ValueError: the file is missing, or it is another one.
         """
-        with _value_errors():
+        with errors_as(ValueError):
             return cls(*load_supports(path))
 
 
@@ -234,7 +233,7 @@ class FewShotSegmenter(
         device: str | torch.device | None = None,
         amp: str = "off",
     ):
-        with _value_errors():
+        with errors_as(ValueError):
             self.device = choose_device(0) if device is None else torch.device(device)
             if self.device.type == "cuda" and not torch.cuda.is_available():
                 raise UserError("device cuda: torch finds no GPU here")
@@ -267,7 +266,7 @@ class FewShotSegmenter(
         Raises:
             ValueError: there are no such weights, or they are not of HDMNet.
         """
-        with _value_errors():
+        with errors_as(ValueError):
             net, trained_size, backbone = load_trained(weights, **hub)
             return cls(net, size or trained_size, backbone, device, amp)
 
@@ -275,7 +274,7 @@ class FewShotSegmenter(
         """Write the weights and settings, for `save_pretrained` and `push_to_hub` of the mixin."""
         if self.backbone is None:
             raise ValueError("name the backbone of the model: FewShotSegmenter(..., backbone=NAME)")
-        with _value_errors():
+        with errors_as(ValueError):
             save_trained(Trained(self.net, self.size, self.backbone), save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -443,12 +442,3 @@ class FewShotSegmenter(
             )
             for number, (picture, shape) in enumerate(zip(batch, shapes, strict=True))
         ]
-
-
-@contextmanager
-def _value_errors() -> Iterator[None]:
-    """Turn a `UserError` of the commands into the `ValueError` that Python's users expect."""
-    try:
-        yield
-    except UserError as error:
-        raise ValueError(str(error)) from error

@@ -85,13 +85,17 @@ class MaskGrids:
     @cached_property
     def positions(self) -> list[MaskedPositions]:
         """The positions on each grid, which wait for the copy."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
         found = []
         for mask, count, longest in zip(
-            self._masks, self._counts, self._longest.tolist(), strict=True
+            self._masks, self._counts, self._longest_counts(), strict=True
         ):
             length = min(int(longest) + 1, mask.shape[1])
             inside, index = mask.sort(dim=1, descending=True, stable=True)
             found.append(MaskedPositions(index[:, :length], inside[:, :length], count))
         return found
+
+    def _longest_counts(self) -> list[float]:
+        """Return the longest count on each grid, once its copy has arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._longest.tolist()

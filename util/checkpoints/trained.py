@@ -17,6 +17,7 @@ from util.checkpoints.io import load_backbone, load_weights, read_checkpoint
 from util.checkpoints.published_names import StateDict
 from util.checkpoints.run_files import find_checkpoint
 from util.config import load_config
+from util.config.schema import backbone_of
 from util.pretrained.kinds import HDMNET, recognise
 from util.pretrained.places import download
 from util.runtime.errors import UserError
@@ -68,7 +69,7 @@ def load_trained(weights: str | os.PathLike[str], **hub: Any) -> Trained:
     found = recognise(content, str(path))
     if found.kind != HDMNET:
         raise UserError(f"checkpoint {path}: {found.kind}, where a trained HDMNet is needed")
-    backbone = content.get("backbone") or {"vgg": "vgg16"}.get(found.net, found.net)
+    backbone = content.get("backbone") or backbone_of(found.net)
     options = {key: content[key] for key in _SETTINGS if key in content}
     shot = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}
     net = build_hdmnet(backbone, found.base_classes, **shot, **options)

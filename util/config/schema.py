@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.backbone import find_backbone
+from model.backbone import Sizes, find_backbone
 from util.config.fields import (
     SIZES,
     BaseFields,
@@ -30,6 +30,11 @@ KEEPS_NO_VALUE = ("resume", "backbone_weight", "base_learner")
 def net_name(backbone: str) -> str:
     """Return the name of a backbone in paths: "vgg" for "vgg16", "timm_x" for "timm:x"."""
     return "vgg" if backbone == "vgg16" else re.sub(r"[:/=]", "_", backbone)
+
+
+def backbone_of(net: str) -> str:
+    """Return the backbone that a name of the published code or of the registry means."""
+    return "vgg16" if net == "vgg" else net
 
 
 def net_of(backbone: str) -> str:
@@ -55,27 +60,29 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @model_validator(mode="after")
     def _possible_together(self) -> "Config":
         published = "vgg16" if self.vgg else f"resnet{self.layers}"
-        name = self.backbone or published
         # The object is frozen, but not yet complete.
-        object.__setattr__(self, "backbone", "vgg16" if name == "vgg" else name)
-        for keys, text in self._contradictions():
-            raise PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})
-        return self
-
-    def _contradictions(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield settings that do not fit together, the likeliest wrong one first, and the reason."""
+        object.__setattr__(self, "backbone", backbone_of(self.backbone or published))
         try:
             sizes = find_backbone(self.backbone).sizes
         except ValueError as error:
-            yield ("backbone",), str(error)
-            return
+            raise _contradiction(("backbone",), str(error)) from error
         for key in SIZES:
-            size, near = getattr(self, key), sizes.nearest(getattr(self, key))
-            if sizes.rest == 0 and size % 8 == 1:
+            if sizes.rest == 0 and getattr(self, key) % 8 == 1:
                 # 473 of a dataset's YAML file is meant for the published nets.
-                object.__setattr__(self, key, near)
-            elif not sizes.fit(size):
-                text = f"must be {sizes.describe()}; the nearest is {near}"
+                object.__setattr__(self, key, sizes.nearest(getattr(self, key)))
+        for keys, text in self._contradictions(sizes):
+            raise _contradiction(keys, text)
+        return self
+
+    def _contradictions(self, sizes: Sizes) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield settings that do not fit together, the likeliest wrong one first, and the reason.
+
+        Args:
+            sizes: those that the backbone takes.
+        """
+        for key in SIZES:
+            if not sizes.fit(size := getattr(self, key)):
+                text = f"must be {sizes.describe()}; the nearest is {sizes.nearest(size)}"
                 yield (key, "backbone", "vgg"), f"{text} (backbone {self.backbone})"
         for part in ("scale", "rotate", "base_scale", "base_rotate"):
             low, high = f"{part}_min", f"{part}_max"
@@ -173,3 +180,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     def net(self) -> str:
         """The value of NET that chooses this backbone in the scripts."""
         return net_of(self.backbone)
+
+
+def _contradiction(keys: tuple[str, ...], text: str) -> PydanticCustomError:
+    return PydanticCustomError("combination", "{text}", {"text": text, "keys": keys})

@@ -7,6 +7,8 @@ alike, so the masks are shown to the user.
 import cv2
 import numpy as np
 
+from util.data.annotations import DISK
+
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; x1 and y1 are outside
 OBJECT, BACKGROUND = 1, 2  # labels of scribbles; 0 is unmarked
 _LONGEST = 400  # pixels of the longer side in GrabCut, which takes about a second then
@@ -15,7 +17,6 @@ _MARGIN = 0.5  # of surroundings that GrabCut sees beside a box, in sides of the
 _SMALLEST = 0.05  # share of a box below which GrabCut has lost the object
 _PEN = 0.01  # radius of a point for GrabCut, in shorter sides of the picture
 _NEAR = 0.15  # distance to the marks within which GrabCut first expects the object, likewise
-_DISK = 0.05  # radius of a point without GrabCut, in longer sides, as in util.data.annotations
 
 
 def mask_of_box(image: np.ndarray, box: Box, refine: bool = True) -> np.ndarray:
@@ -75,7 +76,7 @@ def draw_points(
         labels: (n,), 1 on the object and 0 beside it.
         refine: see `mask_of_scribble`.
     """
-    radius = max(1, round(_PEN * min(shape) if refine else _DISK * max(shape)))
+    radius = max(1, round(_PEN * min(shape) if refine else DISK * max(shape)))
     scribble = np.zeros(shape, np.uint8)
     # Those on the object come last, since a disk of another point must not hide one.
     for label, value in ((0, BACKGROUND), (1, OBJECT)):

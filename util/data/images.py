@@ -11,7 +11,7 @@ from util.runtime.errors import UserError
 
 Entry = tuple[str, str]  # the image and the mask of a line of a list, relative to the data root
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow
-_JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
+JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
 
 
 def read_image(path: str) -> np.ndarray:
@@ -27,7 +27,7 @@ def read_whole_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.format in _JPEG:
+            if image.format in JPEG:
                 # The file is read to its end, but only an eighth of each side is computed.
                 image.draft("L", (1, 1))
                 image.load()

@@ -16,10 +16,10 @@ from util.data.episodes import EpisodeDataset
 from util.data.folds import Fold, fold_classes
 from util.data.lists import check_enough, existing_entries, load_lists
 from util.data.transform import Compose, EvalTransform, base_train_transform, train_transform
-from util.runtime.errors import UserError, data_errors
+from util.runtime.errors import DataError, UserError, errors_as
 
 
-@data_errors()
+@errors_as(DataError)
 def build_train_loader(
     cfg: Config, rank: int = 0, world_size: int = 1, batches: tuple[int, int] | None = None
 ) -> TrainLoader:
@@ -49,7 +49,7 @@ def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
     return Loader(dataset, workers, batch_size=1, pin_memory=torch.cuda.is_available())
 
 
-@data_errors()
+@errors_as(DataError)
 def build_episodes(
     cfg: Config, part: str, testing: bool, progress: bool = True, list_part: str | None = None
 ) -> EpisodeDataset:
@@ -85,7 +85,7 @@ def build_episodes(
     )
 
 
-@data_errors()
+@errors_as(DataError)
 def build_base_data(
     cfg: Config, rank: int = 0, world_size: int = 1
 ) -> tuple[TrainLoader, BaseDataset]:

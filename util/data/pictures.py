@@ -7,11 +7,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from util.data.images import UNREADABLE, read_whole_image
-from util.runtime.errors import UserError
+from util.data.images import JPEG, UNREADABLE, read_whole_image
+from util.runtime.errors import errors_as
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-_LOSSY = ("JPEG", "MPO")
 
 
 def is_picture(value: object) -> TypeGuard[Picture]:
@@ -35,10 +34,8 @@ def read_picture(picture: Picture) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
         if not os.path.isfile(picture):
             raise ValueError(f"there is no file {os.fspath(picture)}")
-        try:
+        with errors_as(ValueError):
             return read_whole_image(picture)
-        except UserError as error:
-            raise ValueError(str(error)) from error
     if isinstance(picture, Image.Image):
         return _pil_picture(picture)
     if isinstance(picture, Tensor):
@@ -108,7 +105,7 @@ def _tensor_picture(tensor: Tensor) -> np.ndarray:
 
 
 def _pil_marks(image: Image.Image) -> np.ndarray:
-    lossy = image.format in _LOSSY
+    lossy = image.format in JPEG
     image = ImageOps.exif_transpose(image)
     if "A" in image.getbands() or (image.mode != "P" and "transparency" in image.info):
         alpha = np.asarray(image.convert("RGBA"))[..., 3]

@@ -27,7 +27,7 @@ from util.evaluation.episode_parts import EpisodeParts, Parts, Query, Request, S
 from util.evaluation.feature_cache import FeatureCache
 from util.evaluation.metrics import pixel_counts
 from util.evaluation.plan import Unit
-from util.runtime.errors import data_errors
+from util.runtime.errors import DataError, errors_as
 from util.runtime.machine import available_cores
 
 _Item = TypeVar("_Item")
@@ -182,7 +182,7 @@ class Predictor:
         found = {key: features for key, features in kept.items() if features is not None}
         for some in self._together([key for key in kept if key not in found]):
             # The cache may have dropped one since the loader was told that it need not be loaded.
-            with data_errors():
+            with errors_as(DataError):
                 parts = [loaded.get(key) or self.parts.support(*key) for key in some]
             images, masks = (
                 torch.stack(tensors)[:, None].to(self.device)

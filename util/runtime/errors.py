@@ -47,12 +47,17 @@ class DataError(UserError):
 
 
 @contextmanager
-def data_errors() -> Iterator[None]:
-    """Turn a `UserError` into a `DataError`; as `@data_errors()` for a whole function."""
+def errors_as(raised: type[Exception], caught: type[Exception] = UserError) -> Iterator[None]:
+    """Raise errors of one type as another with the same message; `@errors_as(…)` for a function.
+
+    Args:
+        raised: the type that leaves the context.
+        caught: the type that is replaced.
+    """
     try:
         yield
-    except UserError as error:
-        raise DataError(str(error)) from error
+    except caught as error:
+        raise raised(str(error)) from error
 
 
 def exits_on_user_error(main: Callable[P, T]) -> Callable[P, T]:
