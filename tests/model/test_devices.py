@@ -32,6 +32,9 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(MaskGrids, "_longest_counts", lambda grids: [4] * len(grids._masks))
     monkeypatch.setattr(torch.cuda, "Event", Mock())
     monkeypatch.setattr(torch.cuda, "current_stream", Mock())
+    # Else autocast is switched off where there is no GPU.
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.nn.Module, "to", converted)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
     with FakeTensorMode() as mode:
@@ -78,6 +81,7 @@ def test_nothing_leaves_the_device_or_its_precision(
     net = build(backbone, shot, backbone_dtype=backbone_dtype, fix_bn=fix_bn).train()
     query, support, masks, class_index = episode(shot)
     with torch.autocast("cuda", amp, enabled=amp is not None):
+        assert torch.is_autocast_enabled("cuda") == (amp is not None)
         out = net(query, support, masks, class_index)
         losses = hdmnet_loss(out, masks[:, 0], masks[:, 0])
         encoded = net.encode_query(query), net.encode_support(support, masks)
