@@ -16,8 +16,9 @@ from util.runtime.errors import errors_as
 
 _PICTURES: dict[str, Any] = {
     "file_types": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"],
-    "height": 120,
+    "height": 140,
 }
+_CSS = ".labelled {padding-top: 2.2em !important}"  # Labels would hide a corner of the pictures.
 _SWATCH = "display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em"
 # Gradio keeps a session for an hour after its page was closed, in case that the network failed.
 _CLEANED, _KEPT = 600, 3000  # seconds between deletions of files, and of their age
@@ -58,7 +59,7 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
                     sources=(),
                     transforms=(),
                     layers=False,
-                    brush=gr.Brush(colors=[_hex(work.MARK)], color_mode="fixed"),
+                    brush=gr.Brush(12, [(_hex(work.MARK), 0.7)], color_mode="fixed"),
                     elem_id="editor",
                 )
                 clicked = _image("Click", "clicked", visible=False)
@@ -69,7 +70,11 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
                 add = gr.Button("Add as support", variant="primary", elem_id="add")
             with gr.Column(min_width=320):
                 supports = gr.Gallery(
-                    label="Supports, with the masks that the marks became", elem_id="supports"
+                    label="Supports, with the masks that the marks became",
+                    columns=2,
+                    interactive=False,
+                    elem_id="supports",
+                    elem_classes="labelled",
                 )
                 remove = gr.Button("Remove the last support", elem_id="remove")
                 gr.Markdown("## 2. Find it in other pictures")
@@ -97,7 +102,9 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
             with gr.Row():
                 views += [_image("", f"view{n}") for n in range(2, 5)]
             write = gr.Button("Make files to download", elem_id="write")
-            files = gr.File(label="Masks and COCO JSON", interactive=False, elem_id="files")
+            files = gr.File(
+                label="Masks and COCO JSON", interactive=False, height=140, elem_id="files"
+            )
 
         private: dict[str, Any] = {"api_visibility": "private"}
         marks, shown = [session, name, way, editor, refine], [session, query, one, threshold]
@@ -134,12 +141,20 @@ def serve(page: gr.Blocks, host: str, port: int | None) -> str:
         state_session_capacity=20,
         run_history=False,
         footer_links=[],
+        css=_CSS,
     )
     return url
 
 
 def _image(label: str, name: str, **options: Any) -> gr.Image:
-    return gr.Image(label=label, interactive=False, buttons=[], elem_id=name, **options)
+    return gr.Image(
+        label=label,
+        interactive=False,
+        buttons=[],
+        elem_id=name,
+        elem_classes="labelled",
+        **options,
+    )
 
 
 def _hex(colour: np.ndarray) -> str:

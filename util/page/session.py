@@ -222,9 +222,10 @@ def draw_result(result: Result, name: str, threshold: float) -> list[tuple[np.nd
     probability = shown.probabilities[name]
     maps = [(_draw_map(image, probability), f"Probability, at most {probability.max():.2f}")]
     for values in result.correlations[name]:
-        size, highest = f"{values.shape[1]}×{values.shape[0]}", float(values.max())
-        drawn = _draw_map(image, values / max(highest, 1e-6))
-        maps.append((drawn, f"Correlation {size}, at most {highest:.2f}"))
+        low, high = float(values.min()), float(values.max())
+        drawn = _draw_map(image, (values - low) / max(high - low, 1e-6))
+        height, width = values.shape
+        maps.append((drawn, f"Correlation {width}×{height}, {low:.2f} to {high:.2f}"))
     return [(np.asarray(shown.overlay()), f"{shown.mask.mean():.0%} of the picture found"), *maps]
 
 

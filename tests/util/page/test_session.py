@@ -175,4 +175,4 @@ def test_results_are_drawn_small_and_at_any_threshold(seg, session, tmp_path, pi
     assert texts[0].endswith("% of the picture found") and texts[1].startswith("Probability, at")
     for text, values in zip(texts[2:], result.correlations["object"], strict=True):
         size = f"{values.shape[1]}×{values.shape[0]}"
-        assert text == f"Correlation {size}, at most {values.max():.2f}"
+        assert text == f"Correlation {size}, {values.min():.2f} to {values.max():.2f}"
