@@ -72,6 +72,7 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
                 supports = gr.Gallery(
                     label="Supports, with the masks that the marks became",
                     columns=2,
+                    object_fit="contain",
                     interactive=False,
                     elem_id="supports",
                     elem_classes="labelled",
@@ -102,9 +103,7 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
             with gr.Row():
                 views += [_image("", f"view{n}") for n in range(2, 5)]
             write = gr.Button("Make files to download", elem_id="write")
-            files = gr.File(
-                label="Masks and COCO JSON", interactive=False, height=140, elem_id="files"
-            )
+            files = gr.File(label="Masks and COCO JSON", visible=False, elem_id="files")
 
         private: dict[str, Any] = {"api_visibility": "private"}
         marks, shown = [session, name, way, editor, refine], [session, query, one, threshold]
@@ -120,7 +119,7 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
             event(
                 _look, shown, views, trigger_mode="always_last", show_progress="hidden", **private
             )
-        write.click(_write, [session, threshold], files, **private)
+        write.click(_write, [session, threshold], [session, files], **private)
     return page
 
 
@@ -165,7 +164,7 @@ def _hex(colour: np.ndarray) -> str:
 def _take(session: Session, path: str | None) -> tuple[Any, ...]:
     session.clicks = []
     session.picture = None if path is None else work.shrink(work.read_upload(path))
-    layers = {"background": session.picture, "layers": [], "composite": None}
+    layers: dict[str, Any] = {"background": session.picture, "layers": [], "composite": None}
     return session, layers, session.picture
 
 
@@ -194,7 +193,7 @@ def _undo(session: Session, way: str) -> np.ndarray | None:
 def _add(
     session: Session, name: str, way: str, painted: dict[str, Any] | None, refine: bool
 ) -> tuple[Any, ...]:
-    layers = painted["layers"] if painted else []
+    layers: list[Any] = painted["layers"] if painted else []
     support = work.marked_support(session, way, layers[0] if layers else None, refine)
     work.add_support(session, name.strip(), support)
     return session, work.draw_supports(session)
@@ -223,7 +222,7 @@ def _find(
         for label, name in enumerate(classes, 1)
     )
     choices = gr.Dropdown(names, value=names[0]), gr.Dropdown(classes, value=classes[0])
-    shown = gr.Column(visible=True), *choices, legend, None
+    shown = gr.Column(visible=True), *choices, legend, gr.File(None, visible=False)
     return session, *shown, *_look(session, names[0], classes[0], threshold)
 
 
@@ -233,5 +232,5 @@ def _look(session: Session, query: str, name: str, threshold: float) -> list[gr.
 
 
 @_shown
-def _write(session: Session, threshold: float) -> list[str]:
-    return work.write_files(session, threshold)
+def _write(session: Session, threshold: float) -> tuple[Any, ...]:
+    return session, gr.File(work.write_files(session, threshold), visible=True)
