@@ -166,8 +166,8 @@ def test_the_examples_of_own_pictures_run(own_pictures, capsys):
         "config.json",
         "model.safetensors",
     }
-    commands = "".join(blocks("docs/own_pictures.md", "sh")).splitlines()
-    commands += [one for one in "".join(blocks("README.md", "sh")).splitlines() if "predict" in one]
+    pages = [*blocks("docs/own_pictures.md", "sh"), *blocks("README.md", "sh")]
+    commands = [one for one in "".join(pages).splitlines() if "predict" in one]
     assert len(commands) == 4
     for command in commands:
         words = shlex.split(command)
