@@ -18,7 +18,11 @@ _PICTURES: dict[str, Any] = {
     "file_types": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"],
     "height": 140,
 }
-_CSS = ".labelled {padding-top: 2.2em !important}"  # Labels would hide a corner of the pictures.
+# Labels would hide a corner of the pictures, and a single support would be larger than its frame.
+_CSS = """
+.labelled {padding-top: 2.2em !important}
+#supports .grid-container {grid-template-columns: 1fr 1fr !important}
+"""
 _SWATCH = "display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em"
 # Gradio keeps a session for an hour after its page was closed, in case that the network failed.
 _CLEANED, _KEPT = 600, 3000  # seconds between deletions of files, and of their age
@@ -72,7 +76,7 @@ def build_page(segmenter: FewShotSegmenter, examples: Sequence[Sequence[Any]] = 
                 supports = gr.Gallery(
                     label="Supports, with the masks that the marks became",
                     columns=2,
-                    height="auto",
+                    object_fit="contain",
                     interactive=False,
                     elem_id="supports",
                     elem_classes="labelled",
