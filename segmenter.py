@@ -80,7 +80,7 @@ class Support:
         """
         image = read_picture(self.image)
         marks = Marks(self.mask, self.box, self.points, self.scribble)
-        return image, marked_mask(image, marks, self.labels, self.refine)
+        return image, marked_mask(image, marks, self.labels, self.refine, self.image)
 
 
 Supports = Support | Sequence[Support] | Mapping[str, Support | Sequence[Support]]

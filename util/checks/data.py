@@ -15,6 +15,7 @@ from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
 from util.data.images import (
     Entry,
+    as_shown,
     read_mask,
     read_whole_image,
     require_same_size,
@@ -263,8 +264,10 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     if not problems:
+        image, mask = pixels
         try:
-            require_same_size(pixels[0], paths[0], pixels[1], paths[1])
+            mask = as_shown(mask, image.shape, paths[0])
+            require_same_size(image, paths[0], mask, paths[1])
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -4,7 +4,6 @@ A loaded query depends on the image alone, a loaded support on its class and ann
 the transform of the test nor the annotations draw from the random streams of the episodes.
 """
 
-import os
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
@@ -65,7 +64,7 @@ class EpisodeParts(Dataset):
         episodes = self.episodes
         entry = episodes.lists.entries[index]
         image, mask = read_pair(episodes.data_root, entry)
-        base_label = episodes.base_labels(mask, os.path.join(episodes.data_root, entry[1]))
+        base_label = episodes.base_labels(mask, episodes.data_root, entry)
         classes = len(set(np.unique(mask).tolist()) - {0, IGNORE})
         transform = cast(EvalTransform, episodes.transform)
         fitted = transform.fitted_size(*mask.shape)
