@@ -1,10 +1,10 @@
 """Your own data: python -m util.prepare_custom --name NAME --images DIR --masks DIR --out DIR
 
 Takes a folder of images and one of masks: index masks, DIR/IMAGE.png (0 background, 1..N classes,
-255 ignored), or black and white ones, DIR/CLASS/IMAGE.png. docs/data.md lists all forms. Checks all of them, makes
-the data root OUT with images (links, or copies) and index_masks, the lists train.txt and val.txt,
-and the configuration, so that `sh train.sh split0 NAME 1` trains. After an interruption the same
-command continues; when images were added, it includes them.
+255 ignored), or black and white ones, DIR/CLASS/IMAGE.png. docs/data.md lists all forms. Checks
+all of them, makes the data root OUT with images (links, or copies) and index_masks, the lists
+train.txt and val.txt, and the configuration, so that `sh train.sh split0 NAME 1` trains. After an
+interruption the same command continues; when images were added, it includes them.
 """
 
 import os
