@@ -20,7 +20,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
 _ORIENTATION = 0x0112  # the EXIF tag
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
-_LEVELS = 3  # so many values besides 0 are levels of gray, more can be a soft edge
+_LEVELS = 4  # so many shades with black are levels of gray, more can be a soft edge
+_BRIGHTEST = 240
+_HUES = 0.25  # by how much the channels of one colour differ, as shares of the brightest
 _SOFT = 0.1  # greatest share of an image that lies between the quarters of a soft edge
 _WHITE = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bits
 
@@ -124,12 +126,12 @@ class MaskFile:
                 values = colours[..., :3]
         codes = values if values.ndim == 2 else _codes(values)
         found = np.unique(codes[codes != 0]).tolist()
-        if len(found) <= 1 and not self.lossy:
-            white = _WHITE if values.ndim == 2 else (0xFFFFFF,)
-            one = values.ndim == 2 and found == [1]
-            how = "white" if found and found[0] in white else "one" if one else "value"
+        if not found or (len(found) == 1 and not self.lossy):
+            white: tuple[int, ...] = (0xFFFFFF,) if values.ndim == 3 else _WHITE
+            how = "one" if found == [1] and values.ndim == 2 else "value"
+            how = "white" if image.mode == "1" or (found[:1] and found[0] in white) else how
             return Region(turn(codes != 0, self.orientation), how if found else "nothing")
-        bright = _soft_object(values) if self.lossy or len(found) > _LEVELS else None
+        bright = _soft_object(values, self.lossy)
         if bright is None:
             raise self._wrong(
                 f"holds {len(found)} values besides 0; a binary mask holds one (0 and 1, or 0 and "
@@ -159,24 +161,25 @@ def _codes(colours: np.ndarray) -> np.ndarray:
     return colours[..., :3].astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
 
 
-def _soft_object(values: np.ndarray) -> np.ndarray | None:
+def _soft_object(values: np.ndarray, lossy: bool) -> np.ndarray | None:
     """Return the bright pixels, bool (H, W), of one colour on black; None if there are other shades.
 
     Between the two lie the pixels of edges: they are few, and no block of them has one value.
     """
-    if values.ndim == 3:
-        level = values.max(axis=2)
-        hues = values[level >= HALF] / level[level >= HALF, None]
-        if len(hues) and np.ptp(hues, axis=0).max() > 0.25:
-            return None
-    elif values.dtype.kind in "iu":
-        level = eight_bits(values)[0]
-    else:
+    if values.dtype.kind == "f":
+        return None
+    level = values.max(axis=2) if values.ndim == 3 else eight_bits(values)[0]
+    bright = level >= HALF
+    shades = np.unique(level)
+    # A few shades are class ids or levels, unless two of them are nearly white.
+    if not bright.any() or not (lossy or len(shades) > _LEVELS or (shades >= _BRIGHTEST).sum() > 1):
+        return None
+    if values.ndim == 3 and np.ptp(values[bright] / level[bright, None], axis=0).max() > _HUES:
         return None
     between = (level >= HALF // 2) & (level < HALF + HALF // 2)
     block = np.ones((3, 3), np.uint8)
     plain = between & (cv2.erode(level, block) == cv2.dilate(level, block))
-    return None if plain.any() or between.mean() > _SOFT else level >= HALF
+    return None if plain.any() or between.mean() > _SOFT else bright
 
 
 def eight_bits(values: np.ndarray) -> tuple[np.ndarray, int]:

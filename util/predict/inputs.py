@@ -107,7 +107,8 @@ def find_supports(folder: str) -> dict[str, list[Support]]:
 
 
 def _mask_of(image: Path, files: Sequence[Path]) -> Path | None:
-    names = (image.with_name(f"{image.stem}_mask.png"), image.with_suffix(".png"))
+    names = [image.with_name(f"{image.stem}_mask{kind}") for kind in (".png", *IMAGE_TYPES)]
+    names.append(image.with_suffix(".png"))
     return next((path for path in names if path != image and path in files), None)
 
 
