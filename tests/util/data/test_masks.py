@@ -157,7 +157,7 @@ def test_edges_count_from_half_on():
         (stripes(1, 2), "holds 3 values besides 0"),
         (stripes(50, 100, 150, 200), "holds 5 values besides 0"),  # levels of gray
         (np.minimum(stripes(1, 2, 3, 4), 5), "holds 5 values besides 0"),  # class ids
-        (np.minimum(soft(), 9), "holds 9 values besides 0"),
+        (np.minimum(soft(), 9), "holds 8 values besides 0"),
         (NOISE, "holds 2880 values besides 0"),
         (NOISE[..., 0], "values besides 0; a binary mask holds one"),
         (grays(255 * OBJECT, stripes(), 0 * OBJECT) + NOISE // 64, "values besides 0"),
@@ -168,7 +168,7 @@ def test_edges_count_from_half_on():
     ],
 )
 def test_what_may_be_several_objects_is_an_error(pixels, message):
-    with pytest.raises(UserError, match=f"mask a.png {message}"):
+    with pytest.raises(UserError, match=rf"mask a\.png .*{message}"):
         MaskFile("a.png", encode(pixels.astype(np.uint8))).region()
 
 
@@ -249,7 +249,7 @@ def test_images_and_masks_are_read_as_a_viewer_shows_them(tmp_path, kind, orient
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("JPEG", {"xmp": XMP.encode()}),
+        ("JPEG", {"xmp": XMP.encode(), "quality": 95, "subsampling": 0}),
         ("WEBP", {"xmp": XMP.encode(), "lossless": True}),
         ("PNG", {"pnginfo": xmp_of_png()}),
     ],
@@ -257,8 +257,10 @@ def test_images_and_masks_are_read_as_a_viewer_shows_them(tmp_path, kind, orient
 def test_the_orientation_may_stand_in_xmp(tmp_path, kind, options):
     """OpenCV knows the orientation of EXIF only."""
     path = tmp_path / "a"
-    path.write_bytes(encode(cv2.resize(NOISE, (600, 480)), kind, **options))
-    shown = turn(cv2.resize(NOISE, (600, 480)), 6).astype(int)
+    path.write_bytes(
+        encode(cv2.resize(NOISE, (240, 192), interpolation=cv2.INTER_CUBIC), kind, **options)
+    )
+    shown = turn(cv2.resize(NOISE, (240, 192), interpolation=cv2.INTER_CUBIC), 6).astype(int)
     assert np.abs(read_image(str(path)) - shown).mean() < 9
     region = MaskFile(path, encode(255 * OBJECT, kind, **options)).region()
     assert np.array_equal(region.pixels, turn(OBJECT, 6) == 1)
