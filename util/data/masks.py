@@ -7,11 +7,11 @@ import contextlib
 import os
 import re
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from util.runtime.errors import UserError
 
@@ -57,7 +57,11 @@ class MaskFile:
             image.load()
             self.orientation = orientation_of(image, data)
         except UNREADABLE as error:
-            raise UserError(f"mask {path} is damaged or truncated ({error}): replace it") from error
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "it has no type of image" if unknown else error
+            raise UserError(
+                f"mask {path} is damaged or truncated ({reason}): replace it"
+            ) from error
         self.image = image
         self.stretched = image.mode == "L" and ("L;2" in packing or "L;4" in packing)
 
@@ -198,7 +202,7 @@ def orientation_of(image: Image.Image, data: bytes = b"") -> int:
 
     For TIFF, Pillow turns the image when it loads it, and the orientation is 1 afterwards.
     """
-    found = image.getexif().get(_ORIENTATION)
+    found: Any = image.getexif().get(_ORIENTATION)
     if found is None and image.format != "TIFF" and (match := _XMP_ORIENTATION.search(data)):
         found = int(match[1])
     return found if found in range(2, 9) else 1

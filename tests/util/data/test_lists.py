@@ -110,7 +110,7 @@ def test_a_value_beyond_the_classes_and_an_unreadable_mask_are_named(tmp_path):
     with pytest.raises(UserError, match=r"b mask\.png holds the value 4; classes are 1\.\.3"):
         load(tmp_path, list_file)
     (tmp_path / "b mask.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"b mask\.png cannot be read"):
+    with pytest.raises(UserError, match=r"b mask\.png is damaged or truncated"):
         load(tmp_path, list_file)
 
 
