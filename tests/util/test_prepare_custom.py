@@ -26,7 +26,8 @@ from tests.paths import ROOT
 from tests.util.hub import Hub
 from tests.util.prepare_files import contents, cut, run_killed
 from util.config import load_config
-from util.data.images import read_image, read_mask, read_pair
+from util.data.dataset import read_pair
+from util.data.images import read_image, read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
 from util.preparation.custom_pairs import Pair, merged_mask, split

@@ -1,4 +1,4 @@
-"""The base learner's dataset (stage 1) and the labels that it learns."""
+"""Reading pairs of an image and a mask; the base learner's dataset (stage 1) and its labels."""
 
 import os
 import random
@@ -15,12 +15,25 @@ from util.data.images import (
     Entry,
     as_shown,
     check_labels,
+    read_image,
     read_mask,
-    read_pair,
     require_same_size,
 )
 from util.data.transform import Compose
 from util.runtime.errors import UserError
+
+
+def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Read the image, uint8 (H, W, 3), and the mask, uint8 (H, W), of an entry under `data_root`.
+
+    Raises:
+        UserError: One of them cannot be read, or their sizes differ.
+    """
+    image_path, mask_path = (os.path.join(data_root, name) for name in entry)
+    image = read_image(image_path)
+    mask = as_shown(read_mask(mask_path), image.shape, image_path)
+    require_same_size(image, image_path, mask, mask_path)
+    return image, mask
 
 
 def base_label_dir(base_data_root: str, part: str, split: int) -> str:

@@ -12,9 +12,8 @@ import cv2
 import torch
 from torch.utils.data import Dataset
 
-from util.data.dataset import BaseLabels
+from util.data.dataset import BaseLabels, read_pair
 from util.data.folds import Fold, class_label_table
-from util.data.images import read_pair
 from util.data.lists import ImageLists, check_enough
 from util.data.transform import Compose, RandomStream
 

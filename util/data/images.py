@@ -152,19 +152,6 @@ def stored_orientation(picture: object) -> int:
     return 1
 
 
-def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Read the image, uint8 (H, W, 3), and the mask, uint8 (H, W), of an entry under `data_root`.
-
-    Raises:
-        UserError: One of them cannot be read, or their sizes differ.
-    """
-    image_path, mask_path = (os.path.join(data_root, name) for name in entry)
-    image = read_image(image_path)
-    mask = as_shown(read_mask(mask_path), image.shape, image_path)
-    require_same_size(image, image_path, mask, mask_path)
-    return image, mask
-
-
 def require_same_size(
     first: np.ndarray, first_path: str, second: np.ndarray, second_path: str
 ) -> None:

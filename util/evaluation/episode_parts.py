@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from util.data.annotations import annotate, annotation_stream
+from util.data.dataset import read_pair
 from util.data.draws import PROTOCOL_SEED
 from util.data.episodes import EpisodeDataset
 from util.data.folds import IGNORE, class_label_table
-from util.data.images import read_pair
 from util.data.transform import EvalTransform
 
 # A support: the position of its image in the lists, and its class.

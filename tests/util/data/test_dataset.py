@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.util.voc_files import mask_of, write_dataset
-from util.data.dataset import BaseDataset, base_label_dir
+from util.data.dataset import BaseDataset, base_label_dir, read_pair
 from util.data.folds import Fold
-from util.data.images import read_image, read_mask, read_pair
+from util.data.images import read_image, read_mask
 from util.data.lists import read_entries
 from util.data.transform import EvalTransform, base_train_transform
 from util.get_mulway_base_data import main, write_base_labels

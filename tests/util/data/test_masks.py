@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.util.voc_files import write_dataset
-from util.data.dataset import BaseLabels
+from util.data.dataset import BaseLabels, read_pair
 from util.data.folds import Fold
-from util.data.images import as_shown, read_image, read_mask, read_pair
+from util.data.images import as_shown, read_image, read_mask
 from util.data.list_cache import load_counts
 from util.data.lists import read_entries
 from util.data.masks import MaskFile, eight_bits, turn
