@@ -674,6 +674,8 @@ def test_the_command_starts_without_torch():
 
 def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     write_data(folder, count=16, classes=1, binary=True)
+    for path in (*(folder / "pics").iterdir(), *(folder / "masks/class1").iterdir()):
+        path.rename(path.with_stem(os.fsdecode(b"caf\xe9 ") + path.stem))  # Latin-1, no UTF-8
     run("--val_share", "0.25", name="cells")
     assert "fold 0 holds no class out: 12 images to train, 4 to test" in capsys.readouterr().out
     file = "config/cells/cells_split0_resnet50.yaml"
