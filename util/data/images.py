@@ -1,5 +1,6 @@
 """Reading images and masks."""
 
+import contextlib
 import os
 from io import BytesIO
 
@@ -43,7 +44,7 @@ def read_image(path: str, notes: list[str] | None = None) -> np.ndarray:
             array = np.dstack([array] * 3) if array.ndim == 2 else array[..., 2::-1]
     elif _may_be_turned(data):
         array = _decode("image", path, data, _RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        array = turn(array, _orientation_in(data))
+        array = turn(array, stored_orientation(data))
     else:
         array = _decode("image", path, data, _RGB)
     if array.dtype == np.uint16:
@@ -117,14 +118,6 @@ def _may_be_turned(data: bytes) -> bool:
     return any(word in data for word in words)
 
 
-def _orientation_in(data: bytes) -> int:
-    try:
-        with Image.open(BytesIO(data)) as image:
-            return orientation_of(image, data)
-    except UNREADABLE:
-        return 1
-
-
 def as_shown(mask: np.ndarray, shape: tuple[int, ...], picture: object) -> np.ndarray:
     """Return a mask (H, W) the same way round as its image, which has the given shape.
 
@@ -144,11 +137,14 @@ def as_shown(mask: np.ndarray, shape: tuple[int, ...], picture: object) -> np.nd
 
 
 def stored_orientation(picture: object) -> int:
-    """Return the orientation 1..8 of an image that is a path or an image of Pillow; else 1."""
+    """Return the orientation 1..8 of an image: a path, the content of a file, or Pillow's; else 1."""
+    if isinstance(picture, str | os.PathLike):
+        picture = _content("image", os.fspath(picture))
     if isinstance(picture, Image.Image):
         return orientation_of(picture)
-    if isinstance(picture, str | os.PathLike):
-        return _orientation_in(_content("image", os.fspath(picture)))
+    if isinstance(picture, bytes):
+        with contextlib.suppress(*UNREADABLE), Image.open(BytesIO(picture)) as image:
+            return orientation_of(image, picture)
     return 1
 
 

@@ -6,6 +6,7 @@ class. The masks of a folder may have a common addition to the name, as IMAGE_ma
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -25,18 +26,11 @@ PARTS = ("train", "val")
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK_TYPES = (".png",)  # Other types count in a folder without these.
-# Folders that systems and programs leave behind, besides those whose name begins with a dot.
-_LEFT_BEHIND = {
-    "__MACOSX",
-    "__pycache__",
-    "@eaDir",
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "lost+found",
-}
+# Folders that systems and programs leave behind.
+_LEFT_BEHIND = re.compile(
+    r"\..*|__MACOSX|__pycache__|@eaDir|@tmp|#recycle|#snapshot|\$RECYCLE\.BIN|lost\+found|"
+    "System Volume Information"
+)
 _RULES = "rules 2"  # Change it when the same files would give other masks.
 _NAMED = 3  # names in a message
 
@@ -236,7 +230,7 @@ def _mask_files(folder: str, images: Mapping[str, str]) -> dict[str, str]:
 
 def left_behind(folder: str) -> bool:
     """Tell whether a folder of this name holds what a system or a program left behind."""
-    return folder.startswith(".") or folder in _LEFT_BEHIND
+    return _LEFT_BEHIND.fullmatch(folder) is not None
 
 
 def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> list[str]:
