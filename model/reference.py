@@ -67,32 +67,30 @@ class FrozenFeatures(NamedTuple):
         middle: [f3, f2] (N, C3+C2, h, w).
         f5: (N, 512, h, w); f3 without a base learner.
         f4: (N, C4, h, w).
-        gram: (N, C, C), cosines between the channels of the low-level feature.
     """
 
     middle: Tensor
     f5: Tensor
     f4: Tensor
-    gram: Tensor
 
 
 class Supports(NamedTuple):
     """What a query is matched with; K supports of each of B queries.
 
     Attributes:
-        mask: Mₖ (B, K, H, W) in {0, 1}.
-        f5, f4: (B, K, C, h, w), of the masked images.
-        gram: (B, K, C, C), see `FrozenFeatures`.
+        f5, f4: fˢₖ Mₖ (B, K, C, h, w).
+        gram: G(fˢₖ) of the low-level feature (B, K, C, C).
         prototype: Pₖ (B, K, 256, 1, 1).
         maps: Tˢ of each stage (B, K, 64, h_i, w_i), finest first.
+        masks: Mₖ on the grid of each stage (B, K, h_i, w_i).
     """
 
-    mask: Tensor
     f5: Tensor
     f4: Tensor
     gram: Tensor
     prototype: Tensor
     maps: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
 
 
 def reference_forward(
@@ -120,7 +118,7 @@ def reference_forward(
     encoded = encode_supports(net, frozen_features(net, masked), mask.flatten(0, 1))
     supports = map_tensors(encoded, lambda tensor: tensor.unflatten(0, episodes))
     # Equations (20) to (22) are written out in model/ensemble.py.
-    adjustment = net.ensemble.adjustment(style_distances(queries.gram, supports.gram))
+    adjustment = net.ensemble.adjustment(style_distances(net, queries, supports))
     size = query.shape[-2], query.shape[-1]
     return segment(net, queries, supports, size, net.match_scale, adjustment, class_index)
 
@@ -132,12 +130,13 @@ def frozen_features(net: "HDMNet", images: Tensor) -> FrozenFeatures:
     f5 = base_head(net.base, f4) if net.base.base_classes else f3
     if f2.shape[-2:] != f3.shape[-2:]:  # VGG16
         f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
-    low = {"layer2": f2, "layer3": f3, "layer4": f4}[net.low_fea]
-    return FrozenFeatures(torch.cat([f3, f2], dim=1), f5, f4, channel_cosines(low))
+    return FrozenFeatures(torch.cat([f3, f2], dim=1), f5, f4)
 
 
 def encode_supports(net: "HDMNet", features: FrozenFeatures, mask: Tensor) -> Supports:
     """Return what queries are matched with, of N supports; their axis takes the place of B and K.
+
+    Masks are brought to the grids by nearest neighbours.
 
     (2)  F = Dropout(ReLU(W_red [f3, f2]))
     (5)  Xˢₖ = ReLU(W_s [Fˢₖ, Pₖ])
@@ -153,7 +152,9 @@ def encode_supports(net: "HDMNet", features: FrozenFeatures, mask: Tensor) -> Su
         torch.cat([feature, prototypes.expand_as(feature)], dim=1)
     )
     maps = tuple(hierarchical_attention(net.hierarchy, support_map))
-    return Supports(mask, *features[1:], prototypes, maps)
+    masks = tuple(nearest(mask, x) for x in maps)
+    f5, f4 = (feature * masks[0][:, None] for feature in (features.f5, features.f4))
+    return Supports(f5, f4, channel_cosines(low_level(net, features)), prototypes, maps, masks)
 
 
 def segment(
@@ -182,7 +183,7 @@ def segment(
     with torch.no_grad():
         base = base_logits(net.base, query.f5)
         pairs = (query.f5, supports.f5), (query.f4, supports.f4)
-        prior = torch.cat([dense_prior(*pair, supports.mask) for pair in pairs], dim=1)
+        prior = torch.cat([dense_prior(*pair) for pair in pairs], dim=1)
         if net.prior == "minmax":
             low, high = prior.amin((2, 3), keepdim=True), prior.amax((2, 3), keepdim=True)
             prior = (prior - low) / (high - low + 1e-7)
@@ -194,8 +195,9 @@ def segment(
     )
     query_maps = hierarchical_attention(net.hierarchy, query_map)
     matched, correlations = [], []
-    for layer, own, others in zip(net.matching, query_maps, supports.maps, strict=True):
-        fused, correlation = match(layer, own, others, supports.mask, prior, scale)
+    stages = zip(net.matching, query_maps, supports.maps, supports.masks, strict=True)
+    for layer, own, others, mask in stages:
+        fused, correlation = match(layer, own, others, mask, prior, scale)
         matched.append(fused)
         correlations.append(correlation)
     meta = decode(net.decoder, matched)
@@ -222,23 +224,21 @@ def base_logits(base: PSPNet, f5: Tensor) -> Tensor:
     return base.classifier(f5) if base.base_classes else torch.zeros_like(f5[:, :1])
 
 
-def dense_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+def dense_prior(query: Tensor, support: Tensor) -> Tensor:
     """Return the similarity prior of one feature f (section 3.2; PFENet).
 
     (4)  R(p) = mean over k of max over r of ⟨f^q(p), fˢₖ(r) Mₖ(r)⟩ / (‖f^q(p)‖ ‖fˢₖ(r) Mₖ(r)‖ + 1e-7)
 
     Args:
         query: f^q (B, C, h, w).
-        support: fˢ (B, K, C, h, w), of the masked images.
-        mask: M (B, K, H, W) in {0, 1}, brought to the grid by nearest neighbours.
+        support: fˢ M (B, K, C, h, w).
 
     Returns:
         (B, 1, h, w).
     """
     size = query.shape[-2:]
-    mask = F.interpolate(mask, size=size, mode="nearest").flatten(2)[:, :, None]  # (B, K, 1, hw)
     query = query.flatten(2)  # (B, C, hw)
-    support = support.flatten(3) * mask  # (B, K, C, hw)
+    support = support.flatten(3)  # (B, K, C, hw)
     norms = query.norm(dim=1)[:, None, :, None] * support.norm(dim=2)[:, :, None, :]
     products = torch.einsum("bcp,bkcr->bkpr", query, support)
     best = (products / (norms + 1e-7)).amax(dim=-1)  # (B, K, hw)
@@ -268,20 +268,33 @@ def channel_cosines(feature: Tensor) -> Tensor:
     return rows @ rows.transpose(-1, -2) / (norms[..., :, None] * norms[..., None, :] + 1e-7)
 
 
-def style_distances(query: Tensor, support: Tensor) -> Tensor:
-    """Return the distance of each support's style from the query's (section 3.4; BAM).
+def nearest(mask: Tensor, like: Tensor) -> Tensor:
+    """Return masks (N, H, W) on the grid of maps (N, C, h, w), by nearest neighbours."""
+    # What `F.interpolate` computes. It is written out for `util.export`: ONNX divides by h/H instead,
+    # whose rounding leads to the pixel before where H/h is a whole number.
+    for axis in (1, 2):
+        old, new = mask.shape[axis], like.shape[axis + 1]
+        index = (torch.arange(new, device=mask.device) * (old / new)).floor().long()
+        mask = mask.index_select(axis, index)
+    return mask
+
+
+def low_level(net: "HDMNet", features: FrozenFeatures) -> Tensor:
+    """Return the low-level feature (N, C, h, w), whose style is compared."""
+    channels = net.base.backbone.channels[0]
+    f3, f2 = features.middle[:, :-channels], features.middle[:, -channels:]
+    return {"layer2": f2, "layer3": f3, "layer4": features.f4}[net.low_fea]
+
+
+@torch.no_grad()
+def style_distances(net: "HDMNet", query: FrozenFeatures, supports: Supports) -> Tensor:
+    """Return the distance of each support's style from the query's (B, K) (section 3.4; BAM).
 
     (19)  eₖ = ‖G(f^q) − G(fˢₖ)‖_F / ‖1‖_F,  where f is the low-level feature
-
-    Args:
-        query: G(f^q) (B, C, C).
-        support: those of the masked supports (B, K, C, C).
-
-    Returns:
-        (B, K).
     """
-    difference = query.unsqueeze(1) - support
-    return difference.flatten(2).norm(dim=2) / query.shape[1]
+    gram = channel_cosines(low_level(net, query))
+    difference = gram.unsqueeze(1) - supports.gram
+    return difference.flatten(2).norm(dim=2) / gram.shape[1]
 
 
 def hierarchical_attention(hierarchy: Hierarchy, x: Tensor) -> list[Tensor]:
@@ -349,7 +362,7 @@ def match(
         layer: the matching module of the stage. One that is no `MatchingLayer` is called.
         query: maps T^q (B, C, h, w).
         support: maps Tˢ (B, K, C, h, w).
-        mask: M (B, K, H, W) in {0, 1}, brought to the stage's grid by nearest neighbours.
+        mask: M (B, K, h, w) in {0, 1}.
         prior: R (B, 2, h', w'), resized to the stage's grid.
         scale: γ.
 
@@ -362,7 +375,7 @@ def match(
     if type(layer) is not MatchingLayer:
         return _match_by_module(cast("Matching", layer), query, support, mask, prior, scale)
     attention = layer.attention
-    mask = F.interpolate(mask, size=size, mode="nearest").flatten(1)[:, None, None]  # (B, 1, 1, m)
+    mask = mask.flatten(1)[:, None, None]  # (B, 1, 1, m)
     query = to_tokens(query)  # (B, n, C)
     support = to_tokens(support.transpose(1, 2).flatten(2, 3))  # (B, m, C)
     normed_query, normed_support = layer.norm1(query), layer.norm1(support)

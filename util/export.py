@@ -58,7 +58,7 @@ def export(net: HDMNet, size: int, kind: str) -> dict[str, Graph]:
     Raises:
         UserError: the exporter of torch cannot do it.
     """
-    encoder, support, matcher = Encoder(net), SupportEncoder(net), Matcher(net)
+    encoder, support, matcher = Encoder(net), SupportEncoder(net), Matcher(net, size)
     # Sizes that no other axis has, and not 1, which the exporter would take for a constant.
     queries, images, mask = random_episode(2, 3, size)
     features, masked = encoder(queries), encoder(images * mask[:, None])
