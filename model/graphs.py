@@ -39,7 +39,8 @@ def _part(module: AnyModule, *kept: str) -> AnyModule:
 class Encoder(nn.Module):
     """Images (N, 3, S, S) → `FrozenFeatures`; those of supports are masked."""
 
-    inputs, outputs = {"image": "N"}, FEATURES
+    inputs = {"image": "N"}
+    outputs: tuple[str, ...] = FEATURES
     parts: tuple[str, ...] = ()
     base_parts: tuple[str, ...] = ("backbone", "pyramid", "head")
 
@@ -64,8 +65,10 @@ class SupportEncoder(Encoder):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors of `outputs` for those of `inputs`."""
         *features, mask = tensors
-        *rest, maps, masks = encode_supports(self.net, FrozenFeatures(*features), mask)
-        return *rest, *maps, *masks
+        f5, f4, gram, prototype, maps, masks = encode_supports(
+            self.net, FrozenFeatures(*features), mask
+        )
+        return f5, f4, gram, prototype, *maps, *masks
 
 
 class Matcher(Encoder):
@@ -89,12 +92,12 @@ class Matcher(Encoder):
         """Return the tensors of `outputs` for those of `inputs`."""
         query = FrozenFeatures(*tensors[: len(FEATURES)])
         batch = query.f4.shape[0]
-        *rest, map0, map1, map2, mask0, mask1, mask2 = (
+        f5, f4, gram, prototype, *stages = (
             tensor.expand(batch, *tensor.shape) for tensor in tensors[len(FEATURES) :]
         )
-        supports = Supports(*rest, (map0, map1, map2), (mask0, mask1, mask2))
+        supports = Supports(f5, f4, gram, prototype, tuple(stages[:3]), tuple(stages[3:]))
         # As `HDMNet.for_shot` does it where K is known.
-        scale = self.net.match_scale * self.net.ensemble.shot / mask0.shape[1]
+        scale = self.net.match_scale * self.net.ensemble.shot / f5.shape[1]
         adjustment = self._adjustment(style_distances(self.net, query, supports))
         size = self.size, self.size
         return segment(self.net, query, supports, size, scale, adjustment)[:2]

@@ -90,8 +90,13 @@ def _export(module: Encoder, example: tuple[Tensor, ...], shapes: Any, kind: str
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         return buffer.getvalue()
-    names = {"input_names": [*module.inputs], "output_names": module.outputs}
-    written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    written: Any = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=[*module.inputs],
+        output_names=module.outputs,
+    )
     return written.model_proto.SerializeToString()
 
 

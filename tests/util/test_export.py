@@ -113,6 +113,7 @@ def test_what_fails_writes_nothing(weights, size, tmp_path, monkeypatch, capsys)
 
 
 @needs_onnx
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "size", "options"),
     [
