@@ -6,7 +6,7 @@ tensors in their order, and `inputs` gives the letter of their first axis.
 """
 
 import copy
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def _part(module: AnyModule, *kept: str) -> AnyModule:
 class Encoder(nn.Module):
     """Images (N, 3, S, S) → `FrozenFeatures`; those of supports are masked."""
 
-    inputs = {"image": "N"}
+    inputs: ClassVar[dict[str, str]] = {"image": "N"}
     outputs: tuple[str, ...] = FEATURES
     parts: tuple[str, ...] = ()
     base_parts: tuple[str, ...] = ("backbone", "pyramid", "head")
