@@ -1,8 +1,8 @@
 """Measure exported graphs beside the model on this machine: `python -m benchmark.export`.
 
-It measures the graphs of ONNX in onnxruntime and the model in torch, in turns, on a 1-shot test
-episode with random weights on the CPU: the support, the query, the matching, and all of them. Masks
-cover an eighth of each image.
+It measures a test episode with random weights on the CPU: the graphs of ONNX in onnxruntime, and the
+model in torch, in turns, each also with the supports encoded before. Masks cover about an eighth of
+each image. The deviation is the largest of the final logits, as a share of the largest of them.
 """
 
 import argparse
@@ -18,30 +18,31 @@ from util.runtime.machine import environment_line
 from util.runtime.tables import markdown_table
 
 CPU = torch.device("cpu")
+HEADER = ["backbone", "size, px", "graphs, s", "model, s"]
+HEADER += ["graphs, supports known, s", "model, supports known, s", "deviation"]
 
 
 @torch.no_grad()
 def measure(backbone: str, size: int, shot: int, repeats: int) -> list[str]:
-    """Return the row of one backbone: seconds of an episode, and of one with known supports."""
+    """Return the row of one backbone, as in `HEADER`."""
     size = find_backbone(backbone).sizes.nearest(size)
     torch.manual_seed(0)
     net = build_hdmnet(backbone, 15, shot=shot).eval().requires_grad_(False)
     graphs = {name: load(graph, "onnx") for name, graph in export(net, size, "onnx").items()}
     query, support, mask = random_episode(1, shot, size)
-    masked = graphs["encoder"](image=support * mask[:, None])
-    keys = graphs["support"](**masked, mask=mask)
+    keys = graphs["support"](**graphs["encoder"](image=support * mask[:, None]), mask=mask)
     known = net.encode_support(support[None], mask[None])
-    steps = {
-        "graphs": lambda: segment(graphs, query, support, mask),
-        "model": lambda: net(query, support[None], mask[None]),
-        "graphs, support known": lambda: graphs["matcher"](
-            **graphs["encoder"](image=query), **keys
-        ),
-        "model, support known": lambda: net.segment(net.encode_query(query), known, (size, size)),
-    }
-    turns = [[seconds_of(step, CPU) for step in steps.values()] for _ in range(1 + repeats)]
-    # The first turn was to warm up.
-    return [backbone, str(size), *(f"{median(each):.3g}" for each in zip(*turns[1:], strict=True))]
+    steps = (
+        lambda: segment(graphs, query, support, mask),
+        lambda: net(query, support[None], mask[None]),
+        lambda: graphs["matcher"](**graphs["encoder"](image=query), **keys),
+        lambda: net.segment(net.encode_query(query), known, (size, size)),
+    )
+    final, expected = steps[0]()["final"], steps[1]().final  # They also warm up.
+    deviation = (final - expected).abs().max() / expected.abs().max()
+    turns = [[seconds_of(step, CPU) for step in steps] for _ in range(repeats)]
+    seconds = [f"{median(taken):.3g}" for taken in zip(*turns, strict=True)]
+    return [backbone, str(size), *seconds, f"{deviation:.0e}"]
 
 
 def main() -> None:
@@ -53,9 +54,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (%(default)s)")
     args = parser.parse_args()
     rows = [measure(name, args.size, args.shot, args.repeats) for name in args.backbones]
-    header = ["backbone", "size, px", "graphs, s", "model, s"]
-    header += ["graphs, supports known, s", "model, supports known, s"]
-    print(markdown_table(header, rows), environment_line(), sep="\n")
+    print(markdown_table(HEADER, rows), environment_line(), sep="\n")
 
 
 if __name__ == "__main__":
