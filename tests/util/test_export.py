@@ -29,11 +29,12 @@ def save(net, path, backbone, size):
 
 @pytest.fixture(scope="module")
 def net():
-    """A net for two supports, whose learned weights are far from equal."""
+    """A net for two supports, whose learned weights are far from equal, and both labels occur."""
     net = random_net("resnet18", shot=2)
     with torch.no_grad():
         net.ensemble.shot_weights.weight.copy_(torch.tensor([[9.0, 0], [0, -9]])[..., None, None])
         net.ensemble.adjustment_merge.weight[:, 1] = 30
+        net.ensemble.background_merge.weight.copy_(torch.tensor([1.0, 0.165])[None, :, None, None])
     return net
 
 
@@ -164,5 +165,5 @@ def test_the_script_of_the_docs_gives_the_mask_of_the_segmenter(
     assert np.abs(names["probability"] - result.probability).max() < 1e-4
     found = np.asarray(Image.open("out.png")) > 0
     sure = np.abs(result.probability - 0.5) > 1e-4
-    assert (found == result.mask)[sure].all() and sure.mean() > 0.9
+    assert (found == result.mask)[sure].all() and sure.mean() > 0.8
     assert 0 < result.mask.mean() < 1
