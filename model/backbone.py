@@ -324,6 +324,19 @@ def _timm_entry(name: str) -> Entry:
     return Entry(build, backbone.sizes, backbone.hub, backbone.licence)
 
 
+def check_size(name: str, size: int) -> None:
+    """Check that a backbone takes images of a size.
+
+    Raises:
+        ValueError: it does not; the message names the nearest size that fits.
+    """
+    sizes = find_backbone(name).sizes
+    if not sizes.fit(size):
+        raise ValueError(
+            f"size {size}: {name} takes {sizes.describe()}; the nearest is {sizes.nearest(size)}"
+        )
+
+
 def build_backbone(name: str) -> Backbone:
     """Return a backbone with random weights; arguments and errors are those of `find_backbone`."""
     return find_backbone(name).build()
