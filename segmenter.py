@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import HDMNet, preprocess_image, preprocess_mask
-from model.backbone import find_backbone
+from model.backbone import check_size
 from model.features import SupportFeatures, map_tensors, split_supports, stack_supports
 from util.checkpoints.support_file import SupportContents, load_supports, save_supports
 from util.checkpoints.trained import Trained, fingerprint, load_trained, save_trained
@@ -55,7 +55,8 @@ class Support:
     Args:
         image: a path, a PIL image, an RGB array uint8 (H, W, 3), or a tensor (3, H, W), uint8 or float
             in [0, 1].
-        mask: a path, PIL image or array (H, W); whatever is not zero is the object.
+        mask: a path or PIL image of one object in any form of docs/data.md, or an array (H, W) where
+            whatever is not zero is the object.
         box: (x0, y0, x1, y1) around the object, or several of them.
         points: (x, y) of a pixel, or several of them.
         labels: of the points, 1 on the object and 0 beside it; by default all are on the object.
@@ -80,7 +81,7 @@ class Support:
         """
         image = read_picture(self.image)
         marks = Marks(self.mask, self.box, self.points, self.scribble)
-        return image, marked_mask(image, marks, self.labels, self.refine)
+        return image, marked_mask(image, marks, self.labels, self.refine, self.image)
 
 
 Supports = Support | Sequence[Support] | Mapping[str, Support | Sequence[Support]]
@@ -298,13 +299,8 @@ class FewShotSegmenter(
         if not 1 <= len(named) <= MAX_CLASSES:
             raise ValueError(f"{len(named)} classes; expected 1 to {MAX_CLASSES}")
         size = size or self.size
-        if self.backbone is not None and not (sizes := find_backbone(self.backbone).sizes).fit(
-            size
-        ):
-            raise ValueError(
-                f"size {size}: {self.backbone} takes {sizes.describe()}; the nearest is "
-                f"{sizes.nearest(size)}"
-            )
+        if self.backbone is not None:
+            check_size(self.backbone, size)
         features, masks = {}, {}
         for name, given in named.items():
             listed = [given] if isinstance(given, Support) else list(given)

@@ -15,13 +15,14 @@ from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
 from util.data.images import (
     Entry,
+    as_shown,
     read_mask,
     read_whole_image,
     require_same_size,
     unknown_class,
 )
 from util.data.list_cache import Counts, load_counts
-from util.data.lists import check_any, filter_entries, parse_entries, shortages
+from util.data.lists import check_any, check_classes, filter_entries, parse_entries, shortages
 from util.data.loaders import base_batch_size, check_batch, config_fold
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
@@ -192,6 +193,11 @@ class _Part:
             found = f"classes not counted: {error}"
             yield Row(ERROR, subject, found, remedy="--full names all such masks")
             return
+        try:
+            check_classes(counts, self.list_file)
+        except UserError as error:
+            yield Row(ERROR, subject, str(error), remedy=self.remedy)
+            return
         pairs, illegal = [], []
         for entry, pixels in zip(entries, counts, strict=True):
             if pixels and max(pixels) > cfg.num_classes:
@@ -263,8 +269,10 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     if not problems:
+        image, mask = pixels
         try:
-            require_same_size(pixels[0], paths[0], pixels[1], paths[1])
+            mask = as_shown(mask, image.shape, paths[0])
+            require_same_size(image, paths[0], mask, paths[1])
         except UserError as error:
             problems.append(str(error))
     return problems
