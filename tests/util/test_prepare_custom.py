@@ -683,6 +683,12 @@ def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
     assert row.split()[2:4] == ["1/100", "1/100"], said + row
 
 
+def test_the_command_starts_without_torch():
+    """It takes most of the time that a small dataset needs."""
+    code = "import sys, util.prepare_custom; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     write_data(folder, count=16, classes=1, binary=True)
     run("--val_share", "0.25", name="cells")

@@ -22,7 +22,7 @@ from util.data.images import (
     unknown_class,
 )
 from util.data.list_cache import Counts, load_counts
-from util.data.lists import check_any, filter_entries, parse_entries, shortages
+from util.data.lists import check_any, check_classes, filter_entries, parse_entries, shortages
 from util.data.loaders import base_batch_size, check_batch, config_fold
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
@@ -192,6 +192,11 @@ class _Part:
         except UserError as error:
             found = f"classes not counted: {error}"
             yield Row(ERROR, subject, found, remedy="--full names all such masks")
+            return
+        try:
+            check_classes(counts, self.list_file)
+        except UserError as error:
+            yield Row(ERROR, subject, str(error), remedy=self.remedy)
             return
         pairs, illegal = [], []
         for entry, pixels in zip(entries, counts, strict=True):

@@ -63,9 +63,19 @@ def load_lists(
     """
     entries = read_entries(data_root, list_file)
     counts = load_counts(data_root, list_file, entries, cache_dir, workers, progress)
+    check_classes(counts, list_file)
     lists = filter_entries(entries, counts, fold, part, min_pixels, data_root)
     check_any(lists, fold, part, min_pixels, list_file)
     return lists
+
+
+def check_classes(counts: Iterable[Counts], list_file: str) -> None:
+    """Raise a UserError if no mask of a list holds a class."""
+    if not any(counts):
+        raise UserError(
+            f"no mask of {list_file} holds a class, only 0 (background) and 255 (ignored): if they are "
+            "black and white, python -m util.prepare_custom makes class ids of them"
+        )
 
 
 def check_any(lists: ImageLists, fold: Fold, part: str, min_pixels: int, list_file: str) -> None:

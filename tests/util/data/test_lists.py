@@ -105,6 +105,14 @@ def test_no_usable_image_is_an_error(tmp_path):
             load(tmp_path, list_file, fold=fold)
 
 
+def test_black_and_white_masks_without_preparation_are_named(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((255, 300)), "b": mask_of()})
+    with pytest.raises(
+        UserError, match=r"no mask of .*train\.txt holds a class, only 0 \(background"
+    ):
+        load(tmp_path, list_file)
+
+
 def test_a_value_beyond_the_classes_and_an_unreadable_mask_are_named(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((4, 1))})
     with pytest.raises(UserError, match=r"b mask\.png holds the value 4; classes are 1\.\.3"):
