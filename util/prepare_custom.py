@@ -16,10 +16,12 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from util.config import Parser
-from util.config.fields import DataFields, Name
+from util.config.fields import DataFields, Name, TrainFields
+from util.data.cells import backbone_grid
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
-from util.data.list_cache import Counts, load_counts
+from util.data.list_cache import Counts
+from util.data.lists import counting_sizes
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
@@ -31,7 +33,7 @@ from util.preparation.custom_pairs import (
     read_text,
     split,
 )
-from util.preparation.custom_report import report_lines
+from util.preparation.custom_report import choose_mixed_images, report_lines
 from util.preparation.masks import Placed, pair_summary
 from util.preparation.shared import (
     DataRoot,
@@ -49,6 +51,13 @@ from util.runtime.files import write_atomically
 VAL_SHARE = 0.2
 LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
+TRAIN_SIZE = TrainFields.model_fields["train_h"].default
+# What is done with training images that also hold held-out classes.
+MEANINGS = {
+    "drop": "they are left out",
+    "background": "held-out classes are background in them",
+    "ignore": "pixels of held-out classes are ignored in them",
+}
 
 
 def read_class_names(text: str) -> list[str]:
@@ -151,6 +160,18 @@ def _parser() -> Parser:
         default=MIN_PIXELS,
         help="from this area on a class counts in an image (%(default)s)",
     )
+    parser.add_argument(
+        "--min_cells",
+        type=argument_type(NonNegativeInt),
+        default=0,
+        help=f"and from so many cells of ResNet-50's grid at {TRAIN_SIZE} px on (%(default)s)",
+    )
+    parser.add_argument(
+        "--mixed_images",
+        choices=MEANINGS,
+        help="training images that also hold held-out classes (default: drop, or background where "
+        "drop leaves too few)",
+    )
     add_shared_options(parser, LISTS)
     return parser
 
@@ -185,7 +206,11 @@ def main(arguments: list[str] | None = None) -> None:
     lines += [root.write_list(part, entries[part]) for part in PARTS]
     list_files = {part: root.list_file(part) for part in PARTS}
     counts = {
-        part: load_counts(out, path, entries[part], LIST_DIR, root.workers)
+        part: counting_sizes(
+            *(out, path, entries[part], LIST_DIR, root.workers),
+            min_cells=options.min_cells,
+            grid=backbone_grid("resnet50", TRAIN_SIZE) if options.min_cells else None,
+        )
         for part, path in list_files.items()
     }
     num_classes = _num_classes(
@@ -198,8 +223,15 @@ def main(arguments: list[str] | None = None) -> None:
         **({"class_names": class_names} if class_names else {}),
         **divide(num_classes, options.folds),
         "min_pixels": options.min_pixels,
+        **({"min_cells": options.min_cells} if options.min_cells else {}),
+        "absent_class": "skip",
     }
-    write_config(name, data)
+    notes = {"absent_class": "a class without test episodes does not count in the mIoU"}
+    if data["folds"] != SEEN:
+        better, notes["mixed_images"] = choose_mixed_images(data, entries["train"], counts["train"])
+        rule = data["mixed_images"] = options.mixed_images or better
+        lines.append(f"mixed_images: {rule} ({MEANINGS[rule]}); {notes['mixed_images']}")
+    write_config(name, data, notes)
     lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")
 

@@ -37,7 +37,10 @@ _SETTINGS = (
     *("low_fea", "kshot_trans_dim", "kshot_order"),
 )
 # Settings that are named where they are not these: reports of earlier versions have none of them.
-_USUAL = {"prior": "max", "base_learner": "pspnet"}
+_USUAL = {
+    **{"prior": "max", "base_learner": "pspnet"},
+    **{"mixed_images": "drop", "min_cells": 0, "absent_class": "zero"},
+}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
     "of the meta learner, `_b` of the base learner."
@@ -163,6 +166,7 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
         parts.append("Without the base learner: the final prediction is the meta learner's.\n")
     parts += [_score_table(report), _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n"]
     parts.append(_class_table(runs, class_names))
+    parts += _absent_lines(runs, class_names)
     if "baselines" in runs[0]:
         names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
         rows = [["HDMNet", _percent(report["mean"]["mIoU"])]]
@@ -199,15 +203,33 @@ def _score_table(report: dict[str, Any]) -> str:
 
 def _class_table(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> str:
     seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
-    # JSON turns the ids of the classes into strings.
-    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
     rows = []
-    for class_id in ious[0]:
-        values = [run[class_id] for run in ious]
-        name = class_names[class_id - 1] if class_names else str(class_id)
-        spread = mean_interval(values) if several else ()
+    for name, values in _class_ious(runs, class_names).items():
+        known = [value for value in values if value is not None]
+        spread = (mean_interval(known) if known else [None] * len(SPREAD)) if several else ()
         rows.append([name, *map(_percent, [*values, *spread])])
     return markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
+
+
+def _absent_lines(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> list[str]:
+    """Return a line that names the classes that were left out of means, if there are any."""
+    absent = []
+    for name, values in _class_ious(runs, class_names).items():
+        seeds = [str(r["seed"]) for r, value in zip(runs, values, strict=True) if value is None]
+        if seeds:
+            every = len(seeds) == len(runs)
+            absent.append(name if every else f"{name} (seed {', '.join(seeds)})")
+    return [f"No episode asks for {', '.join(absent)}: left out of mIoU.\n"] if absent else []
+
+
+def _class_ious(
+    runs: Sequence[dict[str, Any]], class_names: list[str] | None
+) -> dict[str, list[float | None]]:
+    """Return the IoU of each class, by its name, in each run; None where it was left out."""
+    # JSON turns the ids of the classes into strings.
+    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
+    names = {key: class_names[key - 1] if class_names else str(key) for key in ious[0]}
+    return {name: [run[key] for run in ious] for key, name in names.items()}
 
 
 def _percent(value: float | None) -> str:
