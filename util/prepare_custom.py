@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from util.config import Parser
-from util.config.fields import DataFields, Name, TrainFields
+from util.config.fields import DataFields, MixedImages, Name, TrainFields
 from util.data.cells import backbone_grid
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
@@ -52,12 +52,6 @@ VAL_SHARE = 0.2
 LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
 TRAIN_SIZE = TrainFields.model_fields["train_h"].default
-# What is done with training images that also hold held-out classes.
-MEANINGS = {
-    "drop": "they are left out",
-    "background": "held-out classes are background in them",
-    "ignore": "pixels of held-out classes are ignored in them",
-}
 
 
 def read_class_names(text: str) -> list[str]:
@@ -168,9 +162,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--mixed_images",
-        choices=MEANINGS,
-        help="training images that also hold held-out classes (default: drop, or background where "
-        "drop leaves too few)",
+        type=argument_type(MixedImages),
+        help="what to do with training images that also hold held-out classes: drop, background or "
+        "ignore (default: drop, or background where drop leaves too few)",
     )
     add_shared_options(parser, LISTS)
     return parser
@@ -230,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     if data["folds"] != SEEN:
         better, notes["mixed_images"] = choose_mixed_images(data, entries["train"], counts["train"])
         rule = data["mixed_images"] = options.mixed_images or better
-        lines.append(f"mixed_images: {rule} ({MEANINGS[rule]}); {notes['mixed_images']}")
+        lines.append(f"held-out classes in training images: {rule} ({notes['mixed_images']})")
     write_config(name, data, notes)
     lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")

@@ -565,9 +565,11 @@ def test_scenes_keep_their_images(folder, capsys):
     run()
     printed = capsys.readouterr().out
     reason = "drop leaves 0, 0 training images in the folds, background 8, 8"
-    line = f"mixed_images: background (held-out classes are background in them); {reason}\n"
-    assert line in printed and "8 images to train, 2 to test" in printed
-    assert f"  mixed_images: background  # {reason}\n" in Path("config/datasets/mine.yaml").read_text()
+    assert f"held-out classes in training images: background ({reason})\n" in printed
+    assert "8 images to train, 2 to test" in printed
+    assert (
+        f"  mixed_images: background  # {reason}\n" in Path("config/datasets/mine.yaml").read_text()
+    )
     cfg = config(1)
     assert (cfg.mixed_images, cfg.absent_class, cfg.min_cells) == ("background", "skip", 0)
     run("--mixed_images", "drop")
@@ -592,7 +594,9 @@ def test_the_better_rule_for_images_of_held_out_classes(mixed, pure, rule):
     entries = [(f"{i}.jpg", f"{i}.png") for i in range(len(counts))]
     found, reason = choose_mixed_images(data, entries, counts)
     assert found == rule
-    assert reason.startswith(f"drop leaves {pure[3] + pure[4]}, {pure[1] + pure[2]} training images")
+    assert reason.startswith(
+        f"drop leaves {pure[3] + pure[4]}, {pure[1] + pure[2]} training images"
+    )
 
 
 def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkeypatch):

@@ -267,6 +267,8 @@ class _Part:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
             remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
+            if part == "train" and rule == "drop" and fold.held_out:
+                remedy += ", or mixed_images background"
             return Row(status, subject, found, tuple(problems), remedy)
         names = cfg.class_names
         unseen = tuple(

@@ -85,10 +85,10 @@ def check_distinct_names(entries: Iterable[Entry]) -> None:
 class BaseDataset(Dataset):
     """Every image of a list with its base label, as BAM (CVPR 2022) trains stage 1.
 
-    Images of held-out classes stay; these classes are background, unless they are `ignored`. An item is a dict of `image`,
-    float32 (3, h, w), and `label`, uint8: (h, w) after the transform in "train", (H, W) at the
-    original size in "val". Transforms draw from the module `random`, which torch seeds in every
-    worker.
+    Images of held-out classes stay; these classes are background, unless they are `ignored`. An
+    item is a dict of `image`, float32 (3, h, w), and `label`, uint8: (h, w) after the transform in
+    "train", (H, W) at the original size in "val". Transforms draw from the module `random`, which
+    torch seeds in every worker.
 
     Args:
         entries: All entries of the list.

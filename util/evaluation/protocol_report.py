@@ -166,7 +166,6 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
         parts.append("Without the base learner: the final prediction is the meta learner's.\n")
     parts += [_score_table(report), _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n"]
     parts.append(_class_table(runs, class_names))
-    parts += _absent_lines(runs, class_names)
     if "baselines" in runs[0]:
         names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
         rows = [["HDMNet", _percent(report["mean"]["mIoU"])]]
@@ -203,33 +202,22 @@ def _score_table(report: dict[str, Any]) -> str:
 
 def _class_table(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> str:
     seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
-    rows = []
-    for name, values in _class_ious(runs, class_names).items():
+    # JSON turns the ids of the classes into strings.
+    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
+    rows, absent = [], []
+    for class_id in ious[0]:
+        values = [run[class_id] for run in ious]
+        name = class_names[class_id - 1] if class_names else str(class_id)
         known = [value for value in values if value is not None]
         spread = (mean_interval(known) if known else [None] * len(SPREAD)) if several else ()
         rows.append([name, *map(_percent, [*values, *spread])])
-    return markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
-
-
-def _absent_lines(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> list[str]:
-    """Return a line that names the classes that were left out of means, if there are any."""
-    absent = []
-    for name, values in _class_ious(runs, class_names).items():
-        seeds = [str(r["seed"]) for r, value in zip(runs, values, strict=True) if value is None]
-        if seeds:
-            every = len(seeds) == len(runs)
-            absent.append(name if every else f"{name} (seed {', '.join(seeds)})")
-    return [f"No episode asks for {', '.join(absent)}: left out of mIoU.\n"] if absent else []
-
-
-def _class_ious(
-    runs: Sequence[dict[str, Any]], class_names: list[str] | None
-) -> dict[str, list[float | None]]:
-    """Return the IoU of each class, by its name, in each run; None where it was left out."""
-    # JSON turns the ids of the classes into strings.
-    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
-    names = {key: class_names[key - 1] if class_names else str(key) for key in ious[0]}
-    return {name: [run[key] for run in ious] for key, name in names.items()}
+        without = [seed for seed, value in zip(seeds, values, strict=True) if value is None]
+        if without:
+            absent.append(f"{name} (seed {', '.join(without)})" if known else name)
+    table = markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
+    return table + (
+        f"\nNo episode asks for {', '.join(absent)}: left out of mIoU.\n" if absent else ""
+    )
 
 
 def _percent(value: float | None) -> str:

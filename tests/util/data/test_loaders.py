@@ -149,7 +149,12 @@ def test_what_training_does_with_images_that_hold_held_out_classes(make_config):
 
 def test_small_classes_are_left_out_by_the_cells_of_the_grid(make_config):
     sizes = [
-        sum(map(len, build_episodes(make_config(min_cells=n), "val", True).lists.class_files.values()))
+        sum(
+            map(
+                len,
+                build_episodes(make_config(min_cells=n), "val", True).lists.class_files.values(),
+            )
+        )
         for n in (0, 20, 40)
     ]
     assert sizes[0] > sizes[1] > sizes[2]

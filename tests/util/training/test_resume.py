@@ -64,7 +64,9 @@ def test_a_training_does_not_go_on_with_other_lists(tmp_path):
     for content, own in (({}, details), (details, details), ({}, {})):
         check_lists(Saved(path, content), own)
     for key, value in (("mixed_images", "ignore"), ("min_cells", 4)):
-        with pytest.raises(UserError, match=rf"last.pth: was trained with {key} {value}, .*set {key}"):
+        with pytest.raises(
+            UserError, match=rf"last.pth: was trained with {key} {value}, .*set {key}"
+        ):
             check_lists(Saved(path, details | {key: value}), details)
 
 
