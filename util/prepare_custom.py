@@ -17,11 +17,11 @@ from pydantic import Field, NonNegativeInt
 
 from util.config import Parser
 from util.config.fields import DataFields, MixedImages, Name, TrainFields
-from util.data.cells import backbone_grid
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
+from util.data.loaders import backbone_grid
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,

@@ -608,12 +608,13 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
         mask[mask == 2] = 0
         write(folder / f"masks/{name}.png", mask)
     run("--val", "val.txt", "--min_cells", "2")
-    assert "images with 100 pixels or more on 2 cells of a class" in capsys.readouterr().out
+    assert (
+        "images with 100 pixels or more of a class on 2 cells or more:" in capsys.readouterr().out
+    )
     assert (config().min_cells, config().mixed_images) == (2, "background")
     sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
-    short = ["backbone=resnet18", "base_epochs=1", "epochs=1", "val_num=2", "workers=0"]
-    short += ["backbone_weight=none", "batch_size=2", "base_batch_size=4"]
-    tested = ["test_runs=1", "test_num=4", "vis_num=0"]
+    short = ["backbone=resnet18", "epochs=1", "val_num=2", "workers=0", "batch_size=2"]
+    one_stage, tested = "base_learner=none", ["test_runs=1", "test_num=2", "vis_num=0"]
 
     def start(script, *words):
         file = "config/mine/mine_split0_resnet50.yaml"
@@ -621,10 +622,9 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
         monkeypatch.setattr(sys, "argv", words)
         script.main()
 
-    start(train_base)
-    start(train)
-    start(test, *tested)
-    result = folder / "exp/mine/HDMNet/split0_background/resnet18/result"
+    start(train, one_stage)
+    start(test, one_stage, *tested)
+    result = folder / "exp/mine/HDMNet/split0_nobase_background/resnet18/result"
     (report,) = (json.loads(path.read_text()) for path in result.glob("test-*.json"))
     assert report["runs"][0]["class_iou"]["2"] is None
     assert report["mean"]["mIoU"] == report["runs"][0]["class_iou"]["1"]
@@ -635,8 +635,8 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
         start(train, "mixed_images=ignore")
     assert "no base learner in exp/mine/PSPNet/split0_ignore/" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        start(train, "min_cells=1", "epochs=2")
+        start(train, one_stage, "min_cells=1", "epochs=2")
     assert "was trained with min_cells 2, the settings have 1" in capsys.readouterr().err
-    start(test, *tested, "absent_class=zero")
+    start(test, one_stage, *tested, "absent_class=zero")
     assert len(list(result.glob("test-*.json"))) == 2
     assert "No episode" not in capsys.readouterr().out

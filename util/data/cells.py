@@ -1,13 +1,9 @@
 """Sizes of classes on the network's grid: the number of its cells that a class covers."""
 
-from functools import cache
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-
-from model.backbone import find_backbone
 
 
 class Grid(NamedTuple):
@@ -32,10 +28,3 @@ class Grid(NamedTuple):
         square = cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST)
         rows, columns = (np.arange(n) * self.size // n for n in (self.height, self.width))
         return square[np.ix_(rows, columns)]
-
-
-@cache
-def backbone_grid(backbone: str, size: int) -> Grid:
-    """Return the grid of a backbone for square images of a size, in pixels."""
-    with torch.device("meta"):
-        return Grid(size, *find_backbone(backbone).build().grid((size, size)))

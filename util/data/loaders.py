@@ -5,12 +5,15 @@ training loop seeds. No loader keeps its workers between passes: each pass draws
 from torch's generator and seeds its workers from it, which is part of the published protocol.
 """
 
+from functools import cache
+
 import torch
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from model.backbone import build_backbone
 from util.config import Config
-from util.data.cells import Grid, backbone_grid
+from util.data.cells import Grid
 from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
@@ -135,6 +138,13 @@ def config_fold(cfg: Config) -> Fold:
 def training_grid(cfg: Config) -> Grid:
     """Return the grid of the backbone at the size of training."""
     return backbone_grid(cfg.backbone, cfg.train_h)
+
+
+@cache
+def backbone_grid(backbone: str, size: int) -> Grid:
+    """Return the grid of a backbone for square images of a size, in pixels."""
+    with torch.device("meta"):
+        return Grid(size, *build_backbone(backbone).grid((size, size)))
 
 
 def ignored_classes(cfg: Config) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def report_lines(
         [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in PARTS)]
         for key in classes
     ]
-    cells = f" on {data['min_cells']} cells" if data.get("min_cells") else ""
+    cells = f" on {data['min_cells']} cells or more" if data.get("min_cells") else ""
     title = f"images with {data['min_pixels']:,} pixels or more of a class{cells}:"
     lines = ["", title, "", markdown_table(["", "class", *PARTS], rows, left=(1,))]
     for part in PARTS:

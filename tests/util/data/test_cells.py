@@ -5,7 +5,8 @@ import pytest
 import torch.nn.functional as F
 
 from model import preprocess_mask
-from util.data.cells import Grid, backbone_grid
+from util.data.cells import Grid
+from util.data.loaders import backbone_grid
 
 
 @pytest.mark.parametrize(

