@@ -614,7 +614,8 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
     assert (config().min_cells, config().mixed_images) == (2, "background")
     sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
     short = ["backbone=resnet18", "epochs=1", "val_num=2", "workers=0", "batch_size=2"]
-    one_stage, tested = "base_learner=none", ["test_runs=1", "test_num=2", "vis_num=0"]
+    kept, tested = "mixed_images=ignore", ["test_runs=1", "test_num=2", "vis_num=0"]
+    own = ["base_learner=none", kept]
 
     def start(script, *words):
         file = "config/mine/mine_split0_resnet50.yaml"
@@ -622,21 +623,25 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
         monkeypatch.setattr(sys, "argv", words)
         script.main()
 
-    start(train, one_stage)
-    start(test, one_stage, *tested)
-    result = folder / "exp/mine/HDMNet/split0_nobase_background/resnet18/result"
+    start(train, *own)
+    start(test, *own, *tested)
+    result = folder / "exp/mine/HDMNet/split0_nobase_ignore/resnet18/result"
     (report,) = (json.loads(path.read_text()) for path in result.glob("test-*.json"))
     assert report["runs"][0]["class_iou"]["2"] is None
     assert report["mean"]["mIoU"] == report["runs"][0]["class_iou"]["1"]
-    assert report["settings"]["min_cells"] == 2
+    settings = report["settings"]
+    assert [settings[key] for key in ("mixed_images", "min_cells", "absent_class")] == [
+        *("ignore", 2, "skip")
+    ]
     assert "No episode asks for 2: left out of mIoU." in capsys.readouterr().out
 
-    with pytest.raises(SystemExit):  # Its base learner has labels of its own.
-        start(train, "mixed_images=ignore")
-    assert "no base learner in exp/mine/PSPNet/split0_ignore/" in capsys.readouterr().err
+    for opts, place in (((), "split0"), ((kept,), "split0_ignore")):
+        with pytest.raises(SystemExit):
+            start(train, *opts)
+        assert f"no base learner in exp/mine/PSPNet/{place}/" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        start(train, one_stage, "min_cells=1", "epochs=2")
+        start(train, *own, "min_cells=1", "epochs=2")
     assert "was trained with min_cells 2, the settings have 1" in capsys.readouterr().err
-    start(test, one_stage, *tested, "absent_class=zero")
+    start(test, *own, *tested, "absent_class=zero")
     assert len(list(result.glob("test-*.json"))) == 2
     assert "No episode" not in capsys.readouterr().out

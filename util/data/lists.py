@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from util.data.cells import Grid
 from util.data.folds import Fold
@@ -70,27 +69,34 @@ def load_lists(
         UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
     entries = read_entries(data_root, list_file)
-    arguments = (data_root, list_file, entries, cache_dir, workers, progress)
-    counts = counting_sizes(*arguments, min_cells=min_cells, grid=grid)
+    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    counts = counting_sizes(*place, min_cells, grid)
     lists = filter_entries(entries, counts, fold, part, min_pixels, mixed_images, data_root)
     check_any(lists, fold, part, min_pixels, list_file, mixed_images, min_cells)
     return lists
 
 
-def counting_sizes(*arguments: Any, min_cells: int, grid: Grid | None) -> list[Counts]:
+def counting_sizes(
+    data_root: str,
+    list_file: str,
+    entries: Sequence[Entry],
+    cache_dir: str,
+    workers: int | None = None,
+    progress: bool = True,
+    min_cells: int = 0,
+    grid: Grid | None = None,
+) -> list[Counts]:
     """Return `load_counts`, with 0 pixels of a class in an image where its cells are too few.
 
-    Args:
-        arguments: Those of `load_counts`.
-        min_cells: The smallest number of cells; 0 takes all.
-        grid: The grid of these cells.
+    The arguments are those of `load_counts` and `load_lists`.
     """
-    counts = load_counts(*arguments)
+    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    counts = load_counts(*place)
     if not min_cells:
         return counts
     return [
         {c: n if cells.get(c, 0) >= min_cells else 0 for c, n in pixels.items()}
-        for pixels, cells in zip(counts, load_counts(*arguments, grid=grid), strict=True)
+        for pixels, cells in zip(counts, load_counts(*place, grid), strict=True)
     ]
 
 
