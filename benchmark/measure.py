@@ -60,9 +60,9 @@ def peak_bytes(step: Step, device: torch.device) -> int:
         step()
         return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")
-    before = _process_bytes("VmRSS")
+    before = process_bytes("VmRSS")
     step()
-    return _process_bytes("VmHWM") - before
+    return process_bytes("VmHWM") - before
 
 
 def cpu_peak_bytes(case: Case, way: str) -> int:
@@ -96,6 +96,12 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
     return rates
 
 
+def process_bytes(key: str) -> int:
+    """Return a size of this process in bytes, by its key in /proc: VmRSS now, VmHWM at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
 @contextmanager
 def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
     """Add up the seconds that each part of the model takes in this context."""
@@ -120,8 +126,3 @@ def timed_parts(device: torch.device) -> Iterator[dict[str, float]]:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _process_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))

@@ -5,8 +5,11 @@ there mmcv-lite 2.x has the same modules, and torch the function that mmseg's `r
 """
 
 import logging
+import sys
 import warnings
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 
 from torch.nn import functional as F
 
@@ -15,6 +18,10 @@ _level = _cpp_logger.level
 # mmcv imports torch's module for compiled operators, which are not used here; it warns where no
 # CUDA toolkit is installed.
 _cpp_logger.setLevel(logging.ERROR)
+# mmcv also imports torchvision, and with it the compiler of torch. That would double the time and add
+# 0.2 GB to the memory of every command. So mmcv gets a module that imports it at its first use.
+_torchvision = ModuleType("torchvision")
+sys.modules.setdefault("torchvision", _torchvision)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mmcv.cnn import ConvModule
@@ -28,5 +35,10 @@ with warnings.catch_warnings():
         # mmseg advises on the ratio of sizes at every call; PSPNet's pooled maps never have it.
         resize = partial(_resize, warning=False)
 _cpp_logger.setLevel(_level)
+if sys.modules["torchvision"] is _torchvision:
+    del sys.modules["torchvision"]
+    _torchvision.__getattr__ = lambda name: getattr(  # type: ignore[method-assign]
+        import_module("torchvision"), name
+    )
 
 __all__ = ["ConvModule", "PatchEmbed", "resize"]
