@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import HDMNet, preprocess_image, preprocess_mask
-from model.backbone import find_backbone
+from model.backbone import check_size
 from model.features import SupportFeatures, map_tensors, split_supports, stack_supports
 from util.checkpoints.support_file import SupportContents, load_supports, save_supports
 from util.checkpoints.trained import Trained, fingerprint, load_trained, save_trained
@@ -298,13 +298,8 @@ class FewShotSegmenter(
         if not 1 <= len(named) <= MAX_CLASSES:
             raise ValueError(f"{len(named)} classes; expected 1 to {MAX_CLASSES}")
         size = size or self.size
-        if self.backbone is not None and not (sizes := find_backbone(self.backbone).sizes).fit(
-            size
-        ):
-            raise ValueError(
-                f"size {size}: {self.backbone} takes {sizes.describe()}; the nearest is "
-                f"{sizes.nearest(size)}"
-            )
+        if self.backbone is not None:
+            check_size(self.backbone, size)
         features, masks = {}, {}
         for name, given in named.items():
             listed = [given] if isinstance(given, Support) else list(given)

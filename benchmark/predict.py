@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--net", default="resnet50", help="(%(default)s)")
     parser.add_argument("--size", type=int, default=473, help="S of images (%(default)s)")
     parser.add_argument("--shot", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--amp", nargs="+", default=["off", "bf16"], help="(%(default)s)")
+    parser.add_argument("--amp", nargs="+", default=["auto"], help="off, bf16, auto (%(default)s)")
     parser.add_argument("--repeats", type=int, default=9, help="runs of each (%(default)s)")
     parser.add_argument("--queries", type=int, default=1000, help="for memory (%(default)s)")
     args = parser.parse_args(arguments)

@@ -8,12 +8,10 @@ stages; stage 0 is the stem (VGG: the first block). `forward` returns the output
 import re
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 class BackboneFeatures(NamedTuple):
@@ -57,13 +55,13 @@ class Backbone(nn.Module):
     def shapes(self, size: tuple[int, int]) -> list[torch.Size]:
         """Return the shapes of f2, f3 and f4 for one image of `size` = (H, W).
 
-        They are read off a run on the meta device, which computes shapes alone.
+        They are read off a run of an empty batch, which costs nothing. The backbone has to be in eval
+        mode, since batch norms would learn from the empty batch.
         """
-        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
-        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-        image = torch.empty(1, 3, *size, device="meta", dtype=next(self.parameters()).dtype)
+        assert not self.training
+        weight = next(self.parameters())
         with torch.no_grad():
-            return [feature.shape for feature in functional_call(self, meta, (image,))]
+            return [feature.shape for feature in self(weight.new_empty(0, 3, *size))]
 
     def forward(self, image: Tensor) -> BackboneFeatures:
         """Return the features of images (B, 3, H, W)."""
@@ -324,6 +322,19 @@ def _timm_entry(name: str) -> Entry:
     with torch.device("meta"):
         backbone: Any = build()
     return Entry(build, backbone.sizes, backbone.hub, backbone.licence)
+
+
+def check_size(name: str, size: int) -> None:
+    """Check that a backbone takes images of a size.
+
+    Raises:
+        ValueError: it does not; the message names the nearest size that fits.
+    """
+    sizes = find_backbone(name).sizes
+    if not sizes.fit(size):
+        raise ValueError(
+            f"size {size}: {name} takes {sizes.describe()}; the nearest is {sizes.nearest(size)}"
+        )
 
 
 def build_backbone(name: str) -> Backbone:

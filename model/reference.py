@@ -60,6 +60,39 @@ class HDMNetOutput(NamedTuple):
     prior: Tensor
 
 
+class FrozenFeatures(NamedTuple):
+    """What the frozen part of the model computes of N images, all on one grid.
+
+    Attributes:
+        middle: [f3, f2] (N, C3+C2, h, w).
+        f5: (N, 512, h, w); f3 without a base learner.
+        f4: (N, C4, h, w).
+    """
+
+    middle: Tensor
+    f5: Tensor
+    f4: Tensor
+
+
+class Supports(NamedTuple):
+    """What a query is matched with; K supports of each of B queries.
+
+    Attributes:
+        f5, f4: fˢₖ Mₖ (B, K, C, h, w).
+        gram: G(fˢₖ) of the low-level feature (B, K, C, C).
+        prototype: Pₖ (B, K, 256, 1, 1).
+        maps: Tˢ of each stage (B, K, 64, h_i, w_i), finest first.
+        masks: Mₖ on the grid of each stage (B, K, h_i, w_i).
+    """
+
+    f5: Tensor
+    f4: Tensor
+    gram: Tensor
+    prototype: Tensor
+    maps: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+
+
 def reference_forward(
     net: "HDMNet",
     query: Tensor,
@@ -70,9 +103,6 @@ def reference_forward(
     """Return the output of `HDMNet.forward`, computed equation by equation (paper, figure 2).
 
     (1)  Ĩˢₖ = Iˢₖ ⊙ Mₖ
-    (2)  F = Dropout(ReLU(W_red [f3, f2]))
-    (5)  Xˢₖ = ReLU(W_s [Fˢₖ, Pₖ])
-    (6)  X^q = ReLU(W_q [F^q, P̄, 10 R]),  P̄ = mean over k of Pₖ
 
     Args:
         net: the model, whose weights and mode are used, but not its `backbone_dtype`.
@@ -84,64 +114,99 @@ def reference_forward(
     episodes = support.shape[:2]  # (B, K)
     mask = (support_mask == 1).to(query.dtype)
     masked = (support * mask[:, :, None]).flatten(0, 1)  # (1)
-
-    with torch.no_grad():
-        query_middle, query_low, query_f4, query_f5 = frozen_features(net, query)
-        support_middle, *support_frozen = frozen_features(net, masked)
-        support_low, support_f4, support_f5 = (x.unflatten(0, episodes) for x in support_frozen)
-        base = base_logits(net.base, query_f5)
-        prior = torch.cat(
-            [dense_prior(query_f5, support_f5, mask), dense_prior(query_f4, support_f4, mask)],
-            dim=1,
-        )
-        if net.prior == "minmax":
-            low, high = prior.amin((2, 3), keepdim=True), prior.amax((2, 3), keepdim=True)
-            prior = (prior - low) / (high - low + 1e-7)
-        distances = style_distances(query_low, support_low)
-
-    query_feature = net.reduce_query(query_middle)  # (2)
-    support_feature = net.reduce_support(support_middle)
-    prototypes = prototype(support_feature, mask.flatten(0, 1)[:, None])
-    mean_prototype = prototypes.unflatten(0, episodes).mean(1)
-    support_map = net.merge_support(  # (5)
-        torch.cat([support_feature, prototypes.expand_as(support_feature)], dim=1)
-    )
-    query_map = net.merge_query(  # (6)
-        torch.cat([query_feature, mean_prototype.expand_as(query_feature), 10 * prior], dim=1)
-    )
-
-    query_maps = hierarchical_attention(net.hierarchy, query_map)
-    support_maps = hierarchical_attention(net.hierarchy, support_map)
-    matched, correlations = [], []
-    for layer, own, others in zip(net.matching, query_maps, support_maps, strict=True):
-        fused, correlation = match(
-            layer, own, others.unflatten(0, episodes), mask, prior, net.match_scale
-        )
-        matched.append(fused)
-        correlations.append(correlation)
-    meta = decode(net.decoder, matched)
-
+    queries = frozen_features(net, query)
+    encoded = encode_supports(net, frozen_features(net, masked), mask.flatten(0, 1))
+    supports = map_tensors(encoded, lambda tensor: tensor.unflatten(0, episodes))
     # Equations (20) to (22) are written out in model/ensemble.py.
-    adjustment = net.ensemble.adjustment(distances)
-    final = net.ensemble(meta, base, adjustment, class_index) if net.base.base_classes else meta
-    final, meta, base = (
-        resize(logits, size=query.shape[-2:], mode="bilinear", align_corners=True)
-        for logits in (final, meta, base)
-    )
-    return HDMNetOutput(final, meta, base, correlations[::-1], adjustment, prior)
+    adjustment = net.ensemble.adjustment(style_distances(net, queries, supports))
+    size = query.shape[-2], query.shape[-1]
+    return segment(net, queries, supports, size, net.match_scale, adjustment, class_index)
 
 
-def frozen_features(net: "HDMNet", images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return [f3, f2], the low-level feature, f4 and f5 of images (N, 3, H, W), all on one grid.
-
-    Without a base learner, f3 takes the place of f5.
-    """
+@torch.no_grad()
+def frozen_features(net: "HDMNet", images: Tensor) -> FrozenFeatures:
+    """Return the features of images (N, 3, H, W): of queries, or of supports that are masked."""
     f2, f3, f4 = backbone_features(net.base, images)
     f5 = base_head(net.base, f4) if net.base.base_classes else f3
     if f2.shape[-2:] != f3.shape[-2:]:  # VGG16
         f2 = resize(f2, size=f3.shape[-2:], mode="bilinear", align_corners=True)
-    low = {"layer2": f2, "layer3": f3, "layer4": f4}[net.low_fea]
-    return torch.cat([f3, f2], dim=1), low, f4, f5
+    return FrozenFeatures(torch.cat([f3, f2], dim=1), f5, f4)
+
+
+def encode_supports(net: "HDMNet", features: FrozenFeatures, mask: Tensor) -> Supports:
+    """Return what queries are matched with, of N supports; their axis takes the place of B and K.
+
+    Masks are brought to the grids by nearest neighbours.
+
+    (2)  F = Dropout(ReLU(W_red [f3, f2]))
+    (5)  Xˢₖ = ReLU(W_s [Fˢₖ, Pₖ])
+
+    Args:
+        net: the model.
+        features: of the masked images.
+        mask: (N, H, W) in {0, 1}.
+    """
+    feature = net.reduce_support(features.middle)  # (2)
+    prototypes = prototype(feature, mask[:, None])
+    support_map = net.merge_support(  # (5)
+        torch.cat([feature, prototypes.expand_as(feature)], dim=1)
+    )
+    maps = tuple(hierarchical_attention(net.hierarchy, support_map))
+    masks = tuple(nearest(mask, x) for x in maps)
+    f5, f4 = (feature * masks[0][:, None] for feature in (features.f5, features.f4))
+    return Supports(f5, f4, channel_cosines(low_level(net, features)), prototypes, maps, masks)
+
+
+def segment(
+    net: "HDMNet",
+    query: FrozenFeatures,
+    supports: Supports,
+    size: tuple[int, int],
+    scale: float,
+    adjustment: Tensor,
+    class_index: Tensor | None = None,
+) -> HDMNetOutput:
+    """Return the output for queries and supports, all of which are encoded.
+
+    (2)  F = Dropout(ReLU(W_red [f3, f2]))
+    (6)  X^q = ReLU(W_q [F^q, P̄, 10 R]),  P̄ = mean over k of Pₖ
+
+    Args:
+        net: the model.
+        query: features of B queries.
+        supports: K of each query.
+        size: (H, W) of the logits.
+        scale: γ of (12).
+        adjustment: e of (20), (B,).
+        class_index: (B,), see `HDMNet.forward`.
+    """
+    with torch.no_grad():
+        base = base_logits(net.base, query.f5)
+        pairs = (query.f5, supports.f5), (query.f4, supports.f4)
+        prior = torch.cat([dense_prior(*pair) for pair in pairs], dim=1)
+        if net.prior == "minmax":
+            low, high = prior.amin((2, 3), keepdim=True), prior.amax((2, 3), keepdim=True)
+            prior = (prior - low) / (high - low + 1e-7)
+
+    feature = net.reduce_query(query.middle)  # (2)
+    mean_prototype = supports.prototype.mean(1)
+    query_map = net.merge_query(  # (6)
+        torch.cat([feature, mean_prototype.expand_as(feature), 10 * prior], dim=1)
+    )
+    query_maps = hierarchical_attention(net.hierarchy, query_map)
+    matched, correlations = [], []
+    stages = zip(net.matching, query_maps, supports.maps, supports.masks, strict=True)
+    for layer, own, others, mask in stages:
+        fused, correlation = match(layer, own, others, mask, prior, scale)
+        matched.append(fused)
+        correlations.append(correlation)
+    meta = decode(net.decoder, matched)
+    final = net.ensemble(meta, base, adjustment, class_index) if net.base.base_classes else meta
+    final, meta, base = (
+        resize(logits, size=size, mode="bilinear", align_corners=True)
+        for logits in (final, meta, base)
+    )
+    return HDMNetOutput(final, meta, base, correlations[::-1], adjustment, prior)
 
 
 def backbone_features(base: PSPNet, images: Tensor) -> BackboneFeatures:
@@ -159,23 +224,21 @@ def base_logits(base: PSPNet, f5: Tensor) -> Tensor:
     return base.classifier(f5) if base.base_classes else torch.zeros_like(f5[:, :1])
 
 
-def dense_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+def dense_prior(query: Tensor, support: Tensor) -> Tensor:
     """Return the similarity prior of one feature f (section 3.2; PFENet).
 
     (4)  R(p) = mean over k of max over r of ⟨f^q(p), fˢₖ(r) Mₖ(r)⟩ / (‖f^q(p)‖ ‖fˢₖ(r) Mₖ(r)‖ + 1e-7)
 
     Args:
         query: f^q (B, C, h, w).
-        support: fˢ (B, K, C, h, w), of the masked images.
-        mask: M (B, K, H, W) in {0, 1}, brought to the grid by nearest neighbours.
+        support: fˢ M (B, K, C, h, w).
 
     Returns:
         (B, 1, h, w).
     """
     size = query.shape[-2:]
-    mask = F.interpolate(mask, size=size, mode="nearest").flatten(2)[:, :, None]  # (B, K, 1, hw)
     query = query.flatten(2)  # (B, C, hw)
-    support = support.flatten(3) * mask  # (B, K, C, hw)
+    support = support.flatten(3)  # (B, K, C, hw)
     norms = query.norm(dim=1)[:, None, :, None] * support.norm(dim=2)[:, :, None, :]
     products = torch.einsum("bcp,bkcr->bkpr", query, support)
     best = (products / (norms + 1e-7)).amax(dim=-1)  # (B, K, hw)
@@ -198,26 +261,40 @@ def prototype(feature: Tensor, mask: Tensor) -> Tensor:
     return (feature * mask).sum((2, 3), keepdim=True) / (mask.sum((2, 3), keepdim=True) + 0.0005)
 
 
-def style_distances(query: Tensor, support: Tensor) -> Tensor:
-    """Return the distance of each support's style from the query's (section 3.4; BAM).
+def channel_cosines(feature: Tensor) -> Tensor:
+    """Return G(f), the cosines between the channels of maps f (N, C, h, w): (N, C, C)."""
+    rows = feature.flatten(-2)
+    norms = rows.norm(dim=-1)
+    return rows @ rows.transpose(-1, -2) / (norms[..., :, None] * norms[..., None, :] + 1e-7)
 
-    (19)  eₖ = ‖G(f^q) − G(fˢₖ)‖_F / ‖1‖_F,  with G(f) the cosines between the C channels of f
 
-    Args:
-        query: low-level feature f^q (B, C, h, w).
-        support: those of the masked supports (B, K, C, h, w).
+def nearest(mask: Tensor, like: Tensor) -> Tensor:
+    """Return masks (N, H, W) on the grid of maps (N, C, h, w), by nearest neighbours."""
+    # What `F.interpolate` computes. It is written out for `util.export`: ONNX divides by h/H instead,
+    # whose rounding leads to the pixel before where H/h is a whole number.
+    for axis in (1, 2):
+        old, new = mask.shape[axis], like.shape[axis + 1]
+        index = (torch.arange(new, device=mask.device) * (old / new)).floor().long()
+        mask = mask.index_select(axis, index)
+    return mask
 
-    Returns:
-        (B, K).
+
+def low_level(net: "HDMNet", features: FrozenFeatures) -> Tensor:
+    """Return the low-level feature (N, C, h, w), whose style is compared."""
+    channels = net.base.backbone.channels[0]
+    f3, f2 = features.middle[:, :-channels], features.middle[:, -channels:]
+    return {"layer2": f2, "layer3": f3, "layer4": features.f4}[net.low_fea]
+
+
+@torch.no_grad()
+def style_distances(net: "HDMNet", query: FrozenFeatures, supports: Supports) -> Tensor:
+    """Return the distance of each support's style from the query's (B, K) (section 3.4; BAM).
+
+    (19)  eₖ = ‖G(f^q) − G(fˢₖ)‖_F / ‖1‖_F,  where f is the low-level feature
     """
-
-    def gram(feature: Tensor) -> Tensor:
-        rows = feature.flatten(-2)
-        norms = rows.norm(dim=-1)
-        return rows @ rows.transpose(-1, -2) / (norms[..., :, None] * norms[..., None, :] + 1e-7)
-
-    difference = gram(query).unsqueeze(1) - gram(support)
-    return difference.flatten(2).norm(dim=2) / query.shape[1]
+    gram = channel_cosines(low_level(net, query))
+    difference = gram.unsqueeze(1) - supports.gram
+    return difference.flatten(2).norm(dim=2) / gram.shape[1]
 
 
 def hierarchical_attention(hierarchy: Hierarchy, x: Tensor) -> list[Tensor]:
@@ -285,7 +362,7 @@ def match(
         layer: the matching module of the stage. One that is no `MatchingLayer` is called.
         query: maps T^q (B, C, h, w).
         support: maps Tˢ (B, K, C, h, w).
-        mask: M (B, K, H, W) in {0, 1}, brought to the stage's grid by nearest neighbours.
+        mask: M (B, K, h, w) in {0, 1}.
         prior: R (B, 2, h', w'), resized to the stage's grid.
         scale: γ.
 
@@ -298,7 +375,7 @@ def match(
     if type(layer) is not MatchingLayer:
         return _match_by_module(cast("Matching", layer), query, support, mask, prior, scale)
     attention = layer.attention
-    mask = F.interpolate(mask, size=size, mode="nearest").flatten(1)[:, None, None]  # (B, 1, 1, m)
+    mask = mask.flatten(1)[:, None, None]  # (B, 1, 1, m)
     query = to_tokens(query)  # (B, n, C)
     support = to_tokens(support.transpose(1, 2).flatten(2, 3))  # (B, m, C)
     normed_query, normed_support = layer.norm1(query), layer.norm1(support)

@@ -1,12 +1,14 @@
 """Any model of timm as a backbone: three of its feature maps become f2, f3 and f4."""
 
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from model.backbone import Backbone, BackboneFeatures, Sizes
 from model.mm import resize
@@ -94,6 +96,18 @@ class TimmBackbone(Backbone):
         if f4.shape[-2:] != f3.shape[-2:]:
             f4 = resize(f4, size=f3.shape[-2:], mode="bilinear", align_corners=True)
         return BackboneFeatures(f2, f3, f4)
+
+    def shapes(self, size: tuple[int, int]) -> list[torch.Size]:
+        """Return the shapes of f2, f3 and f4 for one image of `size` = (H, W).
+
+        They are read off a run on the meta device, which computes shapes alone. Some models take no
+        empty batch.
+        """
+        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
+        meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        image = torch.empty(1, 3, *size, device="meta", dtype=next(self.parameters()).dtype)
+        with torch.no_grad():
+            return [feature.shape for feature in functional_call(self, meta, (image,))]
 
     def load_file(self, path: str | Path) -> None:
         """Load a file of weights of the model, as timm or the model's authors serve it.

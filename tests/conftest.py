@@ -9,15 +9,19 @@ from tests.tiny_voc import make
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="run the tests of faults too; minutes")
+    parser.addoption(
+        "--faults",
+        action="store_true",
+        help="run the tests of faults and other slow ones too; minutes",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--faults"):
         return
-    faults = [item for item in items if item.get_closest_marker("faults")]
-    config.hook.pytest_deselected(items=faults)
-    items[:] = [item for item in items if item not in faults]
+    slow = [item for item in items if {"faults", "slow"} & {m.name for m in item.iter_markers()}]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,12 +1,15 @@
 """The pages name files, headings, classes and functions that exist, and their examples run."""
 
 import ast
+import json
 import re
 import shlex
+import sys
 from functools import cache
 from pathlib import Path
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from model import backbone, build_hdmnet
 from model.features import split_supports, stack_supports
 from util.config import load_config, loading
 from util.data.loaders import config_fold
+from util.demo_data import write_demo
 from util.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -179,3 +183,29 @@ def test_the_examples_of_own_pictures_run(own_pictures, capsys):
     (block,) = (one for one in blocks("README.md", "python") if "segmenter" in one)
     exec(compile(block, "README.md", "exec"), {})
     assert (own_pictures / "query.png").exists()
+
+
+def test_the_cells_of_the_tour_run(tmp_path, monkeypatch, capsys):
+    write_demo(tmp_path / "data" / "demo", train=1, val=60)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    snapshots = tmp_path / "exp/demo/HDMNet/split0/resnet18/snapshot"
+    snapshots.mkdir(parents=True)
+    net = build_hdmnet("resnet18", 15)
+    torch.save({"state_dict": net.state_dict(), "size": 97}, snapshots / "best_epoch_1_0.5000.pth")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path / "docs")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shown: list = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    page: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), page)
+            assert cell["outputs"] or "import" in cell["source"][0], (
+                "run the notebook before it is saved"
+            )
+    plt.close("all")
+    assert len(shown) == 7
+    printed = capsys.readouterr().out
+    assert "grids: 4×4, 7×7, 13×13" in printed and "style distance: " in printed

@@ -143,8 +143,7 @@ def training_grid(cfg: Config) -> Grid:
 @cache
 def backbone_grid(backbone: str, size: int) -> Grid:
     """Return the grid of a backbone for square images of a size, in pixels."""
-    with torch.device("meta"):
-        return Grid(size, *build_backbone(backbone).grid((size, size)))
+    return Grid(size, *build_backbone(backbone).eval().grid((size, size)))
 
 
 def ignored_classes(cfg: Config) -> tuple[int, ...]:
