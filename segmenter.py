@@ -55,7 +55,8 @@ class Support:
     Args:
         image: a path, a PIL image, an RGB array uint8 (H, W, 3), or a tensor (3, H, W), uint8 or float
             in [0, 1].
-        mask: a path, PIL image or array (H, W); whatever is not zero is the object.
+        mask: a path or PIL image of one object in any form of docs/data.md, or an array (H, W) where
+            whatever is not zero is the object.
         box: (x0, y0, x1, y1) around the object, or several of them.
         points: (x, y) of a pixel, or several of them.
         labels: of the points, 1 on the object and 0 beside it; by default all are on the object.
@@ -80,7 +81,7 @@ class Support:
         """
         image = read_picture(self.image)
         marks = Marks(self.mask, self.box, self.points, self.scribble)
-        return image, marked_mask(image, marks, self.labels, self.refine)
+        return image, marked_mask(image, marks, self.labels, self.refine, self.image)
 
 
 Supports = Support | Sequence[Support] | Mapping[str, Support | Sequence[Support]]

@@ -48,6 +48,8 @@ def place(tiny_voc, tmp_path_factory):
         image.convert("L").save(photos / "grey.bmp")
         image.quantize(16).save(photos / "palette.png")
     (photos / "notes.txt").write_text("no picture")
+    (photos / "__MACOSX").mkdir()
+    (photos / "__MACOSX" / "turned.jpg").write_bytes(b"no picture either")
     return folder
 
 
@@ -264,8 +266,11 @@ def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
             (folder / f"1{suffix}.png").write_bytes((place / f"{of}{suffix}.png").read_bytes())
     with Image.open(place / "a.png") as image:
         image.save(tmp_path / "supports" / "bolt" / "2.jpg")
-    mask = tmp_path / "supports" / "bolt" / "2.png"
-    mask.write_bytes((place / "a_mask.png").read_bytes())
+    mask = tmp_path / "supports" / "bolt" / "2_mask.tif"
+    with Image.open(place / "a_mask.png") as image:
+        image.save(mask)
+    (tmp_path / "supports" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "supports" / ".ipynb_checkpoints" / "3.jpg").write_bytes(b"no picture")
     folder = ("--supports", str(tmp_path / "supports"))
     code, out, _ = run(query=("photos/*.jpg", "photos/grey.bmp"), supports=folder)
     assert code == 0 and "2 of 2 pictures" in out

@@ -385,6 +385,31 @@ def test_pictures_of_all_kinds_are_read_as_a_viewer_shows_them(pair, tmp_path):
         Support(Image.fromarray(np.ones((8, 8), np.float32)), mask=np.ones((8, 8))).load()
 
 
+def test_a_file_that_marks_several_things_is_an_error(pair, tmp_path):
+    image, mask = pair
+    several = mask.astype(np.uint8)
+    several[0, 0] = 2
+    Image.fromarray(several).save(tmp_path / "several.png")
+    for given in (tmp_path / "several.png", Image.fromarray(several)):
+        with pytest.raises(ValueError, match="holds 2 values besides 0; a binary mask holds one"):
+            Support(image, mask=given).load()
+    assert (
+        Support(image, mask=several).load()[1].sum() == mask.sum() + 1
+    )  # an array is taken as it is
+
+
+def test_marks_drawn_on_the_stored_pixels_are_turned_like_their_picture(pair, tmp_path):
+    image, mask = pair
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(image)).save(tmp_path / "turned.png", exif=exif)
+    stored = np.ascontiguousarray(np.rot90(mask)).astype(np.uint8)
+    for picture in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        for marks in ({"mask": stored}, {"scribble": stored, "refine": False}, {"mask": mask}):
+            loaded = Support(picture, **marks).load()
+            assert np.array_equal(loaded[0], image) and np.array_equal(loaded[1], mask)
+
+
 def test_masks_of_all_kinds_mark_what_is_not_zero(pair, tmp_path):
     image, mask = pair
     values = 7 * mask.astype(np.uint8)

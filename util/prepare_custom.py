@@ -1,13 +1,14 @@
 """Your own data: python -m util.prepare_custom --name NAME --images DIR --masks DIR --out DIR
 
 Takes a folder of images and one of masks: index masks, DIR/IMAGE.png (0 background, 1..N classes,
-255 ignored), or binary ones, DIR/CLASS/IMAGE.png (0 and one other value). Checks all of them, makes
-the data root OUT with images (links, or copies) and index_masks, the lists train.txt and val.txt,
-and the configuration, so that `sh train.sh split0 NAME 1` trains. After an interruption the same
-command continues; when images were added, it includes them.
+255 ignored), or black and white ones, DIR/CLASS/IMAGE.png. docs/data.md lists all forms. Checks
+all of them, makes the data root OUT with images (links, or copies) and index_masks, the lists
+train.txt and val.txt, and the configuration, so that `sh train.sh split0 NAME 1` trains. After an
+interruption the same command continues; when images were added, it includes them.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,11 @@ from pydantic import Field, NonNegativeInt
 
 from util.config import Parser
 from util.config.fields import DataFields, MixedImages, Name, TrainFields
+from util.data.cells import Grid
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
-from util.data.loaders import backbone_grid
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
@@ -29,12 +30,13 @@ from util.preparation.custom_pairs import (
     PARTS,
     Pair,
     find_pairs,
+    one_class,
     place,
     read_text,
     split,
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
-from util.preparation.masks import Placed, pair_summary
+from util.preparation.masks import pair_summary
 from util.preparation.shared import (
     DataRoot,
     add_shared_options,
@@ -78,8 +80,15 @@ def read_class_names(text: str) -> list[str]:
     return names
 
 
-def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[Placed]:
-    """Check all pairs and put them under the data root; UserError, and a file, with all problems."""
+def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[str]:
+    """Check all pairs and put them under the data root.
+
+    Returns:
+        Lines that sum up what was done.
+
+    Raises:
+        UserError: There are problems, which are all in a file.
+    """
     results = run_parallel(partial(place, root), pairs, root.workers, name)
     path = os.path.join(root.folder, "problems.txt")
     Path(path).unlink(missing_ok=True)
@@ -89,7 +98,11 @@ def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[Placed]
         write_atomically(path, text.encode(errors="surrogateescape"))
         more = f" ({len(problems)} problems; all: {path})" if len(problems) > 1 else ""
         raise UserError(problems[0] + more)
-    return [result for result in results if not isinstance(result, str)]
+    done = [result for result in results if not isinstance(result, str)]
+    notes = Counter(note for _, of_pair in done for note in of_pair)
+    return pair_summary([placed for placed, _ in done]) + [
+        f"{note}: {count:,}" for note, count in sorted(notes.items())
+    ]
 
 
 def _num_classes(
@@ -106,7 +119,7 @@ def _num_classes(
     if not present:
         raise UserError(
             "no mask holds a class: index masks hold 0 background, 1, 2, … classes, 255 ignored; "
-            "binary masks (0 and 255) belong in a folder of their class, CLASS/IMAGE.png"
+            "black and white masks belong in a folder of their class, CLASS/IMAGE.png"
         )
     highest = max(present)
     if class_names:
@@ -121,6 +134,13 @@ def _num_classes(
             "--class_names"
         )
     return highest
+
+
+def _grid() -> Grid:
+    # Imported here, since it needs torch.
+    from util.data.loaders import backbone_grid
+
+    return backbone_grid("resnet50", TRAIN_SIZE)
 
 
 def _parser() -> Parser:
@@ -185,6 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         if Path(folder).resolve().is_relative_to(Path(other).resolve()):
             raise UserError(f"--{inner} {folder} lies in --{outer} {other}: separate them")
     pairs, class_names = find_pairs(options.images, masks, class_names)
+    pairs, lines = one_class(pairs, options.workers)
     check_names(pair.entry for pair in pairs)
     if class_names:
         require_text(*class_names)
@@ -195,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
         raise UserError(f"--out {out}: its {MASK_FOLDER} are your masks; give another folder")
 
-    lines = pair_summary(_place_all(pairs, root, name))
+    lines += _place_all(pairs, root, name)
     entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
     lines += [root.write_list(part, entries[part]) for part in PARTS]
     list_files = {part: root.list_file(part) for part in PARTS}
@@ -203,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
         part: counting_sizes(
             *(out, path, entries[part], LIST_DIR, root.workers),
             min_cells=options.min_cells,
-            grid=backbone_grid("resnet50", TRAIN_SIZE) if options.min_cells else None,
+            grid=_grid() if options.min_cells else None,
         )
         for part, path in list_files.items()
     }

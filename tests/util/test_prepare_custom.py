@@ -26,7 +26,8 @@ from tests.paths import ROOT
 from tests.util.hub import Hub
 from tests.util.prepare_files import contents, cut, run_killed
 from util.config import load_config
-from util.data.images import read_mask
+from util.data.dataset import read_pair
+from util.data.images import read_image, read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
 from util.preparation.custom_pairs import Pair, merged_mask, split
@@ -144,6 +145,138 @@ def test_folders_of_binary_masks_are_the_classes(folder):
     for mode in ("1", "RGB", "RGBA"):
         assert np.array_equal(read_mask(f"root/index_masks/{mode}.png"), disk(15) * 2)
     assert not read_mask("root/index_masks/empty.png").any()
+
+
+def write_masks(save, kind, binary):
+    """Masks of two classes in a form: `save` writes an object (0 and 1) to a file."""
+    for path in list(Path("masks").rglob("*.png")):
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        path.unlink()
+        save((mask > 0).astype(np.uint8) if binary else mask, str(path.with_suffix(kind)))
+
+
+def save_palette(mask, path):
+    """The object is white, whose index is 0."""
+    image = Image.fromarray(1 - mask, "P")
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(path)
+
+
+def save_alpha(mask, path):
+    Image.fromarray(np.dstack([np.full_like(mask, 255)] * 3 + [255 * mask])).save(path)
+
+
+def save_soft(mask, path):
+    shades = np.random.RandomState(0).randint(-7, 8, mask.shape)
+    Image.fromarray(np.clip(255 * mask.astype(int) + shades, 0, 255).astype(np.uint8)).save(path)
+
+
+def save_white(mask, path):
+    Image.fromarray(255 * mask).save(path)
+
+
+THRESHOLD = "masks with soft edges or of JPEG, where values from 128 on are the object: 12"
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["class folders", "one folder"])
+@pytest.mark.parametrize(
+    ("save", "kind", "note"),
+    [
+        (save_palette, ".png", ""),
+        (save_palette, ".bmp", ""),
+        (save_alpha, ".png", ""),
+        (save_alpha, ".tiff", ""),
+        (save_soft, ".png", THRESHOLD),
+        (save_white, ".tif", ""),
+        (save_white, ".jpg", THRESHOLD),
+    ],
+)
+def test_black_and_white_masks_may_have_any_form(folder, capsys, save, kind, note, binary):
+    write_data(folder, classes=2, binary=binary)
+    write_masks(save, kind, True)
+    run("--folds", "seen")
+    for index in range(12):
+        expected = disk(15) * (1 + index % 2 if binary else 1)
+        found = read_mask(f"root/index_masks/n{index:02d}.png").astype(int)
+        assert np.mean(found != expected) < 0.002, kind
+    printed = capsys.readouterr().out
+    assert note in printed
+    assert ("masks: all are black and white, so they are of one class" in printed) != binary
+    assert config().num_classes == (2 if binary else 1)
+
+
+def test_index_masks_of_other_types_and_of_16_bits(folder):
+    write_data(folder)
+    write_masks(
+        lambda mask, path: Image.fromarray(mask.astype(np.uint16)).save(path), ".TIFF", False
+    )
+    run()
+    assert read_mask("root/index_masks/n01.png").max() == 2 and config().num_classes == 3
+
+
+def test_0_and_1_beside_0_and_255_are_ambiguous(folder, capsys):
+    write_data(folder, classes=1)
+    write(folder / "masks/n03.png", disk(15) * 255)
+    error = fails(capsys)
+    assert "holds 0 and 1, but masks/n03.png 0 and 255, which is the object or ignored" in error
+    # Where another class shows that the masks are index masks, 255 is ignored.
+    write(folder / "masks/n04.png", disk(15) * 2)
+    run()
+    assert read_mask("root/index_masks/n03.png").max() == 255
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("name", ["{}_mask", "label-{}", "gt {} 1"])
+def test_all_masks_may_have_an_addition_to_the_names_of_the_images(folder, capsys, name, binary):
+    write_data(folder, binary=binary)
+    for path in list((folder / "masks").rglob("*.png")):
+        path.rename(path.with_name(name.format(path.stem) + ".png"))
+    run()
+    assert read_mask("root/index_masks/n10.png").max() == 2
+    (folder / "pics/n01.jpg").unlink()
+    assert "masks have no image in pics: " in fails(capsys)
+
+
+def test_what_systems_leave_behind_is_no_class(folder):
+    write_data(folder, binary=True)
+    for place in ("masks/__MACOSX", "masks/@eaDir", "masks/.ipynb_checkpoints", "pics/__MACOSX"):
+        write(folder / place / "._n00.png", disk(15))
+        write(folder / place / "n00.png", disk(15))
+    run()
+    assert config().class_names == ["class1", "class2", "class3"]
+
+
+@pytest.mark.parametrize("on_stored", [False, True])
+@pytest.mark.parametrize(("orientation", "turns"), [(6, -1), (8, 1), (3, 2)])
+def test_image_and_mask_end_up_the_same_way_round(folder, capsys, orientation, turns, on_stored):
+    write_data(folder, classes=1)
+    tags, stored = Image.Exif(), disk(15)
+    tags[0x0112] = orientation
+    stored[:9, :20] = 1
+    shown = np.rot90(stored, turns)
+    for path in (folder / "pics").iterdir():
+        Image.open(path).save(path, exif=tags)
+        drawn = stored if on_stored and orientation != 3 else shown
+        Image.fromarray(np.ascontiguousarray(drawn)).save(f"masks/{path.stem}.png")
+    run()
+    for image, mask in entries("train"):
+        pair = read_pair("root", (image, mask))
+        assert pair[0].shape[:2] == shown.shape and np.array_equal(pair[1], shown)
+    printed = capsys.readouterr().out
+    turned = "masks of the size that the camera stored, which are turned like their images: 12"
+    assert (turned in printed) == (on_stored and orientation != 3)
+    assert ("images that a viewer turns without a change of size" in printed) == (orientation == 3)
+
+
+def test_images_of_12_bits_span_the_whole_range(folder, capsys):
+    write_data(folder)
+    values = np.random.RandomState(0).randint(0, 4096, SIZE).astype(np.uint16)
+    for path in list((folder / "pics").iterdir()):
+        path.unlink()
+        write(path.with_suffix(".png"), values)
+    run()
+    assert "images of 12 bits, of which the upper 8 are used: 12" in capsys.readouterr().out
+    assert np.array_equal(read_image("root/images/n00.png")[..., 1], values >> 4)
 
 
 def test_class_names_order_the_folders_and_have_to_agree_with_them(folder, capsys):
@@ -329,7 +462,7 @@ def remove_many(folder):
     ("change", "message"),
     [
         (lambda folder: write(folder / "pics/n00.png", disk(3)), "pics/n00.png differ only"),
-        (lambda folder: (folder / "masks/extra").mkdir(), "masks holds PNGs and folders (extra)"),
+        (lambda folder: (folder / "masks/extra").mkdir(), "masks holds masks and folders (extra)"),
         (without_masks, "masks holds no mask: give index masks"),
         (lambda folder: shutil.rmtree(folder / "pics") or (folder / "pics").mkdir(), "no image ("),
         (
@@ -369,8 +502,12 @@ INDEX, BINARY = "masks/n04.png", "masks/class2/n04.png"
             lambda path: write(path, disk(9, (48, 61))),
             "n04.jpg is 60×48 pixels but its mask",
         ),
-        (INDEX, lambda path: write(path, disk(9).astype(np.uint16)), "more than 8 bits (I;16)"),
-        (INDEX, lambda path: write_image(path), "n04.png holds colours or more"),
+        (INDEX, lambda path: write(path, disk(9).astype(np.uint16) * 300), "holds the value 300;"),
+        (
+            INDEX,
+            lambda path: write_image(path),
+            "nothing says which colour is which class: add a labelmap",
+        ),
         (BINARY, lambda path: write_image(path), "class2/n04.png holds 2880 values besides 0"),
         (BINARY, lambda path: write(path, disk(9) + disk(3)), "n04.png holds 2 values besides 0"),
         (BINARY, lambda path: path.write_text("text"), "class2/n04.png is damaged or truncated"),
@@ -407,7 +544,7 @@ def test_all_wrong_files_are_found_at_once(folder, capsys):
 def test_gray_levels_are_no_class_ids_but_named_classes_may_lack_images(folder, capsys):
     write_data(folder)
     for path in (folder / "masks").iterdir():
-        write(path, disk(15) * 255)
+        write(path, disk(0) * 0)
     assert "no mask holds a class" in fails(capsys)
     write_data(folder)
     for index in range(2, 12, 3):
@@ -530,8 +667,16 @@ def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
     assert row.split()[2:4] == ["1/100", "1/100"], said + row
 
 
+def test_the_command_starts_without_torch():
+    """It takes most of the time that a small dataset needs."""
+    code = "import sys, util.prepare_custom; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     write_data(folder, count=16, classes=1, binary=True)
+    for path in (*(folder / "pics").iterdir(), *(folder / "masks/class1").iterdir()):
+        path.rename(path.with_stem(os.fsdecode(b"caf\xe9 ") + path.stem))  # Latin-1, no UTF-8
     run("--val_share", "0.25", name="cells")
     assert "fold 0 holds no class out: 12 images to train, 4 to test" in capsys.readouterr().out
     file = "config/cells/cells_split0_resnet50.yaml"

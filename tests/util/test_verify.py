@@ -155,7 +155,11 @@ SPOIL = {
     "half an image": lambda e: half(e.image(0)),
     "an empty image": lambda e: e.image(0).write_bytes(b""),
     "half a mask": lambda e: half(e.mask(0)),
-    "a colour mask": lambda e: e.change_mask(0, lambda mask: np.dstack([mask] * 3)),
+    "a colour mask": lambda e: e.change_mask(0, lambda mask: np.dstack([mask, 0 * mask, mask])),
+    "black and white masks": lambda e: [
+        e.change_mask(number, lambda mask: np.where(mask > 0, 255, 0).astype(np.uint8))
+        for number in range(CLASSES * IMAGES)
+    ],
     "an illegal value": lambda e: e.change_mask(0, illegal_value),
     "another size": lambda e: e.change_mask(0, lambda mask: mask[:-1]),
     "no mask": lambda e: e.mask(0).unlink(),
@@ -181,7 +185,8 @@ SPOIL = {
         ("half an image", "train images", r"ü 1 0\.jpg is damaged or truncated", "replace"),
         ("an empty image", "train images", r"ü 1 0\.jpg is damaged", "replace"),
         ("half a mask", "train images", r"ü 1 0 mask\.png cannot be read", "replace"),
-        ("a colour mask", "train images", "is a colour or palette image", "replace"),
+        ("black and white masks", "train masks", "holds a class, only 0", "prepare_custom"),
+        ("a colour mask", "train images", "holds colours, and nothing says", "replace"),
         (
             "an illegal value",
             "train masks",

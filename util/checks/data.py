@@ -15,6 +15,7 @@ from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
 from util.data.images import (
     Entry,
+    as_shown,
     read_mask,
     read_whole_image,
     require_same_size,
@@ -23,6 +24,7 @@ from util.data.images import (
 from util.data.list_cache import Counts, count_mask
 from util.data.lists import (
     check_any,
+    check_classes,
     counting_sizes,
     filter_entries,
     parse_entries,
@@ -201,6 +203,11 @@ class _Part:
             found = f"classes not counted: {error}"
             yield Row(ERROR, subject, found, remedy="--full names all such masks")
             return
+        try:
+            check_classes(counts, self.list_file)
+        except UserError as error:
+            yield Row(ERROR, subject, str(error), remedy=self.remedy)
+            return
         pairs, illegal = [], []
         for entry, pixels in zip(entries, counts, strict=True):
             if pixels and max(pixels) > cfg.num_classes:
@@ -295,8 +302,10 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     if not problems:
+        image, mask = pixels
         try:
-            require_same_size(pixels[0], paths[0], pixels[1], paths[1])
+            mask = as_shown(mask, image.shape, paths[0])
+            require_same_size(image, paths[0], mask, paths[1])
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -211,6 +211,15 @@ def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserErro
     return _error(key, values[key], text)
 
 
+def given_values(
+    path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] = ()
+) -> dict[str, Given]:
+    """Return the values that `load_config` validates, without those that are defaults."""
+    path = os.fspath(path)
+    given = _over(_read_file(path), _read_opts(list(opts)))
+    return _with_dataset(path, _with_backbone(given))
+
+
 def load_config(path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML file and the words of `--opts`, and validate the whole.
 
@@ -221,9 +230,7 @@ def load_config(path: str | os.PathLike[str], opts: list[str] | tuple[str, ...] 
     Raises:
         UserError: Something is wrong; the message names file (or `--opts`), key and value.
     """
-    path = os.fspath(path)
-    given = _over(_read_file(path), _read_opts(list(opts)))
-    values = _with_dataset(path, _with_backbone(given))
+    values = given_values(path, opts)
     try:
         return Config(**{key: given.value for key, given in values.items()})
     except ValidationError as error:

@@ -6,12 +6,11 @@ settings with their types and defaults, `util.config.loading` the reading and th
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.backbone import Sizes, find_backbone
 from util.config.fields import (
     SIZES,
     BaseFields,
@@ -21,7 +20,9 @@ from util.config.fields import (
     TrainFields,
 )
 from util.data.folds import SEEN, count_folds
-from util.runtime.precision import DTYPES
+
+if TYPE_CHECKING:
+    from model.backbone import Sizes
 
 NO_VALUE = "none"
 KEEPS_NO_VALUE = ("resume", "backbone_weight", "base_learner")
@@ -59,6 +60,9 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
 
     @model_validator(mode="after")
     def _possible_together(self) -> "Config":
+        # Imported here because torch takes seconds, which commands without settings do not need.
+        from model.backbone import find_backbone
+
         published = "vgg16" if self.vgg else f"resnet{self.layers}"
         # The object is frozen, but not yet complete.
         object.__setattr__(self, "backbone", backbone_of(self.backbone or published))
@@ -74,7 +78,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             raise _contradiction(keys, text)
         return self
 
-    def _contradictions(self, sizes: Sizes) -> Iterator[tuple[tuple[str, ...], str]]:
+    def _contradictions(self, sizes: "Sizes") -> Iterator[tuple[tuple[str, ...], str]]:
         """Yield settings that do not fit together, the likeliest wrong one first, and the reason.
 
         Args:
@@ -168,6 +172,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             "checkpoint_activations",
         )
         arguments = {key: getattr(self, key) for key in keys}
+        from util.runtime.precision import DTYPES
+
         dtype = DTYPES[self.backbone_dtype] if self.backbone_dtype else None
         return arguments | {"backbone_dtype": dtype}
 

@@ -1,4 +1,4 @@
-"""The base learner's dataset (stage 1) and the labels that it learns."""
+"""Reading pairs of an image and a mask; the base learner's dataset (stage 1) and its labels."""
 
 import os
 import random
@@ -11,9 +11,29 @@ import torch
 from torch.utils.data import Dataset
 
 from util.data.folds import IGNORE, Fold, base_label_table
-from util.data.images import Entry, check_labels, read_mask, read_pair, require_same_size
+from util.data.images import (
+    Entry,
+    as_shown,
+    check_labels,
+    read_image,
+    read_mask,
+    require_same_size,
+)
 from util.data.transform import Compose
 from util.runtime.errors import UserError
+
+
+def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Read the image, uint8 (H, W, 3), and the mask, uint8 (H, W), of an entry under `data_root`.
+
+    Raises:
+        UserError: One of them cannot be read, or their sizes differ.
+    """
+    image_path, mask_path = (os.path.join(data_root, name) for name in entry)
+    image = read_image(image_path)
+    mask = as_shown(read_mask(mask_path), image.shape, image_path)
+    require_same_size(image, image_path, mask, mask_path)
+    return image, mask
 
 
 def base_label_dir(base_data_root: str, part: str, split: int) -> str:
@@ -52,13 +72,14 @@ class BaseLabels:
                 )
             check_distinct_names(entries)
 
-    def __call__(self, mask: np.ndarray, mask_path: str) -> np.ndarray:
-        """Return the base label, uint8 (H, W), of the mask that was read from `mask_path`."""
+    def __call__(self, mask: np.ndarray, data_root: str, entry: Entry) -> np.ndarray:
+        """Return the base label, uint8 (H, W), of the mask that `read_pair` gave for an entry."""
         if self.folder is None:
             label = cv2.LUT(mask, self.table)
         else:
+            image_path, mask_path = (os.path.join(data_root, name) for name in entry)
             path = base_label_path(self.folder, mask_path)
-            label = read_mask(path)
+            label = as_shown(read_mask(path), mask.shape, image_path)
             require_same_size(mask, mask_path, label, path)
         if self.ignored:
             label[np.isin(mask, self.ignored)] = IGNORE
@@ -125,7 +146,7 @@ class BaseDataset(Dataset):
         mask_path = os.path.join(self.data_root, self.entries[index][1])
         image, mask = read_pair(self.data_root, self.entries[index])
         check_labels(mask, self.num_classes, mask_path)
-        label = self.base_labels(mask, mask_path)
+        label = self.base_labels(mask, self.data_root, self.entries[index])
         if self.part == "val":
             (tensor,) = self.transform(random, image)
             return {"image": tensor, "label": torch.from_numpy(label)}

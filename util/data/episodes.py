@@ -5,7 +5,6 @@ supports' draws, then the transforms' draws, all from one stream, so a seed and 
 workers name the same episodes as the published code.
 """
 
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +13,8 @@ import cv2
 import torch
 from torch.utils.data import Dataset
 
-from util.data.dataset import BaseLabels
+from util.data.dataset import BaseLabels, read_pair
 from util.data.folds import Fold, class_label_table
-from util.data.images import read_pair
 from util.data.lists import ImageLists, check_enough
 from util.data.transform import Compose, RandomStream
 
@@ -123,7 +121,7 @@ class EpisodeDataset(Dataset):
         entries = self.lists.entries
         image, mask = read_pair(self.data_root, entries[index])
         label = cv2.LUT(mask, to_class)
-        base_label = self.base_labels(mask, os.path.join(self.data_root, entries[index][1]))
+        base_label = self.base_labels(mask, self.data_root, entries[index])
         query, query_mask, base_mask = self.transform(rng, image, label, base_label)
         images = torch.empty(len(supports), 3, *self.transform.size)
         masks = []

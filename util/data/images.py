@@ -1,25 +1,62 @@
 """Reading images and masks."""
 
+import contextlib
 import os
+from io import BytesIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from util.data.folds import IGNORE
+from util.data.masks import JPEG, UNREADABLE, MaskFile, eight_bits, orientation_of, turn
 from util.runtime.errors import UserError
 
 Entry = tuple[str, str]  # the image and the mask of a line of a list, relative to the data root
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow
-JPEG = ("JPEG", "MPO")  # An MPO file holds several JPEGs, of which the first counts.
+FilePath = str | os.PathLike[str]
+
+_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+_TIFF = (b"II", b"MM")
+_PNG, _GRAY = b"\x89PNG", b"\x08\x00"  # the latter is 8 bits, gray, in bytes 24 and 25 of a PNG
+# How a file other than a TIFF may say that it is to be turned, besides what OpenCV applies.
+_TURNED = (b"tiff:Orientation", b"Raw profile type exif", b"eXIf")
 
 
-def read_image(path: str) -> np.ndarray:
-    """Read an image as RGB, uint8 (H, W, 3); UserError if the file cannot be read as one."""
-    return _decode("image", path, cv2.IMREAD_COLOR_RGB)
+def read_image(path: str, notes: list[str] | None = None) -> np.ndarray:
+    """Read an image as RGB, uint8 (H, W, 3), as a viewer shows it.
+
+    The orientation of the camera is applied, and of 10 to 16 bits the upper 8 are kept.
+
+    Args:
+        path: The file.
+        notes: Receives what else is worth knowing of the image.
+
+    Raises:
+        UserError: The file cannot be read as an image, or its numbers have no fixed range.
+    """
+    data = _content("image", path)
+    if data[:2] in _TIFF:
+        # OpenCV returns wrong numbers where it has to convert colours of 16 bits.
+        array = _decode("image", path, data, cv2.IMREAD_UNCHANGED)
+        if array.dtype == np.uint8:
+            array = _decode("image", path, data, _RGB)
+        else:
+            array = np.dstack([array] * 3) if array.ndim == 2 else array[..., 2::-1]
+    elif _may_be_turned(data):
+        array = _decode("image", path, data, _RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        array = turn(array, stored_orientation(data))
+    else:
+        array = _decode("image", path, data, _RGB)
+    if array.dtype == np.uint16:
+        array, bits = eight_bits(array)
+        if notes is not None:
+            notes.append(f"images of {bits} bits, of which the upper 8 are used")
+    if array.dtype != np.uint8:
+        raise UserError(f"image {path} holds {array.dtype} numbers, which have no fixed range")
+    return array
 
 
-def read_whole_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarray:
     """Read an image like `read_image`, but refuse a truncated JPEG, which OpenCV fills with gray.
 
     Raises:
@@ -35,7 +72,7 @@ def read_whole_image(path: str | os.PathLike[str]) -> np.ndarray:
     except UNREADABLE as error:
         raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
     try:
-        return read_image(os.fspath(path))
+        return read_image(os.fspath(path), notes)
     except (UserError, cv2.error) as error:
         raise UserError(
             f"image {path} is damaged or truncated, or of a kind that OpenCV cannot decode "
@@ -44,45 +81,71 @@ def read_whole_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_mask(path: str) -> np.ndarray:
-    """Read a label map, uint8 (H, W) of class ids.
+    """Read a label map, uint8 (H, W) of class ids, by the rules of `MaskFile.class_ids`.
 
     Raises:
-        UserError: The file cannot be read or is not a single-channel 8-bit image: a colour or
-            palette mask holds colours, not class ids.
+        UserError: The file cannot be read or holds something else.
     """
-    mask = _decode("mask", path, cv2.IMREAD_UNCHANGED)
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        kind = "colour or palette" if mask.ndim != 2 else mask.dtype
-        raise UserError(
-            f"mask {path} is a {kind} image; masks are single-channel 8-bit images of class ids"
-        )
-    return mask
+    data = _content("mask", path)
+    if data[:4] == _PNG and data[24:26] == _GRAY and not _may_be_turned(data):
+        mask = _decode("mask", path, data, cv2.IMREAD_UNCHANGED)
+        if mask.ndim == 2 and mask.dtype == np.uint8:
+            return mask
+    return MaskFile(path, data).class_ids()
 
 
-def _decode(kind: str, path: str, flags: int) -> np.ndarray:
-    # cv2.imread ends the process at a file name that is not UTF-8.
+def _content(kind: str, path: str) -> bytes:
     try:
-        data = np.fromfile(path, np.uint8)
+        with open(path, "rb") as file:
+            return file.read()
     except OSError:
-        data = np.empty(0, np.uint8)
-    array = cv2.imdecode(data, flags) if data.size else None
+        if not os.path.isfile(path):
+            raise UserError(f"{kind} {path} does not exist") from None
+        raise UserError(f"{kind} {path} cannot be read as an image; replace the file") from None
+
+
+def _decode(kind: str, path: str, data: bytes, flags: int) -> np.ndarray:
+    # cv2.imread ends the process at a file name that is not UTF-8.
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if array is None:
-        if os.path.isfile(path):
-            raise UserError(f"{kind} {path} cannot be read as an image; replace the file")
-        raise UserError(f"{kind} {path} does not exist")
+        raise UserError(f"{kind} {path} cannot be read as an image; replace the file")
     return array
 
 
-def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Read the image, uint8 (H, W, 3), and the mask, uint8 (H, W), of an entry under `data_root`.
+def _may_be_turned(data: bytes) -> bool:
+    # Only the first occurs in a JPEG, of which OpenCV applies the EXIF orientation.
+    words = _TURNED[:1] if data[:2] == b"\xff\xd8" else _TURNED
+    return any(word in data for word in words)
 
-    Raises:
-        UserError: One of them cannot be read, or their sizes differ.
+
+def as_shown(mask: np.ndarray, shape: tuple[int, ...], picture: object) -> np.ndarray:
+    """Return a mask (H, W) the same way round as its image, which has the given shape.
+
+    A mask that was drawn on the pixels as the camera stored them gets the size of the image only when
+    it is turned like that. Any other mask is returned as it is.
+
+    Args:
+        mask: The mask.
+        shape: The shape (H, W, …) of the image as it is shown.
+        picture: The image: a path or an image of Pillow; anything else has no orientation.
     """
-    image_path, mask_path = (os.path.join(data_root, name) for name in entry)
-    image, mask = read_image(image_path), read_mask(mask_path)
-    require_same_size(image, image_path, mask, mask_path)
-    return image, mask
+    if mask.shape != shape[:2]:
+        turned = turn(mask, stored_orientation(picture))
+        if turned.shape == shape[:2]:
+            return turned
+    return mask
+
+
+def stored_orientation(picture: object) -> int:
+    """Return the orientation 1..8 of an image: a path, the content of a file, or Pillow's; else 1."""
+    if isinstance(picture, str | os.PathLike):
+        picture = _content("image", os.fspath(picture))
+    if isinstance(picture, Image.Image):
+        return orientation_of(picture)
+    if isinstance(picture, bytes):
+        with contextlib.suppress(*UNREADABLE), Image.open(BytesIO(picture)) as image:
+            return orientation_of(image, picture)
+    return 1
 
 
 def require_same_size(

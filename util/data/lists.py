@@ -71,6 +71,7 @@ def load_lists(
     entries = read_entries(data_root, list_file)
     place = (data_root, list_file, entries, cache_dir, workers, progress)
     counts = counting_sizes(*place, min_cells, grid)
+    check_classes(counts, list_file)
     lists = filter_entries(entries, counts, fold, part, min_pixels, mixed_images, data_root)
     check_any(lists, fold, part, min_pixels, list_file, mixed_images, min_cells)
     return lists
@@ -98,6 +99,15 @@ def counting_sizes(
         {c: n if cells.get(c, 0) >= min_cells else 0 for c, n in pixels.items()}
         for pixels, cells in zip(counts, load_counts(*place, grid), strict=True)
     ]
+
+
+def check_classes(counts: Iterable[Counts], list_file: str) -> None:
+    """Raise a UserError if no mask of a list holds a class."""
+    if not any(counts):
+        raise UserError(
+            f"no mask of {list_file} holds a class, only 0 (background) and 255 (ignored): if they are "
+            "black and white, python -m util.prepare_custom makes class ids of them"
+        )
 
 
 def check_any(

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from util.data.grab_cut import BACKGROUND, OBJECT, draw_points, mask_of_box, mask_of_scribble
+from util.data.images import as_shown
 from util.data.pictures import Picture, read_marks
 
 
@@ -34,7 +35,11 @@ class Marks(NamedTuple):
 
 
 def marked_mask(
-    image: np.ndarray, marks: Marks, labels: ArrayLike | None, refine: bool
+    image: np.ndarray,
+    marks: Marks,
+    labels: ArrayLike | None,
+    refine: bool,
+    picture: Picture | None = None,
 ) -> np.ndarray:
     """Return the mask of the marked object, bool (H, W).
 
@@ -43,6 +48,7 @@ def marked_mask(
         marks: its marks.
         labels: of points, 1 on the object and 0 beside it; None: all are on the object.
         refine: whether boxes, points and scribbles are refined by GrabCut.
+        picture: what the image was read from; it may know the orientation of the camera.
 
     Raises:
         ValueError: the marks are empty, unreadable, or do not fit the picture.
@@ -51,7 +57,7 @@ def marked_mask(
     if labels is not None and kind != "points":
         raise ValueError("labels belong to points, and there are none")
     if kind == "mask":
-        mask = _read_fitting(marks.mask, kind, image) != 0
+        mask = _read_fitting(marks.mask, kind, image, picture) != 0
     elif kind == "box":
         boxes = _boxes(marks.box, image)
         mask = np.logical_or.reduce([mask_of_box(image, tuple(box), refine) for box in boxes])
@@ -59,7 +65,7 @@ def marked_mask(
         if kind == "points":
             scribble = draw_points(image.shape[:2], *_points(marks.points, labels, image), refine)
         else:
-            scribble = _read_fitting(marks.scribble, kind, image)
+            scribble = _read_fitting(marks.scribble, kind, image, picture)
             # A drawing program may write another value than 1.
             scribble = np.where(np.isin(scribble, (0, BACKGROUND)), scribble, OBJECT)
         if not (scribble == OBJECT).any():
@@ -70,10 +76,13 @@ def marked_mask(
     return mask
 
 
-def _read_fitting(labels: Picture | None, kind: str, image: np.ndarray) -> np.ndarray:
+def _read_fitting(
+    labels: Picture | None, kind: str, image: np.ndarray, picture: Picture | None
+) -> np.ndarray:
     """Return the labels (H, W) of a mask or scribble, which must have the size of its picture."""
     assert labels is not None
-    read, shape = read_marks(labels), image.shape[:2]
+    shape = image.shape[:2]
+    read = as_shown(read_marks(labels, binary=kind == "mask"), shape, picture)
     if read.shape != shape:
         turned = ""
         if read.shape == shape[::-1]:

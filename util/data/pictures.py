@@ -1,13 +1,15 @@
 """Pictures and masks in any form that a user has them: paths, PIL images, arrays and tensors."""
 
 import os
+from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from util.data.images import JPEG, UNREADABLE, read_whole_image
+from util.data.images import read_whole_image
+from util.data.masks import MaskFile, eight_bits, turn
 from util.runtime.errors import errors_as
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -51,29 +53,26 @@ def read_picture(picture: Picture) -> np.ndarray:
     return np.ascontiguousarray(picture)
 
 
-def read_marks(mask: Picture) -> np.ndarray:
+def read_marks(marks: Picture, binary: bool) -> np.ndarray:
     """Return the labels of a mask or scribble, uint8 (H, W), where 0 is unmarked.
 
-    A transparent image is marked where it is at least half opaque. Of colours, each that is not black
-    marks. A JPEG, which cannot keep exact values, marks by values of at least 128. Values are kept for
-    images with one channel, and are otherwise 1.
-
     Args:
-        mask: a path, a PIL image, or an array or tensor (H, W) of numbers or bool.
+        marks: a path, a PIL image, or an array or tensor (H, W) of numbers or bool.
+        binary: whether files and PIL images are read as `MaskFile.region` does, and marked by 1. Else
+            those with exact values in one channel keep their values.
 
     Raises:
-        ValueError: the file is no image, or an array or tensor has another shape.
+        ValueError: the file is no image or marks several things, or an array or tensor has another
+            shape.
     """
-    if isinstance(mask, str | os.PathLike):
-        try:
-            with Image.open(mask) as image:
-                image.load()
-                return _pil_marks(image)
-        except UNREADABLE as error:
-            raise ValueError(f"{os.fspath(mask)} cannot be read as a mask: {error}") from error
-    if isinstance(mask, Image.Image):
-        return _pil_marks(mask)
-    array = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    if isinstance(marks, str | os.PathLike | Image.Image):
+        with errors_as(ValueError):
+            file = _mask_file(marks)
+            values = np.asarray(file.image)
+            if values.ndim == 2 and not (binary or file.lossy):
+                return _labels(turn(values, file.orientation))
+            return file.region().pixels.astype(np.uint8)
+    array = np.asarray(marks.cpu() if isinstance(marks, Tensor) else marks)
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise ValueError(
             f"an array of a mask or scribble is (H, W), not {array.dtype} {array.shape}"
@@ -81,10 +80,19 @@ def read_marks(mask: Picture) -> np.ndarray:
     return _labels(array)
 
 
+def _mask_file(marks: str | os.PathLike[str] | Image.Image) -> MaskFile:
+    if isinstance(marks, Image.Image):
+        return MaskFile("(a PIL image)", marks)
+    try:
+        return MaskFile(marks, Path(marks).read_bytes())
+    except OSError as error:
+        raise ValueError(f"{os.fspath(marks)} cannot be read as a mask: {error}") from error
+
+
 def _pil_picture(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(eight_bits(np.asarray(image))[0])
     elif image.mode in ("I", "F"):
         raise ValueError(f"a PIL image of mode {image.mode} has no fixed range; convert it to RGB")
     return np.array(image.convert("RGB"))
@@ -102,20 +110,6 @@ def _tensor_picture(tensor: Tensor) -> np.ndarray:
             f"from {array.min():.3g} to {array.max():.3g}"
         )
     return (255 * array).round().astype(np.uint8)
-
-
-def _pil_marks(image: Image.Image) -> np.ndarray:
-    lossy = image.format in JPEG
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or (image.mode != "P" and "transparency" in image.info):
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        if alpha.min() < 128:
-            return (alpha >= 128).astype(np.uint8)
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    if lossy:
-        array = array >= 128
-    return (array != 0).any(axis=2).astype(np.uint8) if array.ndim == 3 else _labels(array)
 
 
 def _labels(array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ A loaded query depends on the image alone, a loaded support on its class and ann
 the transform of the test nor the annotations draw from the random streams of the episodes.
 """
 
-import os
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
@@ -13,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from util.data.annotations import annotate, annotation_stream
+from util.data.dataset import read_pair
 from util.data.draws import PROTOCOL_SEED
 from util.data.episodes import EpisodeDataset
 from util.data.folds import IGNORE, class_label_table
-from util.data.images import read_pair
 from util.data.transform import EvalTransform
 
 # A support: the position of its image in the lists, and its class.
@@ -65,7 +64,7 @@ class EpisodeParts(Dataset):
         episodes = self.episodes
         entry = episodes.lists.entries[index]
         image, mask = read_pair(episodes.data_root, entry)
-        base_label = episodes.base_labels(mask, os.path.join(episodes.data_root, entry[1]))
+        base_label = episodes.base_labels(mask, episodes.data_root, entry)
         classes = len(set(np.unique(mask).tolist()) - {0, IGNORE})
         transform = cast(EvalTransform, episodes.transform)
         fitted = transform.fitted_size(*mask.shape)

@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as coco_mask
 
-from util.data.images import UNREADABLE
 from util.data.label_maps import index_image
+from util.data.masks import UNREADABLE
 from util.runtime.files import write_atomically
 
 _KEY = "uncertainty"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segmenter import ONE_CLASS, Support
-from util.preparation.custom_pairs import IMAGE_TYPES
+from util.preparation.custom_pairs import IMAGE_TYPES, left_behind
 from util.runtime.errors import UserError
 
 _NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)*(\+-?[\d.]+(,-?[\d.]+)*)*")
@@ -39,7 +39,7 @@ def find_queries(words: Sequence[str], out: Path, annotations: Iterable[Path]) -
                 Query(file, file.relative_to(path).with_suffix("").as_posix())
                 for file in sorted(path.rglob("*"))
                 if file.suffix.lower() in IMAGE_TYPES
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and not any(map(left_behind, file.relative_to(path).parts))
                 and not file.resolve().is_relative_to(out.resolve())
                 and file.resolve() not in skipped
             ]
@@ -89,7 +89,8 @@ def find_supports(folder: str) -> dict[str, list[Support]]:
     if not Path(folder).is_dir():
         raise UserError(f"--supports {folder}: there is no such folder")
     supports: dict[str, list[Support]] = {}
-    for place in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
+    folders = (path for path in Path(folder).iterdir() if path.is_dir())
+    for place in sorted(path for path in folders if not left_behind(path.name)):
         files = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_TYPES]
         masks = {path: _mask_of(path, files) for path in files}
         for path, mask in masks.items():
@@ -106,7 +107,8 @@ def find_supports(folder: str) -> dict[str, list[Support]]:
 
 
 def _mask_of(image: Path, files: Sequence[Path]) -> Path | None:
-    names = (image.with_name(f"{image.stem}_mask.png"), image.with_suffix(".png"))
+    names = [image.with_name(f"{image.stem}_mask{kind}") for kind in (".png", *IMAGE_TYPES)]
+    names.append(image.with_suffix(".png"))
     return next((path for path in names if path != image and path in files), None)
 
 

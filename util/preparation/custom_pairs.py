@@ -1,12 +1,14 @@
 """The user's own images and masks: which belong together, their classes, which images are tested.
 
 A folder of masks holds either index masks, masks/IMAGE.png (0 background, 1..N classes, 255
-ignored; gray or with a palette), or binary ones, masks/CLASS/IMAGE.png (0 and one other value).
+ignored; gray or with a palette), or binary ones, masks/CLASS/IMAGE.png, or masks/IMAGE.png of one
+class. The masks of a folder may have a common addition to the name, as IMAGE_mask.png.
 """
 
 import os
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +17,21 @@ import numpy as np
 
 from util.data.folds import MAX_CLASSES
 from util.data.images import Entry, require_same_size
-from util.preparation.masks import Placed, index_mask, prepare_pair, read_png, stack_regions
-from util.preparation.shared import DataRoot
+from util.data.masks import HALF, MaskFile
+from util.preparation.masks import Placed, prepare_pair, stack_regions
+from util.preparation.shared import DataRoot, run_parallel
 from util.runtime.errors import UserError
 
 PARTS = ("train", "val")
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MASK_TYPES = (".png",)
+MASK_TYPES = (".png",)  # Other types count in a folder without these.
+# Folders that systems and programs leave behind.
+_LEFT_BEHIND = re.compile(
+    r"\..*|__MACOSX|__pycache__|@eaDir|@tmp|#recycle|#snapshot|\$RECYCLE\.BIN|lost\+found|"
+    "System Volume Information"
+)
+_RULES = "rules 2"  # Change it when the same files would give other masks.
 _NAMED = 3  # names in a message
 
 
@@ -40,29 +49,47 @@ class Pair(NamedTuple):
         return f"{IMAGE_FOLDER}/{name}", f"{MASK_FOLDER}/{stem}.png"
 
 
-def place(root: DataRoot, pair: Pair) -> Placed | str:
-    """Check a pair and put it under the data root; returns the message of what is wrong."""
+def place(root: DataRoot, pair: Pair) -> tuple[Placed, list[str]] | str:
+    """Check a pair and put it under the data root.
+
+    Returns:
+        What `prepare_pair` returned and noted, or the message of what is wrong.
+    """
+    notes: list[str] = []
     try:
         if isinstance(pair.mask, str):
             path, data = pair.mask, Path(pair.mask).read_bytes()
-            sources: list[object] = [data]
-            return prepare_pair(
-                root, pair.image, pair.entry, sources, lambda: index_mask(path, data)
-            )
-        files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
-        sources = [source for class_id, _, data in files for source in (class_id, data)]
-        return prepare_pair(root, pair.image, pair.entry, sources, lambda: merged_mask(files))
+            sources: list[object] = [_RULES, data]
+
+            def make_mask() -> np.ndarray:
+                return MaskFile(path, data).class_ids()
+
+        else:
+            files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
+            sources = [_RULES, *(part for key, _, data in files for part in (key, data))]
+
+            def make_mask() -> np.ndarray:
+                return merged_mask(files, notes)
+
+        return prepare_pair(root, pair.image, pair.entry, sources, make_mask, notes), notes
     except UserError as error:
         return str(error)
 
 
-def merged_mask(files: Sequence[tuple[int, str, bytes]]) -> np.ndarray:
+def merged_mask(
+    files: Sequence[tuple[int, str, bytes]], notes: list[str] | None = None
+) -> np.ndarray:
     """Return one index mask, uint8 (H, W), of the binary masks (class id, path, content) of an image.
 
     Raises:
         UserError: A mask is damaged or not binary, or two differ in size.
     """
-    regions = [(class_id, _foreground(path, data)) for class_id, path, data in files]
+    found = [(class_id, MaskFile(path, data).region()) for class_id, path, data in files]
+    if notes is not None and any(region.marked_by == "threshold" for _, region in found):
+        notes.append(
+            f"masks with soft edges or of JPEG, where values from {HALF} on are the object"
+        )
+    regions = [(class_id, region.pixels) for class_id, region in found]
     first = regions[0][1]
     for (_, region), (_, path, _) in zip(regions, files, strict=True):
         require_same_size(first, files[0][1], region, path)
@@ -70,20 +97,37 @@ def merged_mask(files: Sequence[tuple[int, str, bytes]]) -> np.ndarray:
     return stack_regions(height, width, regions)
 
 
-def _foreground(path: str, data: bytes) -> np.ndarray:
-    """Return where a binary mask is not 0, bool (H, W)."""
-    image = read_png(path, data)
-    if len(image.getbands()) > 1:
-        values = np.asarray(image.convert("RGB")).astype(np.uint32) @ np.array([1, 256, 65536])
-    else:
-        values = np.asarray(image)
-    found = np.unique(values[values != 0])
-    if len(found) > 1:
+def one_class(pairs: Sequence[Pair], workers: int | None) -> tuple[list[Pair], list[str]]:
+    """Return the pairs with binary masks of class 1 where all masks of one folder are black and white.
+
+    Returns:
+        The pairs, which are otherwise the given ones, and lines that say so.
+
+    Raises:
+        UserError: Some masks mark by 1 and some by 255, so that 255 may be the object or ignored.
+    """
+    paths = [pair.mask for pair in pairs if isinstance(pair.mask, str)]
+    # The first of index masks mostly holds a class id, and then the others need not be read.
+    if not paths or _marked_by(paths[0]) == "ids":
+        return [*pairs], []
+    marks = run_parallel(_marked_by, paths, workers, "looking at masks")
+    by_mark = dict(zip(marks, paths, strict=True))
+    if "ids" not in by_mark and {"one", "white"} <= by_mark.keys():
         raise UserError(
-            f"mask {path} holds {len(found)} values besides 0; a binary mask holds one "
-            "(0 and 1, or 0 and 255), without soft edges"
+            f"mask {by_mark['one']} holds 0 and 1, but {by_mark['white']} 0 and 255, which is the "
+            "object or ignored: mark the object by the same value in all masks"
         )
-    return values != 0
+    if by_mark.keys() & {"one", "ids"} or by_mark.keys() == {"nothing"}:
+        return [*pairs], []
+    line = "masks: all are black and white, so they are of one class, which is white in them"
+    return [Pair(pair.image, {1: str(pair.mask)}) for pair in pairs], [line]
+
+
+def _marked_by(path: str) -> str:
+    try:
+        return MaskFile(path, Path(path).read_bytes()).marked_by()
+    except UserError:
+        return "ids"
 
 
 def _match(name: str) -> str:
@@ -94,7 +138,7 @@ def _match(name: str) -> str:
 def find_pairs(
     images: str, masks: str, class_names: list[str] | None
 ) -> tuple[list[Pair], list[str] | None]:
-    """Find the pairs of two folders; other files than images and PNG masks are ignored.
+    """Find the pairs of two folders; other files than images and masks are ignored.
 
     The names that the user gave order the folders of binary masks, which are in alphabetical order
     otherwise.
@@ -111,12 +155,12 @@ def find_pairs(
         raise UserError(
             f"{images} holds no image ({', '.join(IMAGE_TYPES)}); its subfolders are not searched"
         )
-    mask_files: dict[str, str | dict[int, str]] = {**_files(masks, MASK_TYPES)}
+    mask_files: dict[str, str | dict[int, str]] = {**_mask_files(masks, image_files)}
     folders = sorted(
-        entry.name for entry in os.scandir(masks) if entry.is_dir() and entry.name[0] != "."
+        entry.name for entry in os.scandir(masks) if entry.is_dir() and not left_behind(entry.name)
     )
     if bool(mask_files) == bool(folders):
-        found = f"PNGs and folders ({folders[0]})" if folders else "no mask"
+        found = f"masks and folders ({folders[0]})" if folders else "no mask"
         raise UserError(
             f"{masks} holds {found}: give index masks, IMAGE.png, or folders of binary masks, "
             "CLASS/IMAGE.png"
@@ -126,7 +170,7 @@ def find_pairs(
         class_names = class_names or folders
         binary: dict[str, dict[int, str]] = {}
         for class_id, folder in enumerate(folders, 1):
-            for stem, path in _files(os.path.join(masks, folder), MASK_TYPES).items():
+            for stem, path in _mask_files(os.path.join(masks, folder), image_files).items():
                 binary.setdefault(stem, {})[class_id] = path
         mask_files = {**binary}
     problems = []
@@ -159,6 +203,34 @@ def _files(folder: str, types: tuple[str, ...]) -> dict[str, str]:
                 f"{other} and {path} differ only in their type: a mask belongs to one of them"
             )
     return found
+
+
+def _mask_files(folder: str, images: Mapping[str, str]) -> dict[str, str]:
+    """Return name of the image without suffix → path of the masks of a folder.
+
+    If no mask has the name of an image, the names of all may begin or end with the same addition.
+    """
+    masks = _files(folder, MASK_TYPES) or _files(folder, IMAGE_TYPES)
+    if not masks or masks.keys() & images.keys():
+        return masks
+    first, *_ = masks
+    additions = {
+        (first[:start], first[start + len(stem) :])
+        for stem in images
+        for start in range(len(first))
+        if first.startswith(stem, start)
+    }
+    # The shortest comes first: 11_mask belongs to 11, not to 1.
+    for before, after in sorted(additions, key=lambda addition: sum(map(len, addition))):
+        names = {name: name[len(before) : len(name) - len(after)] for name in masks}
+        if all(f"{before}{stem}{after}" == name and stem in images for name, stem in names.items()):
+            return {names[name]: path for name, path in masks.items()}
+    return masks
+
+
+def left_behind(folder: str) -> bool:
+    """Tell whether a folder of this name holds what a system or a program left behind."""
+    return _LEFT_BEHIND.fullmatch(folder) is not None
 
 
 def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> list[str]:

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from util.data.images import UNREADABLE, Entry, read_whole_image
+from util.data.images import Entry, as_shown, read_whole_image, stored_orientation
+from util.data.masks import MaskFile, turn
 from util.preparation.shared import DataRoot, FilePath, link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
@@ -45,35 +45,6 @@ def fingerprint(*sources: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_png(path: FilePath, data: bytes) -> Image.Image:
-    """Return the mask file `path` with content `data` as a decoded image.
-
-    Raises:
-        UserError: It is no image, or a damaged or truncated one.
-    """
-    try:
-        image = Image.open(BytesIO(data))
-        image.load()
-    except UNREADABLE as error:
-        raise UserError(f"mask {path} is damaged or truncated ({error}): replace it") from error
-    return image
-
-
-def index_mask(path: FilePath, data: bytes) -> np.ndarray:
-    """Return the class ids, uint8 (H, W), of the index mask `path` with content `data`.
-
-    Raises:
-        UserError: It is damaged, or holds colours or 16 bits.
-    """
-    image = read_png(path, data)
-    if image.mode not in ("L", "P", "1"):
-        raise UserError(
-            f"mask {path} holds colours or more than 8 bits ({image.mode}); an index mask is gray "
-            "or has a palette, and its values are class ids"
-        )
-    return np.asarray(image).astype(np.uint8)
-
-
 def stack_regions(height: int, width: int, regions: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
     """Return one index mask, uint8 (height, width), of labels with their regions, bool (H, W).
 
@@ -92,6 +63,7 @@ def prepare_pair(
     entry: Entry,
     sources: Iterable[object],
     make_mask: Callable[[], np.ndarray],
+    notes: list[str] | None = None,
 ) -> Placed:
     """Put an image and its index mask under the data root.
 
@@ -104,6 +76,7 @@ def prepare_pair(
         entry: Names of image and mask, relative to the data root.
         sources: What the mask is made from, for `fingerprint`.
         make_mask: Returns the mask, uint8 (H, W).
+        notes: Receives what is worth knowing of a pair whose mask is made now.
 
     Raises:
         UserError: The image is damaged, the sizes differ, or the mask's place holds another file
@@ -115,8 +88,17 @@ def prepare_pair(
     found = _STAMP.search(present[:_HEAD])
     if found and found[1] == stamp.encode() and present.endswith(_END):
         return Placed(link_or_copy(image_source, image, root.copy), False)
-    mask = make_mask()
-    height, width = read_whole_image(image_source).shape[:2]
+    notes = [] if notes is None else notes
+    drawn = make_mask()
+    height, width = read_whole_image(image_source, notes).shape[:2]
+    mask = as_shown(drawn, (height, width), image_source)
+    if mask is not drawn:
+        notes.append("masks of the size that the camera stored, which are turned like their images")
+    elif (way := stored_orientation(image_source)) > 1 and turn(mask, way).shape == mask.shape:
+        notes.append(
+            "images that a viewer turns without a change of size, so that their masks are taken as "
+            "drawn on what the viewer shows"
+        )
     if mask.shape != (height, width):
         raise UserError(
             f"{image_source} is {width}×{height} pixels but its mask {mask.shape[1]}×"
@@ -148,7 +130,6 @@ def pair_summary(placed: Sequence[Placed]) -> list[str]:
 def _holds(data: bytes, mask: np.ndarray) -> bool:
     """Return whether a mask file with this content would be read as `mask`."""
     try:
-        image = read_png("", data)
+        return np.array_equal(MaskFile("", data).class_ids(), mask)
     except UserError:
         return False
-    return image.mode == "L" and np.array_equal(np.asarray(image), mask)

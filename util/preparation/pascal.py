@@ -14,7 +14,7 @@ from scipy.io import loadmat
 
 from util.data.folds import IGNORE
 from util.data.images import check_labels
-from util.preparation.masks import index_mask, read_png
+from util.data.masks import MaskFile
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
@@ -41,10 +41,10 @@ def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
         UserError: It is damaged or no mask of VOC: another kind of image, a colour or a value
             that VOC does not have.
     """
-    image = read_png(path, data)
-    if image.mode == "RGB":
-        return _ids_of_colours(np.asarray(image), path)
-    mask = index_mask(path, data)
+    file = MaskFile(path, data)
+    if file.image.mode == "RGB":
+        return _ids_of_colours(np.asarray(file.image), path)
+    mask = file.class_ids()
     check_labels(mask, NUM_CLASSES, str(path))
     return mask
 

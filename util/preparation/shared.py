@@ -27,7 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from util.config import load_config
+from util.config import given_values
 from util.data.images import Entry
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import ROOT, write_atomically
@@ -235,14 +235,16 @@ class DataRoot:
         if not (ROOT / file).is_file():
             # So do the scripts with a dataset that has only a description.
             file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
-        cfg = load_config(str(ROOT / file), chosen)
+        values = given_values(str(ROOT / file), chosen)
         settings: list[str] = []
         for key, place in (
             ("data_root", str(self.folder)),
             ("train_list", self.list_file("train")),
             ("val_list", self.list_file("val")),
         ):
-            if os.path.realpath(getattr(cfg, key)) != os.path.realpath(place):
+            if key not in values or os.path.realpath(str(values[key].value)) != os.path.realpath(
+                place
+            ):
                 settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]

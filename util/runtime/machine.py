@@ -8,10 +8,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from util.runtime.files import ROOT
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_cores() -> int:
@@ -21,9 +23,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: "torch.device") -> int:
     """Return the most bytes held so far, on the GPU or by this process where there is none."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -37,6 +41,9 @@ def run_environment() -> dict[str, str | int | None]:
         (the version that torch was built for, None without), `commit` of this repository, followed by
         "+changes" where tracked files differ from it (None outside a git checkout), and `date` (ISO).
     """
+    # Imported here because it takes seconds, and most commands ask for the cores only.
+    import torch
+
     return {
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": _cpu_name(),

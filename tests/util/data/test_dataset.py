@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.util.voc_files import mask_of, write_dataset
-from util.data.dataset import BaseDataset, base_label_dir
+from util.data.dataset import BaseDataset, base_label_dir, read_pair
 from util.data.folds import Fold
-from util.data.images import read_image, read_mask, read_pair
+from util.data.images import read_image, read_mask
 from util.data.lists import read_entries
 from util.data.transform import EvalTransform, base_train_transform
 from util.get_mulway_base_data import main, write_base_labels
@@ -29,8 +29,11 @@ def test_images_are_rgb(tmp_path):
 def test_missing_and_unreadable_files_are_named(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
-    for reader, kind in ((read_image, "image"), (read_mask, "mask")):
-        with pytest.raises(UserError, match=rf"{kind} .*broken\.png cannot be read"):
+    for reader, kind, problem in (
+        (read_image, "image", "cannot be read"),
+        (read_mask, "mask", "is damaged or truncated"),
+    ):
+        with pytest.raises(UserError, match=rf"{kind} .*broken\.png {problem}"):
             reader(str(broken))
         with pytest.raises(UserError, match=rf"{kind} .*absent\.png does not exist"):
             reader(str(tmp_path / "absent.png"))
@@ -50,16 +53,6 @@ def test_file_names_may_be_any_bytes(tmp_path):
     labels = str(tmp_path / "labels")
     assert write_base_labels(str(tmp_path), [("image.jpg", name)], FOLD, labels, False) == 1
     assert (read_mask(os.path.join(labels, name)) == 2).all()
-
-
-@pytest.mark.parametrize(
-    "array", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint16)], ids=["colour", "16 bit"]
-)
-def test_masks_of_another_kind_are_refused(tmp_path, array):
-    path = str(tmp_path / "mask.png")
-    cv2.imwrite(path, array)
-    with pytest.raises(UserError, match=r"mask\.png is a .*single-channel 8-bit"):
-        read_mask(path)
 
 
 def test_sizes_that_differ_are_named(tmp_path):

@@ -152,12 +152,20 @@ def test_no_usable_image_is_an_error(tmp_path):
         load(tmp_path, list_file, mixed_images="background", min_cells=2, grid=GRID)
 
 
+def test_black_and_white_masks_without_preparation_are_named(tmp_path):
+    list_file = write_dataset(tmp_path, {"a": mask_of((255, 300)), "b": mask_of()})
+    with pytest.raises(
+        UserError, match=r"no mask of .*train\.txt holds a class, only 0 \(background"
+    ):
+        load(tmp_path, list_file)
+
+
 def test_a_value_beyond_the_classes_and_an_unreadable_mask_are_named(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((4, 1))})
     with pytest.raises(UserError, match=r"b mask\.png holds the value 4; classes are 1\.\.3"):
         load(tmp_path, list_file)
     (tmp_path / "b mask.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"b mask\.png cannot be read"):
+    with pytest.raises(UserError, match=r"b mask\.png is damaged or truncated"):
         load(tmp_path, list_file)
 
 

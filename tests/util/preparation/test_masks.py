@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from util.data.images import read_whole_image
-from util.preparation.masks import fingerprint, prepare_pair, read_png
+from util.data.masks import MaskFile
+from util.preparation.masks import fingerprint, prepare_pair
 from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 
@@ -125,7 +126,7 @@ def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
     with pytest.raises(UserError, match=r"image .*é a\.jpg is damaged or truncated"):
         read_whole_image(path)
     with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
-        read_png(path, path.read_bytes())
+        MaskFile(path, path.read_bytes())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
