@@ -20,7 +20,8 @@ from segmenter import FewShotSegmenter, Support
 from tests.paths import ROOT
 from tests.small_model import SIZE, small_episodes, small_net
 from util.predict import formats
-from util.preparation.coco import draw_mask, read_instances
+from util.preparation.coco import read_instances
+from util.preparation.segmentations import draw_mask
 
 ALL = ["coco", "coco_polygons", "labelme", "yolo", "overlay", "probability"]
 

@@ -7,16 +7,14 @@ id. OUT may be the folder of COCO itself. After an interruption the same command
 draws only masks that are missing or whose annotations changed.
 """
 
-import json
 import os
 from functools import partial
 
-import numpy as np
-
 from util.config import Parser
 from util.data.images import Entry
-from util.preparation.coco import AnnotatedImage, Instances, draw_mask, read_instances
+from util.preparation.coco import Instances, read_instances
 from util.preparation.masks import Placed, pair_summary, prepare_pair
+from util.preparation.segmentations import AnnotatedImage
 from util.preparation.shared import (
     DataRoot,
     FilePath,
@@ -61,7 +59,7 @@ def prepare_coco(coco: FilePath, root: DataRoot) -> list[str]:
         )
     lines = [count_line("categories", len(categories), CATEGORIES)]
     for part, (images, total, _) in instances.items():
-        work = partial(_place, coco, root, part, files[part])
+        work = partial(_place, coco, root, part)
         lines += pair_summary(run_parallel(work, images, root.workers, f"COCO {part}"))
         line = root.write_list(part, (_entry(part, image) for image in images), COUNTS[part])
         lines.append(f"{line}; {total:,} images with and without annotations")
@@ -84,14 +82,10 @@ def _entry(part: str, image: AnnotatedImage) -> Entry:
     return f"{folder}/{image.file_name}", f"annotations/{folder}/{image.mask_name}"
 
 
-def _place(coco: FilePath, root: DataRoot, part: str, file: str, image: AnnotatedImage) -> Placed:
-    def make_mask() -> np.ndarray:
-        annotations = json.loads(image.annotations)
-        return draw_mask(image.height, image.width, annotations, f"{file}: {image.file_name}")
-
+def _place(coco: FilePath, root: DataRoot, part: str, image: AnnotatedImage) -> Placed:
     entry = _entry(part, image)
-    sources = [image.annotations, image.height, image.width]
-    return prepare_pair(root, os.path.join(coco, entry[0]), entry, sources, make_mask)
+    path = os.path.join(coco, entry[0])
+    return prepare_pair(root, path, entry, image.sources, partial(image.draw, path))
 
 
 @resumable

@@ -1,10 +1,12 @@
 """Your own data: python -m util.prepare_custom --name NAME --images DIR --masks DIR --out DIR
 
 Takes a folder of images and one of masks: index masks, DIR/IMAGE.png (0 background, 1..N classes,
-255 ignored), or black and white ones, DIR/CLASS/IMAGE.png. docs/data.md lists all forms. Checks
-all of them, makes the data root OUT with images (links, or copies) and index_masks, the lists
-train.txt and val.txt, and the configuration, so that `sh train.sh split0 NAME 1` trains. After an
-interruption the same command continues; when images were added, it includes them.
+255 ignored), or black and white ones, DIR/CLASS/IMAGE.png. --masks may also be the export of a
+labelling tool: COCO instances, files of labelme, YOLO segmentation labels, or CVAT's coloured masks
+with labelmap.txt. docs/data.md lists all forms. Checks all of them, makes the data root OUT with
+images (links, or copies) and index_masks, the lists train.txt and val.txt, and the configuration, so
+that `sh train.sh split0 NAME 1` trains. After an interruption the same command continues; when
+images were added, it includes them.
 """
 
 import os
@@ -23,19 +25,21 @@ from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
+from util.preparation.coco import CROWDS
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
     MASK_FOLDER,
     PARTS,
+    VAL_SHARE,
     Pair,
     find_pairs,
     one_class,
     place,
-    read_text,
     split,
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
+from util.preparation.forms import FORMS, MASKS, read_export, recognise
 from util.preparation.masks import pair_summary
 from util.preparation.shared import (
     DataRoot,
@@ -49,8 +53,8 @@ from util.preparation.shared import (
 )
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.texts import read_text
 
-VAL_SHARE = 0.2
 LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
 TRAIN_SIZE = TrainFields.model_fields["train_h"].default
@@ -150,7 +154,21 @@ def _parser() -> Parser:
     )
     parser.add_argument("--images", required=True, help="folder of the images")
     parser.add_argument(
-        "--masks", required=True, help="folder of index masks IMAGE.png, or CLASS/IMAGE.png"
+        "--masks",
+        required=True,
+        help="folder of index masks IMAGE.png, or of CLASS/IMAGE.png; or the export of a labelling "
+        "tool: a COCO file, or a folder",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMS,
+        help="; ".join(f"{form}: {what}" for form, what in FORMS.items())
+        + " (recognised by the content)",
+    )
+    parser.add_argument(
+        "--crowd",
+        choices=CROWDS,
+        help="what COCO regions with iscrowd 1 become (object, if no object has iscrowd 0)",
     )
     parser.add_argument("--class_names", help="a,b,c or a file, one per line: classes 1, 2, 3, …")
     choice = parser.add_mutually_exclusive_group()
@@ -158,8 +176,8 @@ def _parser() -> Parser:
     choice.add_argument(
         "--val_share",
         type=argument_type(Annotated[float, Field(gt=0, lt=1)]),
-        default=VAL_SHARE,
-        help="without --val the share of the images that is drawn for testing (%(default)s)",
+        help=f"without --val the share of the images that is drawn for testing ({VAL_SHARE}, unless "
+        "folders train and valid, val or test divide them)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (%(default)s)")
     parser.add_argument(
@@ -199,20 +217,30 @@ def main(arguments: list[str] | None = None) -> None:
     class_names = read_class_names(options.class_names) if options.class_names else None
     require_free_name(name)
     require_folder(options.images, "give the folder of the images as --images")
-    require_folder(masks, "give the folder of the masks as --masks")
-    for inner, outer in (("images", "masks"), ("out", "masks"), ("out", "images")):
+    form = options.format or recognise(masks)
+    print(f"--masks is read as {FORMS[form]}; --format chooses another form", flush=True)
+    if form == MASKS:
+        require_folder(masks, "give the folder of the masks as --masks")
+    inside = [("images", "masks")] if form == MASKS else []  # Exports lie with their images.
+    for inner, outer in (*inside, ("out", "masks"), ("out", "images")):
         folder, other = getattr(options, inner), getattr(options, outer)
         if Path(folder).resolve().is_relative_to(Path(other).resolve()):
             raise UserError(f"--{inner} {folder} lies in --{outer} {other}: separate them")
-    pairs, class_names = find_pairs(options.images, masks, class_names)
-    pairs, lines = one_class(pairs, options.workers)
+    if form == MASKS:
+        pairs, class_names = find_pairs(options.images, masks, class_names)
+        pairs, lines = one_class(pairs, options.workers)
+    else:
+        pairs, class_names, lines = read_export(
+            form, options.images, masks, class_names, options.crowd
+        )
     check_names(pair.entry for pair in pairs)
     if class_names:
         require_text(*class_names)
         divide(len(class_names), options.folds)
     parts = split(pairs, options.val, options.val_share, options.seed)
     root = DataRoot(out, lists, options.copy, options.workers)
-    root.open("", IMAGE_FOLDER, MASK_FOLDER)
+    folders = {os.path.dirname(name) for pair in pairs for name in pair.entry}
+    root.open("", IMAGE_FOLDER, MASK_FOLDER, *sorted(folders))
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
         raise UserError(f"--out {out}: its {MASK_FOLDER} are your masks; give another folder")
 

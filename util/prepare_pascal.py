@@ -3,8 +3,9 @@
 Makes the data root OUT with JPEGImages (links, or copies) and SegmentationClassAug (index PNGs),
 and the lists train.txt and val.txt that PFENet and its successors use: train is SBD's
 train_noval, then the VOC segmentation train images not among them; val is VOC's. Where both
-annotate an image, the mask is VOC's. OUT may be the folder of VOC 2012 itself. After an
-interruption the same command continues.
+annotate an image, the mask is VOC's. OUT may be the folder of VOC 2012 itself. --sbd may also be a
+folder SegmentationClassAug: the PNGs that others made of SBD's masks. After an interruption the same
+command continues.
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,16 @@ from util.preparation.shared import (
     run_parallel,
 )
 from util.runtime.errors import UserError
+from util.runtime.texts import read_text
 
 # Numbers of images in VOC 2012 and SBD as published.
 SBD_COUNT, VOC_COUNT, VOC_TRAIN_COUNT, VAL_COUNT = 5623, 330, 1464, 1449
 
 _VOC_HINT = "give VOC 2012 as unpacked (VOCdevkit/VOC2012) as --voc, or add --download"
-_SBD_HINT = "give SBD's benchmark.tgz as unpacked (its folder dataset) as --sbd, or add --download"
+_SBD_HINT = (
+    "give SBD's benchmark.tgz as unpacked (its folder dataset), or a folder SegmentationClassAug, as "
+    "--sbd, or add --download"
+)
 
 
 def prepare_pascal(voc: FilePath, sbd: FilePath, root: DataRoot) -> list[str]:
@@ -42,7 +47,7 @@ def prepare_pascal(voc: FilePath, sbd: FilePath, root: DataRoot) -> list[str]:
 
     Args:
         voc: The folder of VOC 2012 as unpacked, or one above it.
-        sbd: That of SBD.
+        sbd: That of SBD; or a folder SegmentationClassAug of PNGs, which others made of SBD's masks.
         root: What to make.
 
     Returns:
@@ -53,13 +58,19 @@ def prepare_pascal(voc: FilePath, sbd: FilePath, root: DataRoot) -> list[str]:
     """
     voc_content = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
     voc = _find(voc, ("", "VOC2012", "VOCdevkit/VOC2012"), voc_content, _VOC_HINT)
-    sbd = _find(sbd, ("", "dataset", "benchmark_RELEASE/dataset"), ("cls",), _SBD_HINT)
+    masks_alone = sorted(Path(sbd).glob("*.png"))
+    if not masks_alone:
+        sbd = _find(sbd, ("", "dataset", "benchmark_RELEASE/dataset"), ("cls",), _SBD_HINT)
+    sbd = Path(sbd)
     sets = voc / "ImageSets"
     voc_train = _read_ids(sets / "Segmentation" / "train.txt", _VOC_HINT)
     val_ids = _read_ids(sets / "Segmentation" / "val.txt", _VOC_HINT)
     noval = sbd / "train_noval.txt"
     if noval.is_file():
         origin, ids = "train_noval.txt", _read_ids(noval, _SBD_HINT)
+    elif masks_alone:
+        origin, hint = "", f"{noval} makes it unnecessary"
+        ids = {path.stem for path in masks_alone} - _read_ids(sets / "Main" / "val.txt", hint)
     else:
         origin, hint = (
             "computed without train_noval.txt",
@@ -75,7 +86,7 @@ def prepare_pascal(voc: FilePath, sbd: FilePath, root: DataRoot) -> list[str]:
     masks = [
         voc / "SegmentationClass" / f"{stem}.png"
         if stem in voc_train | val_ids
-        else sbd / "cls" / f"{stem}.mat"
+        else (masks_alone[0].with_name(f"{stem}.png") if masks_alone else sbd / f"cls/{stem}.mat")
         for stem in (*train, *val)
     ]
     require_files(images, "it is in VOC 2012; unpack it again")
@@ -83,11 +94,14 @@ def prepare_pascal(voc: FilePath, sbd: FilePath, root: DataRoot) -> list[str]:
     root.open("JPEGImages", "SegmentationClassAug")
     sources = list(zip(images, masks, strict=True))
     placed = run_parallel(partial(_place, root), sources, root.workers, "PASCAL")
-    return [
-        *pair_summary(placed),
+    counts = [
         count_line(f"SBD ({origin})", len(ids), SBD_COUNT),
         count_line("VOC train", len(voc_train), VOC_TRAIN_COUNT),
         count_line("VOC train, not in SBD's part", len(rest), VOC_COUNT),
+    ]
+    return [
+        *pair_summary(placed),
+        *(counts if origin else [f"train.txt is not in the published order: this takes {noval}"]),
         root.write_list("train", map(_entry, train), SBD_COUNT + VOC_COUNT),
         root.write_list("val", map(_entry, val), VAL_COUNT),
     ]
@@ -104,9 +118,7 @@ def _find(given: FilePath, inside: Sequence[str], content: Sequence[str], hint: 
 
 def _read_ids(path: Path, hint: str) -> set[str]:
     require_files([path], hint)
-    # surrogateescape, because a file name may be any bytes.
-    lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")
-    ids = {line.strip() for line in lines} - {""}
+    ids = {line.strip() for line in read_text(path).split("\n")} - {""}
     if not ids:
         raise UserError(f"{path} is empty: {hint}")
     return ids
@@ -133,7 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line `arguments` (that of the process if None)."""
     parser = Parser(description="Prepare PASCAL-5^i from VOC 2012 and SBD.")
     parser.add_argument("--voc", required=True, help="VOC 2012 as unpacked: VOCdevkit/VOC2012")
-    parser.add_argument("--sbd", required=True, help="SBD's benchmark.tgz as unpacked: dataset")
+    parser.add_argument(
+        "--sbd",
+        required=True,
+        help="SBD's benchmark.tgz as unpacked: dataset; or SegmentationClassAug, a folder of PNGs",
+    )
     add_shared_options(parser, "lists/pascal")
     parser.add_argument(
         "--download", action="store_true", help="get both into --voc and --sbd first (3.4 GB)"

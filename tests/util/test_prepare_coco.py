@@ -103,10 +103,10 @@ def set_in(path, value):
         ({"images": [], "annotations": []}, r"\(categories: Field required\)"),
         (set_in(["images", 1], 3), r"\(images\.1: Input should be an object"),
         (
-            set_in(["images", 1, "height"], "48"),
+            set_in(["images", 1, "height"], 48.5),
             r"images\.1\.height: Input should be a valid integer",
         ),
-        (set_in(["images", 1, "width"], 0), r"images\.1\.width: Input should be greater than 0"),
+        (set_in(["images", 1, "width"], -1), r"images\.1\.width: Input should be greater than 0"),
         (set_in(["images", 1, "id"], 9), "two images, or two categories, have the same id"),
         (set_in(["images", 1, "file_name"], "../x.jpg"), r"\.\./x\.jpg lies outside"),
         (set_in(["images", 1, "file_name"], "COCO_9.png"), "would share one mask"),

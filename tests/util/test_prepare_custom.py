@@ -19,9 +19,7 @@ from safetensors.torch import save
 import test
 import train
 import train_base
-import util.preparation.custom_config
 import util.preparation.custom_pairs
-import util.preparation.shared
 from tests.paths import ROOT
 from tests.util.hub import Hub
 from tests.util.prepare_files import contents, cut, run_killed
@@ -37,18 +35,6 @@ from util.prepare_custom import main
 from util.runtime.errors import UserError
 
 SIZE = (48, 60)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The folder the tool runs in, with the shipped configuration, as if it were the repository."""
-    for name in ("config/base", "config/datasets"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(util.preparation.custom_config, "ROOT", tmp_path)
-    monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path / "config/datasets"))
-    monkeypatch.setattr(util.preparation.shared, "ROOT", tmp_path)
-    return tmp_path
 
 
 def disk(radius, size=SIZE):
@@ -322,6 +308,31 @@ def test_names_with_blanks_and_accents_pair_up_however_they_are_encoded(folder):
     assert np.array_equal(read_mask(f"root/index_masks/{latin}.png"), disk(15))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_the_list_of_test_images_may_be_written_in_several_ways(folder, encoding):
+    write_data(folder)
+    write_image(folder / "pics/a b.jpg")
+    write(folder / "masks/a b.png", disk(15))
+    write_image(folder / "pics/#1.jpg")
+    write(folder / "masks/#1.png", disk(15))
+    lines = [
+        "# what to test on",
+        "#n05.jpg",
+        "n00",
+        "n01.png",
+        "elsewhere\\pics\\n02.jpg",
+        "JPEGImages/n03.jpg SegmentationClass/x03.png",
+        "pics/n04.jpg\tmasks/n04.png",
+        "a b\tmasks/a b.png",
+        "#1.jpg",
+        "",
+    ]
+    (folder / "val.txt").write_bytes("\r\n".join(lines).encode(encoding))
+    run("--val", "val.txt")
+    names = ["#1", "a b", "n00", "n01", "n02", "n03", "n04"]
+    assert [image for image, _ in entries("val")] == [f"images/{name}.jpg" for name in names]
+
+
 def test_class_names_from_a_file_one_of_which_has_no_image_yet(folder, capsys):
     write_data(folder)
     (folder / "names.txt").write_text("bolt\nnut, hexagonal\n\nscrew\nnail\n")
@@ -399,7 +410,11 @@ def fails(capsys, *options, code=2, **settings):
     ("options", "message"),
     [
         (["--images", "nowhere"], "nowhere is not a folder: give the folder of the images"),
-        (["--masks", "nowhere"], "nowhere is not a folder: give the folder of the masks"),
+        (["--masks", "nowhere"], "nowhere does not exist: give the masks or annotations"),
+        (
+            ["--masks", "val.txt", "--format", "masks"],
+            "val.txt is not a folder: give the folder of",
+        ),
         (["--images", "masks"], "--images masks lies in --masks masks"),
         (["--out", "masks/new"], "--out masks/new lies in --masks masks"),
         (["--out", "pics"], "--out pics lies in --images pics: separate them"),
@@ -413,6 +428,7 @@ def fails(capsys, *options, code=2, **settings):
         (["--name", "base"], "config/base is not from this command"),
         (["--val", "nowhere.txt"], "nowhere.txt cannot be read: No such file"),
         (["--val", "val.txt"], "val.txt line 2: there is no image n77.jpg"),
+        (["--val", "zeros.txt"], "zeros.txt is no text in UTF-8 or UTF-16: save it as UTF-8"),
         (["--val", "none.txt"], "--val none.txt leaves no image for val"),
         (["--val", "all.txt"], "--val all.txt leaves no image for train"),
         (["--val", "val.txt", "--val_share", "0.3"], "not allowed with argument"),
@@ -433,6 +449,7 @@ def test_wrong_arguments_are_one_line_and_configure_nothing(folder, capsys, opti
     write_data(folder)
     (folder / "val.txt").write_text("n00.jpg\nn77.jpg\n")
     (folder / "none.txt").write_text("\n")
+    (folder / "zeros.txt").write_bytes(b"n00.jpg\0\0\0")
     (folder / "all.txt").write_text("".join(f"n{index:02d}\n" for index in range(12)))
     (folder / "latin.txt").write_bytes(b"S\xe4ge\n")
     assert message in fails(capsys, *options)

@@ -162,3 +162,32 @@ def test_what_is_wrong_in_a_file_is_named(data, tmp_path, name, spoil, message):
         prepare(data, tmp_path / "out")
     assert str(data / name) in str(error.value)
     assert not list((tmp_path / "out" / "lists").iterdir())
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_masks_of_sbd_may_be_pngs_alone(data, prepared, tmp_path, mode):
+    """Gray ones, as most people have them, or with a palette."""
+    root, _ = prepared
+    pngs = data / "SegmentationClassAug"
+    pngs.mkdir()
+    for stem, mask in {**SBD, **VOC}.items():
+        if mode == "P":
+            write_palette_png(pngs / f"{stem}.png", mask)
+        else:
+            cv2.imwrite(str(pngs / f"{stem}.png"), mask)
+    shutil.rmtree(data / "benchmark_RELEASE/dataset/cls")
+    shutil.copy(data / "benchmark_RELEASE/dataset/img/2008_3.jpg", data / V / "JPEGImages")
+    out = tmp_path / "out"
+    lines = prepare_pascal(data, pngs, DataRoot(out, out / "lists", workers=1))
+    assert any("train.txt is not in the published order: this takes" in line for line in lines)
+    made, whole = contents(out), contents(root)
+    assert made.keys() == whole.keys()
+    for name in whole:
+        if name.endswith(".png"):
+            both = [cv2.imread(str(place / name), cv2.IMREAD_UNCHANGED) for place in (out, root)]
+            np.testing.assert_array_equal(*both)
+    assert stems(out, "train") == sorted(TRAIN) and stems(out, "val") == VAL
+    # With the list of SBD the order is the published one.
+    write_lines(pngs / "train_noval.txt", ["2007_1", "2008_2", "2008_3"])
+    prepare_pascal(data, pngs, DataRoot(out, out / "lists", workers=1))
+    assert stems(out, "train") == TRAIN

@@ -15,6 +15,7 @@ from util.data.folds import Fold
 from util.data.images import Entry, unknown_class
 from util.data.list_cache import Counts, file_stamps, load_counts
 from util.runtime.errors import UserError
+from util.runtime.texts import is_comment, read_text
 
 
 @dataclass(frozen=True)
@@ -215,25 +216,21 @@ def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str
     """Read the entries of a list file and collect the problems of lines that are no pair.
 
     Image and mask are separated by a tab or a blank. A line without a tab and with several blanks
-    is divided at the one blank where both halves name existing files. Empty lines are skipped.
+    is divided at the one blank where both halves name existing files. Empty lines and comments are
+    skipped; a comment begins with #, unless this begins the name of an existing file.
 
     Raises:
         UserError: The list file or the root is missing, or the list is empty.
     """
     if not os.path.isdir(data_root):
         raise UserError(f"data_root {data_root} is not a folder")
-    try:
-        # surrogateescape, because a file name may be any bytes.
-        with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as handle:
-            lines = [line.strip() for line in handle.read().split("\n")]
-    except OSError as error:
-        raise UserError(f"cannot read list file {list_file}: {error.strerror}") from error
+    lines = [line.strip() for line in read_text(list_file).split("\n")]
     if not any(lines):
         raise UserError(f"list file {list_file} is empty")
     entries: list[Entry] = []
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
-        if not line:
+        if not line or is_comment(line, lambda name: os.path.isfile(os.path.join(data_root, name))):
             continue
         separator = "\t" if "\t" in line else " "
         cuts = [i for i, character in enumerate(line) if character == separator]

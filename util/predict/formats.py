@@ -181,13 +181,8 @@ class CocoFile:
 
 def _run_lengths(part: Part, height: int, width: int) -> dict[str, Any]:
     """Return a part as COCO's compressed run-length code of the whole picture."""
-    # Positions count down the columns. Runs of the part alone are found without the whole picture.
-    columns, rows = np.nonzero(part.region.T)
-    positions = (columns + part.left) * height + rows + part.top
-    breaks = np.flatnonzero(np.diff(positions) > 1)
-    starts = positions[np.r_[0, breaks + 1]]
-    ends = positions[np.r_[breaks, len(positions) - 1]] + 1
-    edges = np.r_[0, np.column_stack([starts, ends]).ravel(), height * width]
-    code = {"size": [height, width], "counts": np.diff(edges).tolist()}
-    compressed = coco_mask.frPyObjects(code, height, width)
-    return {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
+    whole = np.zeros((height, width), np.uint8, order="F")
+    rows, columns = part.region.shape
+    whole[part.top : part.top + rows, part.left : part.left + columns] = part.region
+    counts = coco_mask.encode(whole)["counts"].decode("ascii")
+    return {"size": [height, width], "counts": counts}

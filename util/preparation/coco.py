@@ -1,201 +1,206 @@
-"""COCO's annotations: reading an instances file, and drawing index masks of its segmentations."""
+"""Reading COCO instances files: those of COCO itself, and those that labelling tools export."""
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-from pycocotools import mask as coco_mask
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError
 
 from util.data.folds import IGNORE, MAX_CLASSES
-from util.preparation.masks import stack_regions
+from util.preparation.exports import Export, json_files
+from util.preparation.segmentations import AnnotatedImage, has_region
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
-_SMALLEST_POLYGON = 6  # numbers: three points
-
-
-class AnnotatedImage(NamedTuple):
-    """An image with its annotations."""
-
-    file_name: str  # relative to the folder of images
-    height: int
-    width: int
-    # JSON of a list of (annotation id, label, segmentation): compact, for there are 120,000 images.
-    annotations: bytes
-
-    @property
-    def mask_name(self) -> str:
-        """The file name with the suffix of a mask."""
-        return os.path.splitext(self.file_name)[0] + ".png"
+CROWDS = ("ignore", "object")  # what a region with iscrowd 1 may become
 
 
 class Instances(NamedTuple):
-    """The content of an instances file."""
+    """The content of an instances file of COCO."""
 
     images: list[AnnotatedImage]  # those with annotations, by image id
     total: int  # number of images with and without annotations
     categories: list[str]  # names of the classes 1, 2, …: the categories in the order of their ids
 
 
-class _Image(BaseModel, strict=True):
-    id: int
+def _id(value: Any) -> Any:
+    """Return an id as text: tools write 7, 7.0 and "7"."""
+    whole = isinstance(value, int | float) and value % 1 == 0
+    return str(int(value)) if whole else value
+
+
+Id = Annotated[str, BeforeValidator(_id)]
+Size = Annotated[PositiveInt | None, BeforeValidator(lambda value: value or None)]
+
+
+class _Image(BaseModel):
+    id: Id
     file_name: str
-    height: PositiveInt
-    width: PositiveInt
+    height: Size = None
+    width: Size = None
 
 
-class _Category(BaseModel, strict=True):
-    id: int
+class _Category(BaseModel):
+    id: Id
     name: str
+    supercategory: Any = None
 
 
-class _Annotation(BaseModel, strict=True):
+class _Annotation(BaseModel):
     id: Any = None
-    image_id: int
-    category_id: int
-    segmentation: Any
-    iscrowd: Any = 0
+    image_id: Id
+    category_id: Id
+    segmentation: Any = None
+    iscrowd: bool | None = False
 
 
-class _File(BaseModel, strict=True):
+class _File(BaseModel):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
 
 
 def read_instances(path: FilePath) -> Instances:
-    """Read an instances file; the label of a crowd region is 255.
+    """Read an instances file of COCO; the label of a crowd region is 255.
 
     Raises:
-        UserError: The file is no COCO instances file, two images would share a mask, or an
-            annotation names an unknown image or category.
+        UserError: The file is no COCO instances file, two images would share a mask, an image lies
+            outside its folder, or an annotation names an unknown image or category.
     """
+    content = _load(path, "give annotations/instances_*2014.json of COCO")
+    if len(content.categories) > MAX_CLASSES:
+        raise UserError(
+            f"{path} has {len(content.categories)} categories; at most {MAX_CLASSES} fit"
+        )
+    categories = sorted(content.categories, key=_order)
+    labels = {category.id: label for label, category in enumerate(categories, 1)}
+    images, _ = _annotated(path, content, labels)
+    records: dict[str, AnnotatedImage] = {}
+    for image in (image for image in images if not image.is_empty):
+        name = os.path.normpath(image.file_name)
+        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+            raise UserError(f"{path}: the image {image.file_name} lies outside the image folder")
+        other = records.setdefault(image.mask_name, image)
+        if other is not image:
+            raise UserError(f"{path}: {other.file_name} and {name} would share one mask")
+    return Instances([*records.values()], len(images), [category.name for category in categories])
+
+
+def read_coco(export: Export, masks: str, crowd: str | None) -> None:
+    """Read the instances files of a labelling tool into `export`.
+
+    The classes are the categories in the order of their ids.
+
+    Args:
+        export: Where to.
+        masks: A file, or a folder of files that have the same categories.
+        crowd: One of CROWDS; None is "object" if no object has iscrowd 0, as for the brush of CVAT.
+
+    Raises:
+        UserError: A file is wrong, or the annotations are boxes without masks.
+    """
+    advice = "export it again in the format COCO"
+    contents = {path: _load(path, advice) for path in json_files(masks, "coco")}
+    categories: dict[str, _Category] = {}
+    for path, content in contents.items():
+        for category in content.categories:
+            if categories.setdefault(category.id, category).name != category.name:
+                raise UserError(f"{path}: category {category.id} has another name in another file")
+    annotations = [one for content in contents.values() for one in content.annotations]
+    parents = _parents(categories.values(), {annotation.category_id for annotation in annotations})
+    if parents:
+        names = ", ".join(parent.name for parent in parents)
+        export.notes.append(f"no class, since it only groups others: {names}")
+    used = [one for one in sorted(categories.values(), key=_order) if one not in parents]
+    classes = export.set_classes([category.name for category in used], masks)
+    labels = {category.id: classes[category.name] for category in used}
+
+    regions = [annotation for annotation in annotations if has_region(annotation.segmentation)]
+    export.check_boxes(len(annotations) - len(regions), len(annotations), masks)
+    crowds = sum(bool(annotation.iscrowd) for annotation in regions)
+    crowd = crowd or CROWDS[crowds == len(regions)]
+    if crowds:
+        other = CROWDS[crowd == CROWDS[0]]
+        export.notes.append(
+            f"annotations with iscrowd 1: {crowds:,}, read as --crowd {crowd}; see --crowd {other}"
+        )
+    for path, content in contents.items():
+        images, lost = _annotated(path, content, labels, crowd == CROWDS[0], strict=False)
+        if lost:
+            export.notes.append(f"annotations of images that {path} does not list: {lost:,}")
+        for image in images:
+            export.add(image, os.path.join(os.path.dirname(path), image.file_name))
+
+
+def _load(path: FilePath, advice: str) -> _File:
+    """Return the content of an instances file; UserError, which ends with `advice`, if it is none."""
+    data = Path(path).read_bytes()
+    encoding = json.detect_encoding(data)
     try:
-        content = _File.model_validate_json(Path(path).read_bytes())
+        text = data if encoding == "utf-8" else data.decode(encoding)
+        content = _File.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "file"
         raise UserError(
-            f"{path} is no COCO instances file ({where}: {problem['msg']}): give "
-            "annotations/instances_*2014.json of COCO"
+            f"{path} is no COCO instances file ({where}: {problem['msg']}): {advice}"
         ) from None
-    images = {image.id: image for image in content.images}
-    categories = {category.id: category.name for category in content.categories}
-    if len(images) < len(content.images) or len(categories) < len(content.categories):
-        raise UserError(f"{path}: two images, or two categories, have the same id")
-    if len(categories) > MAX_CLASSES:
-        raise UserError(f"{path} has {len(categories)} categories; at most {MAX_CLASSES} fit")
-    labels = {category: rank for rank, category in enumerate(sorted(categories), 1)}
-    drawings: dict[int, list[tuple[Any, int, Any]]] = {}
-    for annotation in content.annotations:
-        if annotation.image_id not in images or annotation.category_id not in labels:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error}): {advice}") from error
+    for records in (content.images, content.categories):
+        if len({record.id for record in records}) < len(records):
+            raise UserError(f"{path}: two images, or two categories, have the same id")
+    return content
+
+
+def _annotated(
+    path: FilePath,
+    content: _File,
+    labels: Mapping[str, int],
+    ignore_crowds: bool = True,
+    strict: bool = True,
+) -> tuple[list[AnnotatedImage], int]:
+    """Return the images of a file by id, and the number of annotations of images that it lacks.
+
+    An annotation of an unknown category, and if `strict` of an unknown image, is a UserError.
+    """
+    drawings: dict[str, list[tuple[Any, int, Any]]] = {image.id: [] for image in content.images}
+    lost = 0
+    for one in content.annotations:
+        unknown = one.image_id not in drawings
+        if one.category_id not in labels or (unknown and strict):
             raise UserError(
-                f"{path}: annotation {annotation.id} names image {annotation.image_id} and "
-                f"category {annotation.category_id}, which the file does not have both"
+                f"{path}: annotation {one.id} names image {one.image_id} and category "
+                f"{one.category_id}, which the file does not have both"
             )
-        label = IGNORE if annotation.iscrowd else labels[annotation.category_id]
-        drawing = (annotation.id, label, annotation.segmentation)
-        drawings.setdefault(annotation.image_id, []).append(drawing)
-    records: dict[str, AnnotatedImage] = {}
-    for key in sorted(drawings):
-        image = images[key]
-        name = os.path.normpath(image.file_name)
-        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
-            raise UserError(f"{path}: the image {image.file_name} lies outside the image folder")
-        data = json.dumps(drawings.pop(key), separators=(",", ":")).encode()
-        record = AnnotatedImage(image.file_name, image.height, image.width, data)
-        other = records.setdefault(record.mask_name, record)
-        if other is not record:
-            raise UserError(f"{path}: {other.file_name} and {name} would share one mask")
-    names = [categories[key] for key in sorted(categories)]
-    return Instances(list(records.values()), len(images), names)
+        label = IGNORE if one.iscrowd and ignore_crowds else labels[one.category_id]
+        lost += unknown
+        if not unknown:
+            drawings[one.image_id].append((one.id, label, one.segmentation))
+    images = []
+    for image in sorted(content.images, key=_order):
+        data = json.dumps(drawings.pop(image.id), separators=(",", ":")).encode()
+        record = AnnotatedImage(image.file_name, image.height, image.width, data, os.fspath(path))
+        images.append(record)
+    return images, lost
 
 
-def draw_mask(
-    height: int, width: int, annotations: Iterable[tuple[Any, int, Any]], where: str
-) -> np.ndarray:
-    """Return the index mask, uint8 (height, width), of the annotations of an image.
-
-    An annotation is its id, label and segmentation: polygons [x0, y0, x1, y1, …] or a run-length
-    code {size, counts}, compressed or not.
-
-    Raises:
-        UserError: A segmentation is malformed; the message begins with `where`.
-    """
-    regions = []
-    for number, label, segmentation in annotations:
-        try:
-            regions.append((label, _region(segmentation, height, width)))
-        except ValueError as error:
-            raise UserError(f"{where}: annotation {number}: {error}") from error
-    return stack_regions(height, width, regions)
+def _order(record: _Image | _Category) -> tuple[bool, int, str]:
+    """Return the sort key of a record by its id: numbers first, by value."""
+    number = record.id.isdecimal()
+    return not number, int(record.id) if number else 0, record.id
 
 
-def _region(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Return where a segmentation is, bool (height, width); ValueError if it is malformed."""
-    if isinstance(segmentation, list):
-        # pycocotools would take two points for a box.
-        polygons = [_points(polygon, height, width) for polygon in segmentation]
-        polygons = [points for points in polygons if len(points) >= _SMALLEST_POLYGON]
-        if not polygons:
-            return np.zeros((height, width), bool)
-        code = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation, dict):
-        code = _run_lengths(segmentation, height, width)
-    else:
-        raise ValueError("its segmentation is neither polygons nor a run-length code")
-    return coco_mask.decode(code).astype(bool)
-
-
-def _points(polygon: Any, height: int, width: int) -> list[float]:
-    """Return the numbers of a polygon; ValueError if it is malformed."""
-    try:
-        points = np.asarray(polygon, np.float64)
-    except TypeError as error:
-        raise ValueError("a polygon holds something other than numbers") from error
-    if points.ndim != 1 or len(points) % 2:
-        raise ValueError("a polygon is no list of x, y, x, y, …")
-    # This also finds NaN. pycocotools follows every edge in memory that grows with its length.
-    if not (np.abs(points) <= 2 * max(height, width)).all():
-        raise ValueError(f"a polygon leaves the image of {width}×{height} pixels by far")
-    return points.tolist()
-
-
-def _run_lengths(segmentation: dict, height: int, width: int) -> dict:
-    """Return pycocotools' code of a run-length code, compressed or not."""
-    counts = segmentation.get("counts")
-    if segmentation.get("size") != [height, width]:
-        raise ValueError(f"its size is not that of the image, [{height}, {width}]")
-    if isinstance(counts, str):
-        counts = decompress(counts)
-    # pycocotools returns uninitialised pixels for too few runs and may write beyond the mask.
-    valid = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
-    if not valid or sum(counts or []) != height * width:
-        raise ValueError(f"its runs do not add up to {height}×{width} pixels")
-    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-
-
-def decompress(text: str) -> list[int]:
-    """Return the unchecked runs of COCO's compressed run-length code.
-
-    A number is written in characters of 48 + 6 bits: five bits of the number, the lowest first, and
-    one that says whether more follow. The highest bit of the number is its sign. From the fourth
-    number on, it is the difference to the run two before.
-    """
-    runs: list[int] = []
-    number = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-        number = shift = 0
-    return runs
+def _parents(categories: Iterable[_Category], used: set[str]) -> list[_Category]:
+    """Return the categories that Roboflow adds: they group others and own nothing."""
+    categories = list(categories)
+    above = {one.supercategory for one in categories if one.supercategory != one.name}
+    tops = [one for one in categories if one.supercategory == "none"]
+    return [
+        one
+        for one in categories
+        if one.id not in used
+        and (one.name in above or (one in tops and len(tops) < len(categories)))
+    ]

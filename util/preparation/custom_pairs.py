@@ -7,8 +7,7 @@ class. The masks of a folder may have a common addition to the name, as IMAGE_ma
 
 import os
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -18,33 +17,39 @@ import numpy as np
 from util.data.folds import MAX_CLASSES
 from util.data.images import Entry, require_same_size
 from util.data.masks import HALF, MaskFile
+from util.preparation.exports import ImageNames, left_behind, normal_form
 from util.preparation.masks import Placed, prepare_pair, stack_regions
+from util.preparation.segmentations import Drawable
 from util.preparation.shared import DataRoot, run_parallel
 from util.runtime.errors import UserError
+from util.runtime.texts import is_comment, read_text
 
 PARTS = ("train", "val")
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK_TYPES = (".png",)  # Other types count in a folder without these.
-# Folders that systems and programs leave behind.
-_LEFT_BEHIND = re.compile(
-    r"\..*|__MACOSX|__pycache__|@eaDir|@tmp|#recycle|#snapshot|\$RECYCLE\.BIN|lost\+found|"
-    "System Volume Information"
-)
 _RULES = "rules 2"  # Change it when the same files would give other masks.
+VAL_SHARE = 0.2
+_VAL_FOLDERS = {"val", "valid", "validation", "test"}
+# The image of a line "IMAGE MASK", as in the lists of datasets: up to a tab, or a blank after its type.
+_IMAGE_COLUMN = re.compile(r"(.+?\.(?:bmp|jpe?g|png|tiff?|webp)(?=\s+\S)|.+?(?=\t))", re.IGNORECASE)
 _NAMED = 3  # names in a message
 
 
 class Pair(NamedTuple):
-    """Paths of an image and its mask: of an index mask, or of binary ones by class id."""
+    """An image and its mask.
+
+    The mask is the path of an index mask, those of binary ones by class id, or what an export holds.
+    """
 
     image: str
-    mask: str | dict[int, str]
+    mask: str | dict[int, str] | Drawable
+    name: str = ""  # of the image under its folder; none is the file name
 
     @property
     def entry(self) -> Entry:
         """Image and index mask as a list names them, relative to the data root."""
-        name = os.path.basename(self.image)
+        name = self.name or os.path.basename(self.image)
         stem = os.path.splitext(name)[0]
         return f"{IMAGE_FOLDER}/{name}", f"{MASK_FOLDER}/{stem}.png"
 
@@ -64,12 +69,19 @@ def place(root: DataRoot, pair: Pair) -> tuple[Placed, list[str]] | str:
             def make_mask() -> np.ndarray:
                 return MaskFile(path, data).class_ids()
 
-        else:
+        elif isinstance(pair.mask, dict):
             files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
             sources = [_RULES, *(part for key, _, data in files for part in (key, data))]
 
             def make_mask() -> np.ndarray:
                 return merged_mask(files, notes)
+
+        else:
+            drawing = pair.mask
+            sources = drawing.sources
+
+            def make_mask() -> np.ndarray:
+                return drawing.draw(pair.image)
 
         return prepare_pair(root, pair.image, pair.entry, sources, make_mask, notes), notes
     except UserError as error:
@@ -128,11 +140,6 @@ def _marked_by(path: str) -> str:
         return MaskFile(path, Path(path).read_bytes()).marked_by()
     except UserError:
         return "ids"
-
-
-def _match(name: str) -> str:
-    """Return the form in which names are compared: systems write é as one letter or as two."""
-    return unicodedata.normalize("NFC", name)
 
 
 def find_pairs(
@@ -197,7 +204,7 @@ def _files(folder: str, types: tuple[str, ...]) -> dict[str, str]:
         path = os.path.join(folder, name)
         if suffix.lower() not in types or name[0] == "." or not os.path.isfile(path):
             continue
-        other = found.setdefault(_match(stem), path)
+        other = found.setdefault(normal_form(stem), path)
         if other != path:
             raise UserError(
                 f"{other} and {path} differ only in their type: a mask belongs to one of them"
@@ -228,19 +235,14 @@ def _mask_files(folder: str, images: Mapping[str, str]) -> dict[str, str]:
     return masks
 
 
-def left_behind(folder: str) -> bool:
-    """Tell whether a folder of this name holds what a system or a program left behind."""
-    return _LEFT_BEHIND.fullmatch(folder) is not None
-
-
 def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> list[str]:
     """Return the folders of the classes 1, 2, …."""
     if len(folders) > MAX_CLASSES:
         raise UserError(f"{masks} holds {len(folders)} folders; {MAX_CLASSES} classes are possible")
     if class_names is None:
         return folders
-    by_name = {_match(folder): folder for folder in folders}
-    wanted = [_match(name) for name in class_names]
+    by_name = {normal_form(folder): folder for folder in folders}
+    wanted = [normal_form(name) for name in class_names]
     for name in sorted({*wanted} - {*by_name}):
         raise UserError(f"class {name} of --class_names has no folder in {masks}")
     for name in sorted({*by_name} - {*wanted}):
@@ -248,29 +250,31 @@ def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> 
     return [by_name[name] for name in wanted]
 
 
-def split(pairs: list[Pair], val: str | None, share: float, seed: int) -> dict[str, list[Pair]]:
+def split(
+    pairs: list[Pair], val: str | None, share: float | None, seed: int
+) -> dict[str, list[Pair]]:
     """Return the pairs of each of PARTS, in their order.
 
-    The file `val` names the images of "val", one per line, with or without suffix. Without it, a
-    share of them is drawn, by their names, so that few change when images are added.
+    The file `val` names the images of "val". Without it and without a share, folders train and valid,
+    val or test divide the images. Without them, a share of the images is drawn, by their names, so
+    that few change when images are added.
 
     Raises:
         UserError: A name in the file is no image's, or a part is empty.
     """
-    files = {_match(os.path.basename(pair.image)): pair.image for pair in pairs}
+    files = {pair.entry[0].removeprefix(f"{IMAGE_FOLDER}/"): pair.image for pair in pairs}
+    folders = {name: {*name.split("/")[:-1]} for name in files}
+    divided = [name for name in files if folders[name] & _VAL_FOLDERS]
     if val:
-        by_name = {os.path.splitext(name)[0]: image for name, image in files.items()} | files
-        chosen = set()
-        for number, line in enumerate(read_text(val).split("\n"), 1):
-            name = _match(line.strip())
-            if name and name not in by_name:
-                raise UserError(f"{val} line {number}: there is no image {name}")
-            if name:
-                chosen.add(by_name[name])
+        chosen = {files[name] for name in _listed(val, ImageNames(files))}
+    elif share is None and divided and any("train" in folders[name] for name in files):
+        print("val is what lies in the folders valid, val and test; --val_share divides otherwise")
+        chosen = {files[name] for name in divided}
     else:
+        share = share or VAL_SHARE
 
         def rank(name: str) -> bytes:
-            return sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
+            return sha256(f"{seed}:{normal_form(name)}".encode(errors="surrogateescape")).digest()
 
         drawn = sorted(files, key=rank)[: max(1, round(share * len(pairs)))]
         chosen = {files[name] for name in drawn}
@@ -285,10 +289,15 @@ def split(pairs: list[Pair], val: str | None, share: float, seed: int) -> dict[s
     return parts
 
 
-def read_text(path: str) -> str:
-    """Return the content of a text file in UTF-8; UserError if it cannot be read."""
-    try:
-        # surrogateescape, because a file name may be any bytes.
-        return Path(path).read_text("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+def _listed(val: str, images: ImageNames) -> Iterator[str]:
+    """Yield the images that a list names, a line each: with or without folder, type and mask."""
+    exact = {word for name in images.parts for word in (name, os.path.splitext(name)[0])}
+    for number, line in enumerate(read_text(val).split("\n"), 1):
+        line = normal_form(line.strip())
+        if not line or is_comment(line, exact.__contains__):
+            continue
+        column = _IMAGE_COLUMN.match(line)
+        name = images.find(column[1] if column and line not in exact else line)
+        if name is None:
+            raise UserError(f"{val} line {number}: there is no image {line}")
+        yield name

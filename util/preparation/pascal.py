@@ -7,6 +7,7 @@ saved in true colour is decoded by the colour map of the VOC development kit.
 import os
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from io import BytesIO
 
 import numpy as np
@@ -20,8 +21,10 @@ from util.runtime.errors import UserError
 
 NUM_CLASSES = 20
 
+Colour = tuple[int, int, int]  # red, green and blue
 
-def voc_colour(class_id: int) -> tuple[int, int, int]:
+
+def voc_colour(class_id: int) -> Colour:
     """Return red, green and blue of a class id 0..255 in the VOC colour map.
 
     Bit 3k of the id is bit 7-k of red, bit 3k+1 of green and bit 3k+2 of blue (`VOClabelcolormap`
@@ -34,6 +37,9 @@ def voc_colour(class_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+VOC_COLOURS = {voc_colour(class_id): class_id for class_id in (*range(NUM_CLASSES + 1), IGNORE)}
+
+
 def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
     """Return the class ids 0..20 or 255, uint8 (H, W), of the VOC mask `path` with content `data`.
 
@@ -43,26 +49,39 @@ def voc_mask(path: FilePath, data: bytes) -> np.ndarray:
     """
     file = MaskFile(path, data)
     if file.image.mode == "RGB":
-        return _ids_of_colours(np.asarray(file.image), path)
+        colours = np.asarray(file.image)
+        return ids_of_colours(colours, VOC_COLOURS, path, "the VOC colour map does not have")
     mask = file.class_ids()
     check_labels(mask, NUM_CLASSES, str(path))
     return mask
 
 
-def _ids_of_colours(colours: np.ndarray, path: FilePath) -> np.ndarray:
-    """Return the class ids, uint8 (H, W), of colours, uint8 (H, W, 3)."""
-    mask = np.zeros(colours.shape[:2], np.uint8)
-    unknown = np.ones(colours.shape[:2], bool)
-    for class_id in (*range(NUM_CLASSES + 1), IGNORE):
-        found = (colours == voc_colour(class_id)).all(axis=2)
-        mask[found] = class_id
+def ids_of_colours(
+    mask: np.ndarray, ids: Mapping[Colour, int], path: FilePath, lacks: str
+) -> np.ndarray:
+    """Return the class ids, uint8 (H, W), of a mask of colours, uint8 (H, W, 3).
+
+    Args:
+        mask: The mask.
+        ids: Colour → class id.
+        path: The file of the mask, for the message.
+        lacks: Who does not know other colours, for the message.
+
+    Raises:
+        UserError: The mask holds another colour.
+    """
+    classes = np.zeros(mask.shape[:2], np.uint8)
+    unknown = np.ones(mask.shape[:2], bool)
+    for colour, class_id in ids.items():
+        found = (mask == colour).all(axis=2)
+        classes[found] = class_id
         unknown &= ~found
     if unknown.any():
+        colour = tuple(mask[unknown][0].tolist())
         raise UserError(
-            f"mask {path} holds the colour {tuple(colours[unknown][0].tolist())}, which the VOC "
-            "colour map does not have: give the mask as VOC has it"
+            f"mask {path} holds the colour {colour}, which {lacks}: give the mask as it was exported"
         )
-    return mask
+    return classes
 
 
 def sbd_mask(path: FilePath, data: bytes) -> np.ndarray:

@@ -284,6 +284,20 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line, message):
         read_entries(str(tmp_path), str(lines))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_may_have_comments_and_be_written_in_other_encodings(tmp_path, encoding):
+    (tmp_path / "#1.png").touch()
+    lines = ["# IMAGE MASK", "é.png mask.png", "", "#x.png y.png", "#1.png y.png"]
+    (tmp_path / "list.txt").write_bytes("\r\n".join(lines).encode(encoding))
+    entries = read_entries(str(tmp_path), str(tmp_path / "list.txt"))
+    assert entries == [("é.png", "mask.png"), ("#1.png", "y.png")]
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfea\0b")
+    with pytest.raises(
+        UserError, match=r"list\.txt is no text in UTF-8 or UTF-16: save it as UTF-8"
+    ):
+        read_entries(str(tmp_path), str(tmp_path / "list.txt"))
+
+
 def test_missing_files_are_named_before_any_mask_is_read(tmp_path, masks_read):
     masks = {stem: mask_of((2, 300)) for stem in "abc"}
     list_file = write_dataset(tmp_path, masks)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.util.coco_files import HEIGHT, WIDTH, box, region, run_lengths
-from util.preparation.coco import decompress, draw_mask
+from util.preparation.segmentations import decompress, draw_mask
 from util.runtime.errors import UserError
 
 
@@ -46,11 +46,10 @@ GOOD = run_lengths(region(3, 3, 9, 9), compressed=True)
 @pytest.mark.parametrize(
     "segmentation, message",
     [
-        (None, "neither polygons nor"),
         ("text", "neither polygons nor"),
         ([5], r"no list of x, y"),
         ([[1, 2, 3, 4, 5, 6, 7]], r"no list of x, y"),
-        ([[[1, 2], [3, 4], [5, 6]]], r"no list of x, y"),
+        ([[1, 2, 3, 4, 5, 6], 7], "could not convert|inhomogeneous|sequence"),
         ([{"x": 1}], "something other than numbers"),
         ([["a", 1, 2, 3, 4, 5]], "could not convert"),
         ([[0, 0, 1e12, 0, 5, 5]], r"leaves the image of 64×48 pixels"),
