@@ -135,6 +135,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             threshold,
             journals[0],
             "testing",
+            cfg.absent_class == "skip",
         )
         if not processes.is_main:
             return

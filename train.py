@@ -19,7 +19,7 @@ from util.runtime.distributed import Processes, start_processes
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe
 from util.training.model import initial_model, require_start_files
-from util.training.resume import plan_batches
+from util.training.resume import LIST_SETTINGS, plan_batches
 from util.training.schedule import hdmnet_optimizer, poly_rate
 
 
@@ -83,7 +83,8 @@ def _train(run: Run, loss: Loss) -> None:
         seed = (cfg.manual_seed or 0) + (0 if cfg.fix_random_seed_val else epoch)
         draws = draw_test_episodes(val_episodes.lists, cfg.shot, cfg.val_num, seed, cfg.workers)
         predictor = build_predictor(cfg, net, val_episodes, processes.device)
-        scores = evaluate_episodes(predictor, [draws], processes).runs[0]
+        skips = cfg.absent_class == "skip"
+        scores = evaluate_episodes(predictor, [draws], processes, skip_absent=skips).runs[0]
         return {key: value for key, value in scores.items() if key != "class_iou"}
 
     trainer = Trainer(
@@ -103,6 +104,7 @@ def _train(run: Run, loss: Loss) -> None:
                 "low_fea": cfg.low_fea,
                 "kshot_order": cfg.kshot_order,
                 "prior": cfg.prior,
+                **{key: getattr(cfg, key) for key in LIST_SETTINGS},
             },
             losses_of,
             rate_of,

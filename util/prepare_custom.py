@@ -19,10 +19,12 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 
 from util.config import Parser
-from util.config.fields import DataFields, Name
+from util.config.fields import DataFields, MixedImages, Name, TrainFields
+from util.data.cells import Grid
 from util.data.folds import MAX_CLASSES, SEEN
 from util.data.images import unknown_class
-from util.data.list_cache import Counts, load_counts
+from util.data.list_cache import Counts
+from util.data.lists import counting_sizes
 from util.preparation.coco import CROWDS
 from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
 from util.preparation.custom_pairs import (
@@ -36,7 +38,7 @@ from util.preparation.custom_pairs import (
     place,
     split,
 )
-from util.preparation.custom_report import report_lines
+from util.preparation.custom_report import choose_mixed_images, report_lines
 from util.preparation.forms import FORMS, MASKS, read_export, recognise
 from util.preparation.masks import pair_summary
 from util.preparation.shared import (
@@ -55,6 +57,7 @@ from util.runtime.texts import read_text
 
 LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
+TRAIN_SIZE = TrainFields.model_fields["train_h"].default
 
 
 def read_class_names(text: str) -> list[str]:
@@ -137,6 +140,13 @@ def _num_classes(
     return highest
 
 
+def _grid() -> Grid:
+    # Imported here, since it needs torch.
+    from util.data.loaders import backbone_grid
+
+    return backbone_grid("resnet50", TRAIN_SIZE)
+
+
 def _parser() -> Parser:
     parser = Parser(description="Prepare your own images and masks for training.")
     parser.add_argument(
@@ -181,6 +191,18 @@ def _parser() -> Parser:
         type=argument_type(NonNegativeInt),
         default=MIN_PIXELS,
         help="from this area on a class counts in an image (%(default)s)",
+    )
+    parser.add_argument(
+        "--min_cells",
+        type=argument_type(NonNegativeInt),
+        default=0,
+        help=f"and from so many cells of ResNet-50's grid at {TRAIN_SIZE} px on (%(default)s)",
+    )
+    parser.add_argument(
+        "--mixed_images",
+        type=argument_type(MixedImages),
+        help="what to do with training images that also hold held-out classes: drop, background or "
+        "ignore (default: drop, or background where drop leaves too few)",
     )
     add_shared_options(parser, LISTS)
     return parser
@@ -227,7 +249,11 @@ def main(arguments: list[str] | None = None) -> None:
     lines += [root.write_list(part, entries[part]) for part in PARTS]
     list_files = {part: root.list_file(part) for part in PARTS}
     counts = {
-        part: load_counts(out, path, entries[part], LIST_DIR, root.workers)
+        part: counting_sizes(
+            *(out, path, entries[part], LIST_DIR, root.workers),
+            min_cells=options.min_cells,
+            grid=_grid() if options.min_cells else None,
+        )
         for part, path in list_files.items()
     }
     num_classes = _num_classes(
@@ -240,8 +266,15 @@ def main(arguments: list[str] | None = None) -> None:
         **({"class_names": class_names} if class_names else {}),
         **divide(num_classes, options.folds),
         "min_pixels": options.min_pixels,
+        **({"min_cells": options.min_cells} if options.min_cells else {}),
+        "absent_class": "skip",
     }
-    write_config(name, data)
+    notes = {"absent_class": "a class without test episodes does not count in the mIoU"}
+    if data["folds"] != SEEN:
+        better, notes["mixed_images"] = choose_mixed_images(data, entries["train"], counts["train"])
+        rule = data["mixed_images"] = options.mixed_images or better
+        lines.append(f"held-out classes in training images: {rule} ({notes['mixed_images']})")
+    write_config(name, data, notes)
     lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")
 

@@ -29,6 +29,7 @@ from util.data.images import read_image, read_mask
 from util.data.lists import read_entries
 from util.preparation.custom_config import divide
 from util.preparation.custom_pairs import Pair, merged_mask, split
+from util.preparation.custom_report import choose_mixed_images
 from util.preparation.shared import INTERRUPTED
 from util.prepare_custom import main
 from util.runtime.errors import UserError
@@ -709,3 +710,100 @@ def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     assert "distill" in printed and "class1" in printed
     (report,) = (folder / "exp/cells/HDMNet/split0/resnet18/result").glob("test-1shot-*.json")
     assert set(json.loads(report.read_text())["runs"][0]["class_iou"]) == {"1"}
+
+
+def write_scenes(root, count=10, classes=4):
+    """Images with an object of each class, of growing size."""
+    for index in range(count):
+        write_image(root / f"pics/n{index:02d}.jpg", seed=index)
+        mask = np.zeros(SIZE, np.uint8)
+        for rank in range(classes):
+            mask[:40, rank * 15 : rank * 15 + 4 + 2 * rank] = rank + 1
+        write(root / f"masks/n{index:02d}.png", mask)
+
+
+def test_scenes_keep_their_images(folder, capsys):
+    write_scenes(folder)
+    run()
+    printed = capsys.readouterr().out
+    reason = "drop leaves 0, 0 training images in the folds, background 8, 8"
+    assert f"held-out classes in training images: background ({reason})\n" in printed
+    assert "8 images to train, 2 to test" in printed
+    assert (
+        f"  mixed_images: background  # {reason}\n" in Path("config/datasets/mine.yaml").read_text()
+    )
+    cfg = config(1)
+    assert (cfg.mixed_images, cfg.absent_class, cfg.min_cells) == ("background", "skip", 0)
+    run("--mixed_images", "drop")
+    assert config().mixed_images == "drop"
+    assert "warning: fold 0: no image of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mixed", "pure", "rule"),
+    [
+        ({}, {3: 3, 4: 3, 1: 3, 2: 3}, "drop"),
+        ({3: 6, 1: 6}, {3: 3, 4: 3, 1: 3, 2: 3}, "drop"),  # half of the images of each fold
+        ({3: 20, 1: 20}, {3: 3, 4: 3, 1: 3, 2: 3}, "background"),  # less than a quarter
+        ({4: 2}, {3: 9, 4: 1, 1: 9, 2: 9}, "background"),  # one support of class 4
+        ({4: 2}, {3: 9, 4: 2, 1: 9, 2: 9}, "drop"),
+    ],
+)
+def test_the_better_rule_for_images_of_held_out_classes(mixed, pure, rule):
+    data = {"num_classes": 4, "folds": "contiguous", "num_folds": 2, "min_pixels": 5}
+    counts = [{c: 9} for c, number in pure.items() for _ in range(number)]
+    counts += [{c: 9, 5 - c: 1} for c, number in mixed.items() for _ in range(number)]
+    entries = [(f"{i}.jpg", f"{i}.png") for i in range(len(counts))]
+    found, reason = choose_mixed_images(data, entries, counts)
+    assert found == rule
+    assert reason.startswith(
+        f"drop leaves {pure[3] + pure[4]}, {pure[1] + pure[2]} training images"
+    )
+
+
+def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkeypatch):
+    """All settings of scenes, from the description of the dataset, and over it by --opts."""
+    write_scenes(folder)
+    (folder / "val.txt").write_text("n00.jpg\nn01.jpg\nn02.jpg\n")
+    for name in ("n00", "n01", "n02"):
+        mask = read_mask(f"masks/{name}.png")
+        mask[mask == 2] = 0
+        write(folder / f"masks/{name}.png", mask)
+    run("--val", "val.txt", "--min_cells", "2")
+    assert (
+        "images with 100 pixels or more of a class on 2 cells or more:" in capsys.readouterr().out
+    )
+    assert (config().min_cells, config().mixed_images) == (2, "background")
+    sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
+    short = ["backbone=resnet18", "epochs=1", "val_num=2", "workers=0", "batch_size=2"]
+    kept, tested = "mixed_images=ignore", ["test_runs=1", "test_num=2", "vis_num=0"]
+    own = ["base_learner=none", kept]
+
+    def start(script, *words):
+        file = "config/mine/mine_split0_resnet50.yaml"
+        words = [script.__name__ + ".py", "--config", file, "--opts", *sizes, *short, *words]
+        monkeypatch.setattr(sys, "argv", words)
+        script.main()
+
+    start(train, *own)
+    start(test, *own, *tested)
+    result = folder / "exp/mine/HDMNet/split0_nobase_ignore/resnet18/result"
+    (report,) = (json.loads(path.read_text()) for path in result.glob("test-*.json"))
+    assert report["runs"][0]["class_iou"]["2"] is None
+    assert report["mean"]["mIoU"] == report["runs"][0]["class_iou"]["1"]
+    settings = report["settings"]
+    assert [settings[key] for key in ("mixed_images", "min_cells", "absent_class")] == [
+        *("ignore", 2, "skip")
+    ]
+    assert "No episode asks for 2: left out of mIoU." in capsys.readouterr().out
+
+    for opts, place in (((), "split0"), ((kept,), "split0_ignore")):
+        with pytest.raises(SystemExit):
+            start(train, *opts)
+        assert f"no base learner in exp/mine/PSPNet/{place}/" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        start(train, *own, "min_cells=1", "epochs=2")
+    assert "was trained with min_cells 2, the settings have 1" in capsys.readouterr().err
+    start(test, *own, *tested, "absent_class=zero")
+    assert len(list(result.glob("test-*.json"))) == 2
+    assert "No episode" not in capsys.readouterr().out

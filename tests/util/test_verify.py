@@ -284,6 +284,39 @@ def test_a_base_class_without_images_is_a_warning(experiment):
     assert row.details == ("class 4 (cam) is in none",)
 
 
+def test_scenes_need_a_rule_that_keeps_them(experiment):
+    def scene(mask):
+        mask[-3:, :] = 1  # held out in fold 0
+        return mask
+
+    for number in range(CLASSES * IMAGES):
+        experiment.change_mask(number, scene)
+    row = experiment.rows()["fold 0 train"]
+    assert row.status == ERROR and "mixed_images background takes those too" in row.details[0]
+    for rule in ("background", "ignore"):
+        rows = experiment.rows("mixed_images", rule)
+        assert bad(rows) == {}
+        assert rows["fold 0 train"].found.startswith("9 images")
+
+
+def test_supports_that_vanish_on_the_grid_are_a_warning(experiment):
+    def line(mask):
+        mask[:] = 0
+        mask[3:5, :] = 2  # 112 pixels, between the rows of cells
+        return mask
+
+    experiment.change_mask(3, line)
+    sizes = ("train_h=97", "train_w=97")
+    rows = experiment.rows(*sizes)
+    assert bad(rows) == {"train supports": WARNING}
+    assert rows["train supports"].found == (
+        "1 of 9 that were read cover no cell of the 13×13 grid at 97 px"
+    )
+    assert rows["train supports"].details == (f"{experiment.mask(3)}: class 2",)
+    rows = experiment.rows(*sizes, "min_cells=1")
+    assert bad(rows) == {} and rows["fold 0 train"].found.startswith("8 images")
+
+
 MORE = (((), 2, " or the number of processes"), (("grad_accum", "2"), 1, " or grad_accum"))
 
 

@@ -112,8 +112,10 @@ class RunFiles:
         fold: The name of the fold in paths.
         folder: The folder of stage 2, exp/DATASET/HDMNet/EXP/NET. EXP is `exp_name` or `fold`;
             a run of several shots appends their number (split0_5shot), so that it never
-            overwrites the 1-shot one, and one without a base learner appends _nobase.
-        base_folder: The folder of stage 1, exp/DATASET/PSPNet/splitN/NET.
+            overwrites the 1-shot one, one without a base learner appends _nobase, and one with
+            other `mixed_images` than drop appends their value.
+        base_folder: The folder of stage 1, exp/DATASET/PSPNet/splitN/NET. Its labels differ where
+            `mixed_images` is ignore: splitN_ignore.
         snapshot, base_snapshot: The folders of their checkpoints.
         result: The folder of test reports and pictures.
         published_base: The file in which the published code looks for the base learner.
@@ -131,12 +133,15 @@ class RunFiles:
             experiment += f"_{cfg.shot}shot"
         if cfg.base_learner == "none":
             experiment += "_nobase"
+        if cfg.mixed_images != "drop":
+            experiment += f"_{cfg.mixed_images}"
+        base = self.fold + ("_ignore" if cfg.mixed_images == "ignore" else "")
         root = Path(cfg.exp_dir, cfg.data_set)
         self.folder = root / "HDMNet" / experiment / cfg.net_name
-        self.base_folder = root / "PSPNet" / self.fold / cfg.net_name
+        self.base_folder = root / "PSPNet" / base / cfg.net_name
         self.snapshot, self.base_snapshot = self.folder / "snapshot", self.base_folder / "snapshot"
         self.result = self.folder / "result"
-        published = Path("initmodel", "PSPNet", cfg.data_set, self.fold, cfg.net_name)
+        published = Path("initmodel", "PSPNet", cfg.data_set, base, cfg.net_name)
         self.published_base = published / PUBLISHED_BASE
         self.imagenet_weight = cfg.backbone_weight
         entry = find_backbone(cfg.backbone)
@@ -200,6 +205,7 @@ class RunFiles:
         cfg = self.cfg
         shot = f" shot {cfg.shot}" if cfg.shot > 1 else ""
         shot += " base_learner none" if cfg.base_learner == "none" else ""
+        shot += f" mixed_images {cfg.mixed_images}" if cfg.mixed_images != "drop" else ""
         return f"NET={cfg.net} sh {script} split{cfg.split} {cfg.data_set} 1{shot}"
 
 

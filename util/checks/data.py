@@ -21,9 +21,16 @@ from util.data.images import (
     require_same_size,
     unknown_class,
 )
-from util.data.list_cache import Counts, load_counts
-from util.data.lists import check_any, check_classes, filter_entries, parse_entries, shortages
-from util.data.loaders import base_batch_size, check_batch, config_fold
+from util.data.list_cache import Counts, count_mask
+from util.data.lists import (
+    check_any,
+    check_classes,
+    counting_sizes,
+    filter_entries,
+    parse_entries,
+    shortages,
+)
+from util.data.loaders import base_batch_size, check_batch, config_fold, training_grid
 from util.preparation.shared import run_parallel
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
@@ -137,7 +144,7 @@ class _Part:
             yield self._base_label_row(cfg.base_data_root, usable, settings)
         if part == "train" and needs_stage_1(cfg):
             yield self._stage_1_row(len(usable))
-        yield from self._class_rows(usable, whole=usable == listed and not problems)
+        yield from self._class_rows(usable, set(read), whole=usable == listed and not problems)
 
     def _list_row(self, pairs: int, problems: list[str]) -> Row:
         subject, count = f"{self.part}_list", pairs + len(problems)
@@ -177,18 +184,21 @@ class _Part:
         found = f"{size} × {self.processes} × {accum} of {images:,} images"
         return Row(OK, "stage 1 batch", found)
 
-    def _class_rows(self, entries: list[Entry], whole: bool) -> Iterator[Row]:
+    def _class_rows(self, entries: list[Entry], read: set[Entry], whole: bool) -> Iterator[Row]:
         """Check the values of all masks, and the images that each fold finds.
 
         Args:
             entries: Usable entries of the list.
+            read: Those whose supports are looked at.
             whole: Whether they are the whole list: only then are the counts kept for training.
         """
         cfg, subject = self.cfg, f"{self.part} masks"
         try:
             with tempfile.TemporaryDirectory() as elsewhere:
                 folder = cfg.list_dir if whole else elsewhere
-                counts = load_counts(self.root, self.list_file, entries, folder, self.workers)
+                place = (self.root, self.list_file, entries, folder, self.workers)
+                grid = training_grid(cfg) if cfg.min_cells else None
+                counts = counting_sizes(*place, min_cells=cfg.min_cells, grid=grid)
         except UserError as error:
             found = f"classes not counted: {error}"
             yield Row(ERROR, subject, found, remedy="--full names all such masks")
@@ -216,16 +226,37 @@ class _Part:
             yield self._fold_row(split, self.part, pairs)
         if self.part == "val" and cfg.select_on == "base":
             yield self._fold_row(cfg.split, "train", pairs)
+        yield from self._support_rows([pair for pair in pairs if pair[0] in read])
+
+    def _support_rows(self, pairs: Sequence[tuple[Entry, Counts]]) -> Iterator[Row]:
+        """Warn of supports whose mask covers no cell of the network's grid."""
+        cfg, grid = self.cfg, training_grid(self.cfg)
+        entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
+        fold, rules = config_fold(cfg), (cfg.min_pixels, cfg.mixed_images)
+        lists = filter_entries(entries, counts, fold, self.part, *rules)
+        masks = [os.path.join(self.root, mask) for _, mask in lists.entries]
+        count = partial(count_mask, grid=grid)
+        cells = run_parallel(count, masks, self.workers, f"supports of {self.part}")
+        supports = [(c, i) for c, indices in lists.class_files.items() for i in indices]
+        vanished = tuple(f"{masks[i]}: class {c}" for c, i in supports if c not in cells[i])
+        if vanished:
+            found = (
+                f"{len(vanished):,} of {len(supports):,} that were read cover no cell of the "
+                f"{grid.height}×{grid.width} grid at {grid.size} px"
+            )
+            remedy = "min_cells 1 leaves them out; larger train_h and train_w have a finer grid"
+            yield Row(WARNING, f"{self.part} supports", found, vanished, remedy)
 
     def _fold_row(self, split: int, part: str, pairs: Sequence[tuple[Entry, Counts]]) -> Row:
         """Check what a fold finds in this list by the rules of `part`."""
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
-        lists = filter_entries(entries, counts, fold, part, cfg.min_pixels)
+        rule = cfg.mixed_images
+        lists = filter_entries(entries, counts, fold, part, cfg.min_pixels, rule)
         problems = list(shortages(lists, cfg.shot, cfg.class_names, self.list_file))
         try:
-            check_any(lists, fold, part, cfg.min_pixels, self.list_file)
+            check_any(lists, fold, part, cfg.min_pixels, self.list_file, rule, cfg.min_cells)
             if self.part == "train":
                 images = len(lists.entries)
                 check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
@@ -243,6 +274,8 @@ class _Part:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
             remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
+            if part == "train" and rule == "drop" and fold.held_out:
+                remedy += ", or mixed_images background"
             return Row(status, subject, found, tuple(problems), remedy)
         names = cfg.class_names
         unseen = tuple(

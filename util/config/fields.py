@@ -44,6 +44,7 @@ Amp = Annotated[
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
 Folds = Literal["contiguous", "interleaved", "seen"] | list[list[int]]
+MixedImages = Literal["drop", "background", "ignore"]
 
 
 class DataFields(BaseModel):
@@ -61,6 +62,8 @@ class DataFields(BaseModel):
     folds: Folds = "contiguous"  # a rule, or the held-out classes of each fold
     num_folds: Annotated[int, Field(ge=2)] = 4  # of contiguous and interleaved ones
     min_pixels: CountOrZero = 2048  # a class counts in an image from this area on
+    min_cells: CountOrZero = 0  # and from so many cells of the network's grid on
+    mixed_images: MixedImages = "drop"  # training images that also hold held-out classes
 
 
 class TrainFields(BaseModel):
@@ -166,6 +169,7 @@ class TestFields(BaseModel):
     ann_type: Literal["mask", "bbox", "scribble", "point"] = "mask"  # of the supports
     test_num: Count = 1000  # episodes per run
     test_runs: Count = 10  # runs, each with a seed of its own
+    absent_class: Literal["zero", "skip"] = "zero"  # in the mIoU: a class without episodes
     vis_num: CountOrZero = 3  # episodes drawn as pictures
     baselines: bool = False  # also score everything foreground and the prior alone
     feature_cache_gb: NonNegative = 2.0  # of each process, for features of supports; 0: none kept

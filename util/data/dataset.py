@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from util.data.folds import Fold, base_label_table
+from util.data.folds import IGNORE, Fold, base_label_table
 from util.data.images import (
     Entry,
     as_shown,
@@ -49,14 +49,21 @@ class BaseLabels:
         entries: All entries whose labels will be asked for.
         folder: A folder that holds one PNG per mask under the mask's name, as
             `python -m util.get_mulway_base_data` writes it; None computes the labels.
+        ignored: Classes whose pixels become 255, also in labels from files.
 
     Raises:
         UserError: The folder is missing, or two masks would share a file in it.
     """
 
-    def __init__(self, fold: Fold, entries: Iterable[Entry], folder: str | None = None):
+    def __init__(
+        self,
+        fold: Fold,
+        entries: Iterable[Entry],
+        folder: str | None = None,
+        ignored: Sequence[int] = (),
+    ):
         self.table = base_label_table(fold)
-        self.folder = folder
+        self.folder, self.ignored = folder, ignored
         if folder is not None:
             if not os.path.isdir(folder):
                 raise UserError(
@@ -68,11 +75,14 @@ class BaseLabels:
     def __call__(self, mask: np.ndarray, data_root: str, entry: Entry) -> np.ndarray:
         """Return the base label, uint8 (H, W), of the mask that `read_pair` gave for an entry."""
         if self.folder is None:
-            return cv2.LUT(mask, self.table)
-        image_path, mask_path = (os.path.join(data_root, name) for name in entry)
-        path = base_label_path(self.folder, mask_path)
-        label = as_shown(read_mask(path), mask.shape, image_path)
-        require_same_size(mask, mask_path, label, path)
+            label = cv2.LUT(mask, self.table)
+        else:
+            image_path, mask_path = (os.path.join(data_root, name) for name in entry)
+            path = base_label_path(self.folder, mask_path)
+            label = as_shown(read_mask(path), mask.shape, image_path)
+            require_same_size(mask, mask_path, label, path)
+        if self.ignored:
+            label[np.isin(mask, self.ignored)] = IGNORE
         return label
 
 
@@ -96,10 +106,10 @@ def check_distinct_names(entries: Iterable[Entry]) -> None:
 class BaseDataset(Dataset):
     """Every image of a list with its base label, as BAM (CVPR 2022) trains stage 1.
 
-    Images of held-out classes stay; these classes are background. An item is a dict of `image`,
-    float32 (3, h, w), and `label`, uint8: (h, w) after the transform in "train", (H, W) at the
-    original size in "val". Transforms draw from the module `random`, which torch seeds in every
-    worker.
+    Images of held-out classes stay; these classes are background, unless they are `ignored`. An
+    item is a dict of `image`, float32 (3, h, w), and `label`, uint8: (h, w) after the transform in
+    "train", (H, W) at the original size in "val". Transforms draw from the module `random`, which
+    torch seeds in every worker.
 
     Args:
         entries: All entries of the list.
@@ -107,7 +117,7 @@ class BaseDataset(Dataset):
         part: "train" or "val".
         data_root: The folder that the entries' paths are relative to.
         transform: The transform of image and label.
-        base_label_folder: See `BaseLabels`.
+        base_label_folder, ignored: See `BaseLabels`.
     """
 
     def __init__(
@@ -118,11 +128,12 @@ class BaseDataset(Dataset):
         data_root: str,
         transform: Compose,
         base_label_folder: str | None = None,
+        ignored: Sequence[int] = (),
     ):
         self.entries, self.part, self.data_root = entries, part, data_root
         self.num_classes, self.base_classes = fold.num_classes, fold.base
         self.transform = transform
-        self.base_labels = BaseLabels(fold, entries, base_label_folder)
+        self.base_labels = BaseLabels(fold, entries, base_label_folder, ignored)
 
     def __len__(self) -> int:
         return len(self.entries)

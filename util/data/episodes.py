@@ -6,6 +6,7 @@ workers name the same episodes as the published code.
 """
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -65,6 +66,7 @@ class EpisodeDataset(Dataset):
             them.
         originals: Whether items also have label, uint8 (H, W) in {0, 1, 255}, and base_label, uint8
             (H, W), at the original size of the query.
+        ignored: Classes whose pixels are 255 in all masks.
 
     Attributes:
         classes: The part's class ids, ascending.
@@ -84,13 +86,15 @@ class EpisodeDataset(Dataset):
         transform: Compose,
         base_label_folder: str | None = None,
         originals: bool = False,
+        ignored: Sequence[int] = (),
     ):
         check_enough(lists, shot, where=part)
         self.lists, self.shot, self.originals = lists, shot, originals
         self.data_root, self.transform = data_root, transform
         self.classes = fold.classes(part)
         self.base_classes = fold.base
-        self.base_labels = BaseLabels(fold, lists.entries, base_label_folder)
+        self.ignored = ignored
+        self.base_labels = BaseLabels(fold, lists.entries, base_label_folder, ignored)
 
     def __len__(self) -> int:
         return len(self.lists.entries)
@@ -113,7 +117,7 @@ class EpisodeDataset(Dataset):
         self, index: int, class_id: int, supports: list[int], rng: RandomStream
     ) -> dict[str, Any]:
         """Return the item of a drawn episode; the transforms draw from `rng`."""
-        to_class = class_label_table(class_id)
+        to_class = class_label_table(class_id, self.ignored)
         entries = self.lists.entries
         image, mask = read_pair(self.data_root, entries[index])
         label = cv2.LUT(mask, to_class)

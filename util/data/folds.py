@@ -35,6 +35,11 @@ class Fold:
         """The number of classes of the dataset, background not counted."""
         return len({*self.base, *self.novel})
 
+    @property
+    def held_out(self) -> tuple[int, ...]:
+        """The novel classes that are not trained on: none where all classes are."""
+        return tuple(class_id for class_id in self.novel if class_id not in self.base)
+
     def classes(self, part: str) -> tuple[int, ...]:
         """Return the class ids, ascending, that episodes of `part` ("train" or "val") show."""
         return {"train": self.base, "val": self.novel}[part]
@@ -113,9 +118,12 @@ def base_label_table(fold: Fold) -> np.ndarray:
     return table
 
 
-def class_label_table(class_id: int) -> np.ndarray:
-    """Return the lookup table, uint8 (256,), to an episode's mask: 1 the class, 255 ignore, else 0."""
+def class_label_table(class_id: int, ignored: Sequence[int] = ()) -> np.ndarray:
+    """Return the lookup table, uint8 (256,), to an episode's mask: 1 the class, 255 ignore, else 0.
+
+    The classes `ignored` become 255 too.
+    """
     table = np.zeros(256, np.uint8)
     table[class_id] = 1
-    table[IGNORE] = IGNORE
+    table[[IGNORE, *ignored]] = IGNORE
     return table

@@ -2,7 +2,8 @@
 
 The cache is one JSON file per content of a list file. It holds no paths, only a record per mask in
 list order: its size in bytes, its modification time and its counts. A mask whose size and time
-agree is not read again, so the cache can be copied with its data to another folder or machine.
+agree is not read again, so the cache can be copied with its data to another folder or machine. Cells
+of a grid are counted like pixels, and each grid has a file of its own.
 """
 
 import contextlib
@@ -12,11 +13,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import cast
 
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
+from util.data.cells import Grid
 from util.data.folds import IGNORE
 from util.data.images import Entry, read_mask
 from util.runtime.errors import UserError
@@ -36,6 +39,7 @@ def load_counts(
     cache_dir: str,
     workers: int | None = None,
     progress: bool = True,
+    grid: Grid | None = None,
 ) -> list[Counts]:
     """Return the pixels per class of the mask of each entry, background and ignore left out.
 
@@ -49,6 +53,7 @@ def load_counts(
         cache_dir: The folder of the cache.
         workers: Number of threads; None is all cores.
         progress: Whether to show a progress bar.
+        grid: A grid whose cells are counted instead of the pixels.
 
     Raises:
         UserError: Files are missing (which is found out before any mask is read) or unreadable, or
@@ -59,7 +64,8 @@ def load_counts(
     text = "\n".join("\t".join(entry) for entry in entries)
     digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
     name = os.path.basename(list_file)
-    path = os.path.join(cache_dir, f"{os.path.splitext(name)[0]}-{digest}.json")
+    of_grid = "-{}-{}x{}".format(*grid) if grid else ""
+    path = os.path.join(cache_dir, f"{os.path.splitext(name)[0]}-{digest}{of_grid}.json")
     counts = _known(path, stamps)
     try:
         if None in counts:
@@ -69,7 +75,7 @@ def load_counts(
                 gaps = [i for i, pixels in enumerate(counts) if pixels is None]
                 masks = [os.path.join(data_root, entries[i][1]) for i in gaps]
                 found = thread_map(
-                    _count,
+                    partial(count_mask, grid=grid),
                     masks,
                     max_workers=workers,
                     desc=f"scanning masks of {name}",
@@ -138,8 +144,10 @@ def _known(path: str, stamps: list[Stamp]) -> list[Counts | None]:
     return [None] * len(stamps)
 
 
-def _count(path: str) -> Counts:
-    pixels = np.bincount(read_mask(path).ravel(), minlength=256)
+def count_mask(path: str, grid: Grid | None = None) -> Counts:
+    """Return the counts of one mask; see `load_counts`."""
+    mask = read_mask(path)
+    pixels = np.bincount((grid.cells(mask) if grid else mask).ravel(), minlength=256)
     pixels[[0, IGNORE]] = 0
     return {int(class_id): int(pixels[class_id]) for class_id in np.flatnonzero(pixels)}
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from util.data.cells import Grid
 from util.data.folds import Fold
 from util.data.images import Entry, unknown_class
 from util.data.list_cache import Counts, file_stamps, load_counts
@@ -42,11 +43,15 @@ def load_lists(
     min_pixels: int = 2048,
     workers: int | None = None,
     progress: bool = True,
+    mixed_images: str = "drop",
+    min_cells: int = 0,
+    grid: Grid | None = None,
 ) -> ImageLists:
     """Return the lists of one part of a fold from a list file.
 
-    "train" takes the images whose classes are all base classes and of which at least one counts;
-    "val" takes the images with a held-out class that counts, whatever base classes they show.
+    "train" takes the images in which at least one base class counts and, with `mixed_images` "drop",
+    all classes are base classes; "val" takes the images with a held-out class that counts, whatever
+    base classes they show.
 
     Args:
         data_root: The folder that the list's paths are relative to.
@@ -57,16 +62,44 @@ def load_lists(
         min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
         workers: Threads of the scan; None is all cores.
         progress: Whether to show a progress bar.
+        mixed_images: "drop" leaves out training images that also show a held-out class.
+        min_cells: A class counts in an image if it also covers so many cells of `grid`.
+        grid: The network's grid; needed where `min_cells` is not 0.
 
     Raises:
         UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
     entries = read_entries(data_root, list_file)
-    counts = load_counts(data_root, list_file, entries, cache_dir, workers, progress)
+    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    counts = counting_sizes(*place, min_cells, grid)
     check_classes(counts, list_file)
-    lists = filter_entries(entries, counts, fold, part, min_pixels, data_root)
-    check_any(lists, fold, part, min_pixels, list_file)
+    lists = filter_entries(entries, counts, fold, part, min_pixels, mixed_images, data_root)
+    check_any(lists, fold, part, min_pixels, list_file, mixed_images, min_cells)
     return lists
+
+
+def counting_sizes(
+    data_root: str,
+    list_file: str,
+    entries: Sequence[Entry],
+    cache_dir: str,
+    workers: int | None = None,
+    progress: bool = True,
+    min_cells: int = 0,
+    grid: Grid | None = None,
+) -> list[Counts]:
+    """Return `load_counts`, with 0 pixels of a class in an image where its cells are too few.
+
+    The arguments are those of `load_counts` and `load_lists`.
+    """
+    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    counts = load_counts(*place)
+    if not min_cells:
+        return counts
+    return [
+        {c: n if cells.get(c, 0) >= min_cells else 0 for c, n in pixels.items()}
+        for pixels, cells in zip(counts, load_counts(*place, grid), strict=True)
+    ]
 
 
 def check_classes(counts: Iterable[Counts], list_file: str) -> None:
@@ -78,14 +111,24 @@ def check_classes(counts: Iterable[Counts], list_file: str) -> None:
         )
 
 
-def check_any(lists: ImageLists, fold: Fold, part: str, min_pixels: int, list_file: str) -> None:
+def check_any(
+    lists: ImageLists,
+    fold: Fold,
+    part: str,
+    min_pixels: int,
+    list_file: str,
+    mixed_images: str = "drop",
+    min_cells: int = 0,
+) -> None:
     """Raise a UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
     if not lists.entries:
         classes = ", ".join(map(str, fold.classes(part)))
+        dropped = part == "train" and mixed_images == "drop" and fold.held_out
         raise UserError(
-            f"no image of {list_file} can be used: none has {min_pixels} pixels or more of "
-            f"a class of this fold's {part} part (classes {classes})"
-            + (" and no held-out class" if part == "train" and fold.base != fold.novel else "")
+            f"no image of {list_file} can be used: none has {min_pixels} pixels or more"
+            f"{f' on {min_cells} cells' if min_cells else ''} of a class of this fold's {part} part "
+            f"(classes {classes})"
+            + (" and no held-out class; mixed_images background takes those too" if dropped else "")
         )
 
 
@@ -95,11 +138,12 @@ def filter_entries(
     fold: Fold,
     part: str,
     min_pixels: int,
+    mixed_images: str = "drop",
     data_root: str = "",
 ) -> ImageLists:
     """Return the lists that the rules of `load_lists` give for all entries of a list file.
 
-    `counts` are the pixels per class of the mask of each entry, background and ignore left out. The
+    `counts` are the `counting_sizes` of the mask of each entry, background and ignore left out. The
     other arguments are those of `load_lists`; `data_root` is for messages only.
 
     Raises:
@@ -112,9 +156,9 @@ def filter_entries(
             path = os.path.join(data_root, entry[1])
             raise unknown_class(path, max(pixels), fold.num_classes)
         present = tuple(class_id for class_id in sorted(pixels) if class_id in wanted)
-        counting = [class_id for class_id in present if pixels[class_id] >= min_pixels]
+        counting = [class_id for class_id in present if pixels[class_id] >= max(1, min_pixels)]
         mixed = part == "train" and len(present) < len(pixels)
-        if mixed or not counting:
+        if (mixed and mixed_images == "drop") or not counting:
             continue
         for class_id in counting:
             lists.class_files[class_id].append(len(lists.entries))
@@ -149,7 +193,7 @@ def shortages(
             yield (
                 f"class {class_id}{name} has {len(files)} usable {images} in {where} but shot "
                 f"{shot} needs at least {shot + 1}; it is in {candidates[class_id]} query images: "
-                "add images of it, lower min_pixels or the shot"
+                "add images of it, lower min_pixels, min_cells or the shot"
             )
 
 

@@ -5,11 +5,15 @@ training loop seeds. No loader keeps its workers between passes: each pass draws
 from torch's generator and seeds its workers from it, which is part of the published protocol.
 """
 
+from functools import cache
+
 import torch
 from torch.utils.data import Dataset, RandomSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from model.backbone import build_backbone
 from util.config import Config
+from util.data.cells import Grid
 from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
@@ -71,7 +75,16 @@ def build_episodes(
     data_root, list_file = data_paths(cfg, list_part)
     fold = config_fold(cfg)
     lists = load_lists(
-        data_root, list_file, fold, part, cfg.list_dir, cfg.min_pixels, progress=progress
+        data_root,
+        list_file,
+        fold,
+        part,
+        cfg.list_dir,
+        cfg.min_pixels,
+        progress=progress,
+        mixed_images=cfg.mixed_images,
+        min_cells=cfg.min_cells,
+        grid=training_grid(cfg) if cfg.min_cells else None,
     )
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
@@ -80,8 +93,10 @@ def build_episodes(
         scale, rotate = (cfg.scale_min, cfg.scale_max), (cfg.rotate_min, cfg.rotate_max)
         transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate, cfg.padding_label)
     folder = _base_label_folder(cfg, list_part)
+    # What is scored keeps the published labels.
+    ignored = () if testing else ignored_classes(cfg)
     return EpisodeDataset(
-        lists, fold, part, cfg.shot, data_root, transform, folder, originals=testing
+        lists, fold, part, cfg.shot, data_root, transform, folder, testing, ignored
     )
 
 
@@ -118,6 +133,22 @@ def build_validation_episodes(cfg: Config) -> EpisodeDataset:
 def config_fold(cfg: Config) -> Fold:
     """Return the fold that the settings name."""
     return fold_classes(cfg.num_classes, cfg.effective_folds, cfg.split, cfg.num_folds)
+
+
+def training_grid(cfg: Config) -> Grid:
+    """Return the grid of the backbone at the size of training."""
+    return backbone_grid(cfg.backbone, cfg.train_h)
+
+
+@cache
+def backbone_grid(backbone: str, size: int) -> Grid:
+    """Return the grid of a backbone for square images of a size, in pixels."""
+    return Grid(size, *build_backbone(backbone).eval().grid((size, size)))
+
+
+def ignored_classes(cfg: Config) -> tuple[int, ...]:
+    """Return the classes whose pixels training ignores: those held out, where the settings say so."""
+    return config_fold(cfg).held_out if cfg.mixed_images == "ignore" else ()
 
 
 def learner_classes(cfg: Config) -> int:
@@ -176,7 +207,8 @@ def _base_images(cfg: Config, part: str, transform: Compose) -> BaseDataset:
     data_root, list_file = data_paths(cfg, part)
     entries = existing_entries(data_root, list_file)
     folder = _base_label_folder(cfg, part)
-    return BaseDataset(entries, config_fold(cfg), part, data_root, transform, folder)
+    ignored = ignored_classes(cfg) if part == "train" else ()
+    return BaseDataset(entries, config_fold(cfg), part, data_root, transform, folder, ignored)
 
 
 def _base_label_folder(cfg: Config, part: str) -> str | None:

@@ -49,6 +49,7 @@ def evaluate_episodes(
     threshold: Threshold | None = None,
     journal: Journal | None = None,
     progress: str | None = None,
+    skip_absent: bool = False,
 ) -> Evaluation:
     """Run a model on the drawn episodes of some runs, each process its share.
 
@@ -63,6 +64,7 @@ def evaluate_episodes(
         journal: Where to read what was counted before, and to write what is counted now; None for
             neither.
         progress: Label of a progress bar and of what the journal held in the log, None for neither.
+        skip_absent: See `util.evaluation.metrics.episode_scores`.
 
     Raises:
         UserError: An image cannot be read, or the journal cannot be written.
@@ -114,9 +116,9 @@ def evaluate_episodes(
     class_ids, results = np.array([draw.class_id for draw in draws]), []
     for run in range(len(runs)):
         episodes = counts.records[run_of == run], class_ids[run_of == run], classes
-        scores = episode_scores(*episodes, counts.base[run] if num_base else None)
+        scores = episode_scores(*episodes, counts.base[run] if num_base else None, skip_absent)
         if threshold is not None:
-            scores["baselines"] = baseline_scores(*episodes)
+            scores["baselines"] = baseline_scores(*episodes, skip_absent)
         results.append(scores)
     return Evaluation(results, counts, work)
 

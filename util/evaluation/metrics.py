@@ -59,6 +59,7 @@ def episode_scores(
     class_ids: np.ndarray,
     classes: Sequence[int],
     base: np.ndarray | None = None,
+    skip_absent: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of few-shot episodes, by the evaluation protocol of the paper.
 
@@ -67,24 +68,28 @@ def episode_scores(
         class_ids: The class of each episode, (episodes,).
         classes: All classes that the episodes are about.
         base: `confusion` (N + 1, N + 1) of the base learner; None where it is not scored.
+        skip_absent: Whether classes without episodes are left out; the protocol counts them as 0.
 
     Returns:
         The SCORES as floats, and {class id: IoU} under "class_iou". mIoU (final) and mIoU_m (meta)
-        are means over all classes of the foreground's IoU, which is 0 for a class without episodes.
+        are means over all classes of the foreground's IoU, which is 0 for a class without episodes,
+        or None under "class_iou" and not in the means with `skip_absent`.
         FBIoU and FBIoU_m are means of background and foreground IoU over all episodes together, pIoU
         is the foreground part of FBIoU. mIoU_b is `base_miou`, and is absent without `base`.
     """
     of_class = [records[class_ids == class_id] for class_id in classes]
     final, meta = (np.stack([r[key].sum(0) for r in of_class]) for key in ("final", "meta"))
     class_iou, all_final = _ious(final)[:, 1], _ious(final.sum(0))
+    scored = np.array([not skip_absent or len(own) > 0 for own in of_class])
+    ious = [iou if there else None for iou, there in zip(class_iou.tolist(), scored, strict=True)]
     return {
-        "mIoU": _mean(class_iou),
-        "mIoU_m": _mean(_ious(meta)[:, 1]),
+        "mIoU": _mean(class_iou[scored]),
+        "mIoU_m": _mean(_ious(meta)[scored, 1]),
         **({} if base is None else {BASE_SCORE: base_miou(base)}),
         "FBIoU": _mean(all_final),
         "FBIoU_m": _mean(_ious(meta.sum(0))),
         "pIoU": float(all_final[1]),
-        "class_iou": dict(zip(classes, class_iou.tolist(), strict=True)),
+        "class_iou": dict(zip(classes, ious, strict=True)),
     }
 
 

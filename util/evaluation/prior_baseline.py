@@ -73,14 +73,14 @@ def best_threshold(histograms: np.ndarray) -> Threshold:
 
 
 def baseline_scores(
-    records: np.ndarray, class_ids: np.ndarray, classes: Sequence[int]
+    records: np.ndarray, class_ids: np.ndarray, classes: Sequence[int], skip_absent: bool = False
 ) -> dict[str, float]:
     """Return the mIoU of the BASELINES; the arguments are those of `episode_scores`."""
     scored = records.copy()
     scored["final"], scored["meta"] = 0, records["prior"]
     # Everything that is labelled, by row, is predicted as foreground.
     scored["final"][..., 1] = records["final"].sum(-1)
-    scores = episode_scores(scored, class_ids, classes)
+    scores = episode_scores(scored, class_ids, classes, skip_absent=skip_absent)
     return dict(zip(BASELINES, (scores["mIoU"], scores["mIoU_m"]), strict=True))
 
 

@@ -37,7 +37,10 @@ _SETTINGS = (
     *("low_fea", "kshot_trans_dim", "kshot_order"),
 )
 # Settings that are named where they are not these: reports of earlier versions have none of them.
-_USUAL = {"prior": "max", "base_learner": "pspnet"}
+_USUAL = {
+    **{"prior": "max", "base_learner": "pspnet"},
+    **{"mixed_images": "drop", "min_cells": 0, "absent_class": "zero"},
+}
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
     "of the meta learner, `_b` of the base learner."
@@ -201,13 +204,20 @@ def _class_table(runs: Sequence[dict[str, Any]], class_names: list[str] | None) 
     seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
     # JSON turns the ids of the classes into strings.
     ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
-    rows = []
+    rows, absent = [], []
     for class_id in ious[0]:
         values = [run[class_id] for run in ious]
         name = class_names[class_id - 1] if class_names else str(class_id)
-        spread = mean_interval(values) if several else ()
+        known = [value for value in values if value is not None]
+        spread = (mean_interval(known) if known else [None] * len(SPREAD)) if several else ()
         rows.append([name, *map(_percent, [*values, *spread])])
-    return markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
+        without = [seed for seed, value in zip(seeds, values, strict=True) if value is None]
+        if without:
+            absent.append(f"{name} (seed {', '.join(without)})" if known else name)
+    table = markdown_table(["class, IoU", *seeds, *(SPREAD if several else ())], rows)
+    return table + (
+        f"\nNo episode asks for {', '.join(absent)}: left out of mIoU.\n" if absent else ""
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -49,14 +49,15 @@ def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
     return {"folds": [block.tolist() for block in blocks]}
 
 
-def write_config(name: str, data: Mapping[str, Any]) -> None:
-    """Write the YAML files of the dataset `name` with the settings `data` of its section Data.
+def write_config(name: str, data: Mapping[str, Any], notes: Mapping[str, str]) -> None:
+    """Write the YAML files of the dataset `name` with the settings `data` and comments on some.
 
     The description is written each time; the others, which the user may have edited, only where
     they are missing.
     """
     description, folder = _places(name)
-    lines = [f"  {key}: {_flow(value)}" for key, value in data.items()]
+    comments = {key: f"  # {note}" for key, note in notes.items()}
+    lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in data.items()]
     header = f"{_HEADER}, again by each run: settings go into config/{name}/{name}.yaml."
     write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {

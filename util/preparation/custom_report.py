@@ -12,8 +12,35 @@ from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
 SHOTS = (1, 5)
+# Where the published rule leaves a smaller share of the training images of a fold, it is not taken.
+ENOUGH = 0.25
 
 Data = Mapping[str, Any]  # the settings of the section Data
+
+
+def choose_mixed_images(
+    data: Data, entries: Sequence[Entry], counts: Sequence[Counts]
+) -> tuple[str, str]:
+    """Return the better value of `mixed_images` for a train list, and why.
+
+    It is the published "drop", unless that leaves too few images in a fold: less than the share
+    ENOUGH of them, or a class with too few for an episode where "background" has enough.
+    """
+    left, kept, enough = [], [], True
+    for fold in _folds(data):
+        drop, background = (
+            filter_entries(entries, counts, fold, "train", data["min_pixels"], rule)
+            for rule in ("drop", "background")
+        )
+        left.append(len(drop.entries))
+        kept.append(len(background.entries))
+        enough &= left[-1] >= ENOUGH * kept[-1]
+        enough &= not any(shortages(drop, 1)) or any(shortages(background, 1))
+    reason = (
+        f"drop leaves {', '.join(map(str, left))} training images in the folds, "
+        f"background {', '.join(map(str, kept))}"
+    )
+    return "drop" if enough else "background", reason
 
 
 def report_lines(
@@ -40,23 +67,24 @@ def report_lines(
         [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in PARTS)]
         for key in classes
     ]
-    title = f"images with {data['min_pixels']:,} pixels or more of a class:"
+    cells = f" on {data['min_cells']} cells or more" if data.get("min_cells") else ""
+    title = f"images with {data['min_pixels']:,} pixels or more of a class{cells}:"
     lines = ["", title, "", markdown_table(["", "class", *PARTS], rows, left=(1,))]
     for part in PARTS:
         without = [_name(data, key) for key in classes if not enough[part][key - 1]]
         if without:
             lines.append(f"warning: no image of {part} has so much of {', '.join(without)}")
     warned = False
-    folds, num_folds = data["folds"], data.get("num_folds", 1)
-    for split in range(count_folds(folds, num_folds)):
-        fold = fold_classes(data["num_classes"], folds, split, num_folds)
+    rule = data.get("mixed_images", "drop")
+    for split, fold in enumerate(_folds(data)):
         images, warnings = {}, []
         for part in PARTS:
-            found = filter_entries(entries[part], counts[part], fold, part, data["min_pixels"])
+            lists = entries[part], counts[part]
+            found = filter_entries(*lists, fold, part, data["min_pixels"], rule)
             images[part] = len(found.entries)
             warnings += _problems(data, found, fold, part, list_files[part])
         names = ", ".join(_name(data, class_id) for class_id in fold.novel)
-        holds = "no class out" if folds == SEEN else f"{names} out"
+        holds = f"{names} out" if fold.held_out else "no class out"
         lines.append(
             f"fold {split} holds {holds}: {images['train']:,} images to train, {images['val']:,} "
             "to test"
@@ -71,11 +99,18 @@ def report_lines(
 def _problems(data: Data, found: ImageLists, fold: Fold, part: str, list_file: str) -> list[str]:
     """Return what the episodes of a part lack at the smaller of SHOTS for which images are missing."""
     try:
-        check_any(found, fold, part, data["min_pixels"], list_file)
+        rules = data.get("mixed_images", "drop"), data.get("min_cells", 0)
+        check_any(found, fold, part, data["min_pixels"], list_file, *rules)
     except UserError as error:
         return [f"{error}; lower --min_pixels or give other --folds ({SEEN} holds no class out)"]
     lacking = (list(shortages(found, shot, data.get("class_names"), list_file)) for shot in SHOTS)
     return next(filter(None, lacking), [])
+
+
+def _folds(data: Data) -> list[Fold]:
+    folds, number = data["folds"], data.get("num_folds", 1)
+    splits = range(count_folds(folds, number))
+    return [fold_classes(data["num_classes"], folds, split, number) for split in splits]
 
 
 def _name(data: Data, class_id: int) -> str:

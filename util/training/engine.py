@@ -23,7 +23,7 @@ from util.runtime.seed import seed_everything, set_deterministic, untouched_rand
 from util.training.iteration import Batch, Iteration, Recipe
 from util.training.parallel import running_statistics, synchronises
 from util.training.progress import Progress, Scalars
-from util.training.resume import RunState, Saved, find_saved, restore, save_run
+from util.training.resume import RunState, Saved, check_lists, find_saved, restore, save_run
 from util.training.schedule import freeze_untrained, set_rate
 from util.training.signals import STOPPED, StopRequest
 
@@ -103,6 +103,7 @@ class Trainer:
         classes = self._details["base_classes"]
         if "backbone" in self._details:
             check_backbone(content, self._details["backbone"], str(saved.path))
+        check_lists(saved, self._details)
         self.state = state = restore(saved, net, optimizer, self.precision.scaler, classes)
         self.logger.info(
             f"resumed from {saved.path}: {state.epoch} epochs and {state.step} iterations done, "

@@ -3,6 +3,7 @@
 import logging
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from util.checkpoints.io import check_classes, load_weights, read_checkpoint, sa
 from util.checkpoints.run_files import LAST, PREVIOUS, find_best
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
+
+# A training goes on with the lists that it began with.
+LIST_SETTINGS = ("mixed_images", "min_cells")
 
 
 @dataclass
@@ -183,6 +187,16 @@ def restore(
         state.best = read_checkpoint(best.path).get("miou", best.miou)
         state.best_epoch = best.epoch
     return state
+
+
+def check_lists(saved: Saved, details: Mapping[str, Any]) -> None:
+    """Raise a UserError if a checkpoint names other LIST_SETTINGS than `details`, those of the run."""
+    for key in LIST_SETTINGS:
+        if key in details and (there := saved.content.get(key, details[key])) != details[key]:
+            raise UserError(
+                f"resume {saved.path}: was trained with {key} {there}, the settings have "
+                f"{details[key]}; set {key} {there}, or exp_name for a run of its own"
+            )
 
 
 def plan_batches(

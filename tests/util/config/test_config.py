@@ -190,6 +190,15 @@ def test_paths_tell_shots_and_experiments_apart(tmp_path):
     named = load(tmp_path, SMALL, "exp_name", "wide", "exp_dir", "out", "layers", "101")
     assert str(RunFiles(named).folder) == "out/tiny/HDMNet/wide/resnet101"
     assert str(RunFiles(named).base_folder) == "out/tiny/PSPNet/split0/resnet101"
+    kept = RunFiles(load(tmp_path, SMALL + "Method: {mixed_images: background}"))
+    assert str(kept.folder) == "exp/tiny/HDMNet/split0_background/resnet50"
+    assert str(kept.base_folder) == "exp/tiny/PSPNet/split0/resnet50"
+    assert kept.command("train.sh").endswith("split0 tiny 1 mixed_images background")
+    ignored = RunFiles(load(tmp_path, SMALL, "mixed_images", "ignore", "exp_name", "wide"))
+    assert str(ignored.folder) == "exp/tiny/HDMNet/wide_ignore/resnet50"
+    assert str(ignored.base_folder) == "exp/tiny/PSPNet/split0_ignore/resnet50"
+    place = "initmodel/PSPNet/tiny/split0_ignore/resnet50/best.pth"
+    assert str(ignored.published_base) == place
 
 
 @pytest.mark.parametrize(
@@ -272,6 +281,9 @@ WRONG = [
     ("merge = meta", "should be 'final' or 'base'"),
     ("merge_tau = 1.5", "should be less than or equal to 1"),
     ("kshot_order = up", "should be 'sorted' or 'restored'"),
+    ("mixed_images = keep", "should be 'drop', 'background' or 'ignore'"),
+    ("absent_class = one", "should be 'zero' or 'skip'"),
+    ("min_cells = -1", "should be greater than or equal to 0"),
     ("manual_seed = -1", "should be greater than or equal to 0"),
     ("val_size = 472", "must be 8·n + 1 and at least 33; the nearest is 473"),
     ("val_size = 9", "must be 8·n + 1 and at least 33; the nearest is 33"),

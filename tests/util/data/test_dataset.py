@@ -91,6 +91,16 @@ def test_base_dataset_keeps_every_image_and_maps_labels(data):
     assert set(item["label"].unique().tolist()) <= {0, 2, 255}
 
 
+def test_held_out_classes_can_be_ignored_in_computed_and_stored_labels(data, tmp_path):
+    root, entries = data
+    folder = base_label_dir(str(tmp_path / "base"), "train", 0)
+    write_base_labels(str(root), entries, FOLD, folder, progress=False)
+    for place in (None, folder):
+        arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)), place, (2,))
+        label = BaseDataset(*arguments)[0]["label"]
+        assert np.bincount(label.ravel(), minlength=256)[[1, 2, 255]].tolist() == [0, 1000, 564]
+
+
 def test_base_dataset_refuses_unknown_classes(data):
     root, entries = data
     dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), EvalTransform((33, 33)))

@@ -74,3 +74,4 @@ def test_label_tables():
     assert table.dtype == np.uint8
     assert table[[0, 1, 5, 6, 20, 255]].tolist() == [0, 0, 0, 1, 15, 255]
     assert class_label_table(7)[[0, 6, 7, 8, 255]].tolist() == [0, 0, 1, 0, 255]
+    assert class_label_table(7, (6, 8))[[0, 6, 7, 8, 255]].tolist() == [0, 255, 1, 255, 255]

@@ -5,12 +5,14 @@ import os
 from hashlib import sha256
 
 import cv2
+import numpy as np
 import pytest
 
 import util.data.list_cache
 from tests.paths import DATA, ROOT
 from tests.util.voc_files import mask_of, write_dataset
 from util.config import load_config
+from util.data.cells import Grid
 from util.data.folds import Fold, fold_classes
 from util.data.lists import (
     ImageLists,
@@ -27,6 +29,7 @@ GOLDEN = json.loads((DATA / "golden_data.json").read_text())["lists"]
 PASCAL_LISTS = json.loads((DATA / "pascal_lists.json").read_text())
 FOLD = Fold(base=(2, 3), novel=(1,))
 SEEN = fold_classes(3, "seen", 0)
+GRID = Grid(64, 8, 8)  # the corner of each 8×8 block of the masks here
 
 
 @pytest.fixture
@@ -43,9 +46,9 @@ def masks_read(monkeypatch):
     return paths
 
 
-def load(root, list_file, part="train", fold=FOLD, min_pixels=100):
+def load(root, list_file, part="train", fold=FOLD, min_pixels=100, **rules):
     cache = str(root / "lists")
-    return load_lists(str(root), list_file, fold, part, cache, min_pixels, progress=False)
+    return load_lists(str(root), list_file, fold, part, cache, min_pixels, progress=False, **rules)
 
 
 @pytest.mark.parametrize("key", GOLDEN)
@@ -85,6 +88,47 @@ def test_filter_rules(tmp_path):
     assert val.class_files == {1: [0]}
 
 
+@pytest.mark.parametrize("rule", ["background", "ignore"])
+def test_images_that_also_hold_held_out_classes_can_be_kept(rule, tmp_path):
+    masks = {
+        "mixed": mask_of((1, 500), (2, 100), (3, 5)),
+        "too small": mask_of((1, 500), (2, 99)),
+        "held out": mask_of((1, 500)),
+        "pure": mask_of((3, 200)),
+    }
+    list_file = write_dataset(tmp_path, masks)
+    assert [image for image, _ in load(tmp_path, list_file).entries] == ["pure image.png"]
+    train = load(tmp_path, list_file, mixed_images=rule)
+    assert [image for image, _ in train.entries] == ["mixed image.png", "pure image.png"]
+    assert (train.present, train.class_files) == ([(2, 3), (3,)], {2: [0], 3: [1]})
+    assert load(tmp_path, list_file, "val", mixed_images=rule) == load(tmp_path, list_file, "val")
+
+
+def test_a_class_has_to_cover_cells_of_the_grid_too(tmp_path, masks_read):
+    square, stripes = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    square[:17, :9], square[40, 40] = 2, 1  # six cells of class 2
+    stripes[1::8] = 2  # 512 pixels between the cells
+    stripes[0, 0] = 3
+    list_file = write_dataset(tmp_path, {"square": square, "stripes": stripes})
+    train = load(tmp_path, list_file, mixed_images="background")
+    assert train.class_files == {2: [0, 1], 3: []} and len(masks_read) == 2
+    for least, files in ((1, [0]), (6, [0])):
+        rules = {"mixed_images": "background", "min_cells": least, "grid": GRID}
+        train = load(tmp_path, list_file, **rules)
+        assert train.class_files == {2: files, 3: []} and train.present == [(2,)]
+    # Each grid has a cache of its own, beside that of the pixels.
+    assert len(masks_read) == 4
+    with pytest.raises(UserError, match="no image"):
+        load(tmp_path, list_file, **rules | {"min_cells": 7})
+    finer = load(tmp_path, list_file, **rules | {"min_cells": 7, "grid": Grid(64, 16, 16)})
+    assert finer.class_files == {2: [0], 3: []} and len(masks_read) == 6
+    names = sorted(path.name[18:] for path in (tmp_path / "lists").glob("*.json"))
+    assert names == ["-64-16x16.json", "-64-8x8.json", ".json"]
+    # Images of small objects are still queries of the classes that count in them.
+    train = load(tmp_path, list_file, min_pixels=0, **rules | {"min_cells": 1})
+    assert (train.present, train.class_files) == ([(2,), (2, 3)], {2: [0], 3: [1]})
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_no_class_held_out_drops_no_image_with_a_counting_class(part, tmp_path):
     masks = {
@@ -100,9 +144,12 @@ def test_no_class_held_out_drops_no_image_with_a_counting_class(part, tmp_path):
 
 def test_no_usable_image_is_an_error(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 99))})
-    for fold, ending in ((FOLD, r"\(classes 2, 3\) and no held-out class"), (SEEN, r"1, 2, 3\)")):
+    dropped = r"\(classes 2, 3\) and no held-out class; mixed_images background takes those too"
+    for fold, ending in ((FOLD, dropped), (SEEN, r"1, 2, 3\)")):
         with pytest.raises(UserError, match=rf"no image of .*train\.txt .*100 pixels.*{ending}$"):
             load(tmp_path, list_file, fold=fold)
+    with pytest.raises(UserError, match=r"100 pixels or more on 2 cells .*\(classes 2, 3\)$"):
+        load(tmp_path, list_file, mixed_images="background", min_cells=2, grid=GRID)
 
 
 def test_black_and_white_masks_without_preparation_are_named(tmp_path):
@@ -321,3 +368,16 @@ def test_lists_of_the_real_pascal_equal_those_in_circulation(part, split, pascal
         "classes": {str(c): len(of_class) for c, of_class in files.items()},
         "classes_sha256": sha256("\n".join(lines).encode()).hexdigest(),
     }
+
+
+@pytest.mark.parametrize(
+    ("rule", "sizes"),
+    [("drop", [4208, 3726, 2752, 4510]), ("background", [4760, 4588, 4097, 5108])],
+)
+def test_training_images_of_the_real_pascal_are_as_many_as_the_pages_say(rule, sizes, pascal_masks):
+    names, counts = zip(*pascal_masks["train"], strict=True)
+    folds = [fold_classes(20, "contiguous", split) for split in range(4)]
+    lists = [filter_entries(names, counts, fold, "train", 2048, rule) for fold in folds]
+    assert [len(of_fold.entries) for of_fold in lists] == sizes
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    assert f"| {', '.join(f'{size:,}' for size in sizes)} |" in page

@@ -125,6 +125,41 @@ def test_base_loaders_take_every_image_and_round_the_batch_up(make_config):
     assert val[0]["label"].shape != (65, 65)
 
 
+def test_what_training_does_with_images_that_hold_held_out_classes(make_config):
+    """Labels of training follow the setting; what is scored keeps the published labels."""
+    parts = {}
+    for rule in ("drop", "background", "ignore"):
+        cfg = make_config(mixed_images=rule, split=1)
+        train = build_episodes(cfg, "train", testing=False)
+        random.seed(0)
+        items = [train[index] for index in range(0, len(train), 4)]
+        parts[rule] = [torch.stack([i[key] for i in items]) for key in ("query_mask", "base_mask")]
+        scored = build_episodes(cfg, "train", testing=True, list_part="val")
+        assert scored.ignored == build_episodes(cfg, "val", testing=True).ignored == ()
+        stage_1, val = build_base_data(cfg)
+        ignored = (6, 7, 8, 9, 10) if rule == "ignore" else ()
+        assert (stage_1.dataset.base_labels.ignored, val.base_labels.ignored) == (ignored, ())
+        assert len(stage_1.dataset) == 240
+    assert 0 < len(parts["drop"][0]) < len(parts["background"][0])
+    differ = [a != b for a, b in zip(parts["background"], parts["ignore"], strict=True)]
+    assert torch.equal(*differ) and differ[0].any()
+    for label, ignoring in zip(parts["background"], parts["ignore"], strict=True):
+        assert set(label[differ[0]].tolist()) == {0} and set(ignoring[differ[0]].tolist()) == {255}
+
+
+def test_small_classes_are_left_out_by_the_cells_of_the_grid(make_config):
+    sizes = [
+        sum(
+            map(
+                len,
+                build_episodes(make_config(min_cells=n), "val", True).lists.class_files.values(),
+            )
+        )
+        for n in (0, 30, 45)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
 def test_settings_that_are_missing_are_named(make_config):
     with pytest.raises(UserError, match="data_root is not set"):
         build_train_loader(make_config(data_root=None))

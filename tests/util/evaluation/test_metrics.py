@@ -65,14 +65,15 @@ def slow_scores(drawn):
     }
 
 
-def scores_of(drawn, classes=NOVEL, with_base=True):
+def scores_of(drawn, classes=NOVEL, with_base=True, **options):
     records = np.zeros(len(drawn), RECORD)
     base_counts = np.zeros((NUM_BASE + 1, NUM_BASE + 1), np.int64)
     for record, (_, final, meta, base, label, base_label) in zip(records, drawn, strict=True):
         record["final"], record["meta"] = confusion(final, label, 2), confusion(meta, label, 2)
         base_counts += confusion(base, base_label, NUM_BASE + 1)
     class_ids = np.array([episode[0] for episode in drawn])
-    return episode_scores(records, class_ids, classes, base_counts if with_base else None)
+    base = base_counts if with_base else None
+    return episode_scores(records, class_ids, classes, base, **options)
 
 
 @pytest.mark.parametrize("classes", [NOVEL, (3, 7)])  # A class that never came counts zero.
@@ -88,6 +89,17 @@ def test_episode_scores_match_the_naive_twin(classes):
     without = scores_of(drawn, with_base=False)
     assert found.items() <= without.items() and BASE_SCORE not in without
     assert set(summarise([without])["mean"]) == {*SCORES} - {BASE_SCORE}
+
+
+def test_a_class_without_episodes_can_be_left_out():
+    drawn = episodes(0, 12, (3, 7))
+    zero, skipped = scores_of(drawn), scores_of(drawn, skip_absent=True)
+    assert skipped["class_iou"] == zero["class_iou"] | {9: None}
+    for score in ("mIoU", "mIoU_m"):
+        assert skipped[score] == pytest.approx(zero[score] * 3 / 2)
+    others = [score for score in SCORES if score not in ("mIoU", "mIoU_m")]
+    assert [skipped[score] for score in others] == [zero[score] for score in others]
+    assert scores_of(drawn, (3, 7), skip_absent=True) == scores_of(drawn, (3, 7))
 
 
 def test_known_numbers():

@@ -83,6 +83,19 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
     assert rows(text)["3"] == table["bird"]
 
 
+def test_classes_that_were_left_out_are_named():
+    report = report_of(config("absent_class=skip"))
+    for run, absent in zip(report["runs"], ((2, 3), (3,), (3,)), strict=True):
+        run["class_iou"] |= {str(class_id): None for class_id in absent}
+    text = report_text(report, config().class_names)
+    assert "No episode asks for bicycle (seed 510), bird: left out of mIoU." in text
+    table = rows(text)
+    assert table["bird"] == ["-"] * 6 and table["bicycle"][0] == "-"
+    known = [100 * run["class_iou"]["2"] for run in report["runs"][1:]]
+    assert table["bicycle"][1:4] == [*(f"{iou:.2f}" for iou in known), f"{np.mean(known):.2f}"]
+    assert "No episode" not in report_text(report_of(config()), None)
+
+
 def test_one_run_has_no_spread():
     report = report_of(config(), RUNS[:1])
     text = report_text(report, None)
@@ -123,6 +136,7 @@ def test_what_is_not_the_plain_test_is_said():
         *((None, word) for word in ("layers=101", "shot=2", "num_folds=2", "folds=[[1,2],[6]]")),
         *((None, word) for word in ("ann_type=bbox", "ensemble=False", "fold_list=fold0.txt")),
         *((None, word) for word in ("base_learner=none", "prior=minmax")),
+        *((None, word) for word in ("mixed_images=background", "min_cells=1", "absent_class=skip")),
         *((None, word) for word in ("min_pixels=1", "val_size=633")),
         *((None, word) for word in ("ori_resize=False", "resized_val=False")),
     ],
@@ -155,7 +169,8 @@ def test_weights_of_another_kind_are_not_those_of_the_published_numbers():
 def test_settings_tell_tests_apart():
     plain = settings_of(config(), "best.pth", RUNS)
     words = ("ann_type=point", "ensemble=False", "ori_resize=False", "data_root=other")
-    for word in (*words, "fold_list=fold0.txt", "num_folds=5"):
+    rules = ("mixed_images=ignore", "min_cells=4", "absent_class=skip")
+    for word in (*words, *rules, "fold_list=fold0.txt", "num_folds=5"):
         assert settings_of(config(word), "best.pth", RUNS) != plain
     assert (plain["fold_list"], plain["fold_count"]) == (None, 4)
     assert settings_of(config("batch_size_val=4", "feature_cache_gb=0"), "best.pth", RUNS) == plain

@@ -12,6 +12,7 @@ from util.runtime.errors import UserError
 from util.training.resume import (
     RunState,
     Saved,
+    check_lists,
     find_saved,
     plan_batches,
     restore,
@@ -55,6 +56,18 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert torch.equal(net.weight, other.weight)
     # The options are those that are configured, not those that were stored.
     assert its_optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+def test_a_training_does_not_go_on_with_other_lists(tmp_path):
+    path, details = tmp_path / "last.pth", {"mixed_images": "drop", "min_cells": 0}
+    # Checkpoints of earlier versions do not name them, and stage 1 has none.
+    for content, own in (({}, details), (details, details), ({}, {})):
+        check_lists(Saved(path, content), own)
+    for key, value in (("mixed_images", "ignore"), ("min_cells", 4)):
+        with pytest.raises(
+            UserError, match=rf"last.pth: was trained with {key} {value}, .*set {key}"
+        ):
+            check_lists(Saved(path, details | {key: value}), details)
 
 
 def test_without_a_checkpoint_or_by_choice_a_run_starts_anew(tmp_path):
