@@ -32,6 +32,8 @@ def test_examples_are_held_out_classes_of_the_demo(tmp_path):
 def test_a_missing_gradio_and_wrong_weights_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "util.page.layout", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # so that what the command sets ends with the test
     with pytest.raises(SystemExit, match="2"):
         app.main(["--weights", "none.pth"])
     error = capsys.readouterr().err
