@@ -11,7 +11,7 @@ from util.config import Config, config_parser, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
 from util.data.episodes import EpisodeDataset
-from util.data.fold_list import draw_fold_list
+from util.data.hsnet import draw_hsnet_runs
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
 from util.evaluation.episode_records import (
@@ -49,6 +49,11 @@ FLAGS = (
     ("--per_episode", "also write every episode to a CSV file, tables by size, and the worst ones"),
 )
 BASELINE_EPISODES = 200
+# What HSNet tests with, over the configuration and below --opts. Its 400 px are 401 for our networks.
+HSNET_SETTINGS = (
+    *("val_size=401", "resized_val=True", "ori_resize=False"),
+    *("test_num=1000", "test_runs=1"),
+)
 # A process waits for slower ones at the end; where one dies, all of them are ended.
 PATIENCE = datetime.timedelta(days=7)
 
@@ -67,6 +72,11 @@ def main() -> None:
     args = parser.parse_args()
     opts = args.opts + ([] if args.visualize is None else [f"vis_num={args.visualize}"])
     cfg = load_config(args.config, opts)
+    if cfg.protocol == "hsnet":
+        # Its lists for COCO have the images with 2,048 pixels of a class, all others any image.
+        any_size = cfg.data_set != "coco" or cfg.hsnet_list is not None
+        rule = ["min_pixels=1"] if any_size else []
+        cfg = load_config(args.config, [*HSNET_SETTINGS, *rule, *opts])
     with (
         start_processes(PATIENCE) as processes,
         Precision(cfg.amp, processes.device).autocast(),
@@ -82,13 +92,14 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
     episodes = build_episodes(cfg, "val", testing=True)
     runs = _draw_runs(cfg, episodes.lists)
     if args.episodes is not None:
-        runs = read_or_write_list(args.episodes, episodes, cfg.data_set, cfg.split, runs)
+        named = args.episodes, episodes, cfg.data_set, cfg.split
+        runs = read_or_write_list(*named, runs, cfg.protocol)
         logger.info(f"{len(runs)} × {len(runs[0].draws)} episodes of {args.episodes}")
     settings = settings_of(cfg, str(path), runs)
     identity = {
         "settings": settings,
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
-        "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs)),
+        "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs, cfg.protocol)),
     }
     name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}-{path.stem}"
     # Two commands may test in one folder at once, but not under one name.
@@ -102,7 +113,11 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             return
 
         loaded = load_tested(
-            path, episodes.base_classes, cfg.model_arguments, cfg.scale_to_trained_shot
+            path,
+            episodes.base_classes,
+            cfg.model_arguments,
+            cfg.scale_to_trained_shot,
+            cfg.data_set,
         )
         if (loaded.net.base.base_classes == 0) != (cfg.base_learner == "none"):
             problem = "has a base" if cfg.base_learner == "none" else "has no base"
@@ -119,7 +134,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             logger.info(note)
 
         def predictor_of(episodes: EpisodeDataset, **options: Any) -> Predictor:
-            options["ann_type"] = cfg.ann_type
+            options |= {"ann_type": cfg.ann_type, "own_classes": loaded.own_classes}
             return build_predictor(cfg, net, episodes, processes.device, **options)
 
         threshold, journals = None, [Journal(folder, identity)]
@@ -163,8 +178,9 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
 
 
 def _draw_runs(cfg: Config, lists: ImageLists) -> list[DrawnRun]:
-    if cfg.fold_list:
-        return draw_fold_list(cfg.fold_list, lists, cfg.shot, cfg.test_num, cfg.test_runs)
+    if cfg.protocol == "hsnet":
+        sizes = cfg.shot, cfg.test_num, cfg.test_runs
+        return draw_hsnet_runs(lists, *sizes, cfg.hsnet_list, by_class=cfg.data_set == "coco")
     return [
         DrawnRun(seed, draw_test_episodes(lists, cfg.shot, cfg.test_num, seed, cfg.workers))
         for seed in run_seeds(cfg.test_runs)

@@ -97,6 +97,7 @@ def _train(run: Run, loss: Loss) -> None:
             cfg.epochs,
             {
                 "backbone": cfg.backbone,
+                "data_set": cfg.data_set,
                 "shot": cfg.shot,
                 "base_classes": classes,
                 # What segmenter.py needs besides, to use the checkpoint without its settings.

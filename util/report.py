@@ -29,7 +29,7 @@ _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
 _FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
 # Settings that tests in one row may differ in.
 _NOT_PROTOCOL = (
-    *("weight", "dataset", "split", "fold_count", "fold_list", "shot", "backbone", "seeds"),
+    *("weight", "dataset", "split", "fold_count", "hsnet_list", "shot", "backbone", "seeds"),
     "baselines",
 )
 
@@ -54,6 +54,7 @@ class Result(NamedTuple):
     fold_count: int | None  # None where the file does not say
     trained_shot: int
     mean: dict[str, float]  # {score: mean over the runs, within 0 and 1}
+    comparable: bool  # whether the paper has a result of its protocol and training data
 
 
 # {(shot, column): percent}, where a column is the index of a fold or one of MEANS.
@@ -88,6 +89,7 @@ def _read(path: Path) -> Result:
             None if count is None else int(count),
             int(content["trained_shot"]),
             {key: float(mean[key]) for key in SCORES if key != BASE_SCORE or key in mean},
+            content.get("published_mIoU_percent") is not None,
         )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -109,10 +111,10 @@ def _experiment(path: Path, settings: dict[str, Any]) -> Experiment:
         if value is not None and key not in _NOT_PROTOCOL
     }
     protocol["runs"] = str(len(settings["seeds"]))
-    if settings.get("fold_list"):
+    if settings.get("hsnet_list"):
         # The lists of all folds share a row: * is in the place of the fold.
         fold = rf"(?<!\d){settings['split']}(?!\d)"
-        protocol["fold_list"] = re.sub(fold, "*", Path(settings["fold_list"]).name)
+        protocol["hsnet_list"] = re.sub(fold, "*", Path(settings["hsnet_list"]).name)
     return Experiment(
         settings["dataset"],
         settings["backbone"],
@@ -173,7 +175,7 @@ def paper_tables(
                 cells = _cells(of_row, metric, folds or _fold_count(of_row, count))
                 rows.append((name, experiment.backbone, cells))
         if metric == "mIoU" and count == FOLDS:
-            for backbone in sorted({backbone for _, backbone, _ in rows}):
+            for backbone in sorted({r.experiment.backbone for r in of_dataset if r.comparable}):
                 if published := _published(dataset, backbone):
                     rows.append((PUBLISHED_NAME, backbone, published))
         rows.sort(key=lambda row: row[1])

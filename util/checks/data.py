@@ -11,8 +11,8 @@ from functools import partial
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
-from util.data.fold_list import draw_fold_list
 from util.data.folds import fold_classes
+from util.data.hsnet import draw_hsnet_runs
 from util.data.images import (
     Entry,
     as_shown,
@@ -260,8 +260,9 @@ class _Part:
             if self.part == "train":
                 images = len(lists.entries)
                 check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
-            elif cfg.fold_list and (split, part) == (cfg.split, "val"):
-                draw_fold_list(cfg.fold_list, lists, cfg.shot, 1, 1)
+            elif cfg.hsnet_list and (split, part) == (cfg.split, "val"):
+                any_size = filter_entries(entries, counts, fold, part, min_pixels=1)
+                draw_hsnet_runs(any_size, cfg.shot, 1, 1, cfg.hsnet_list)
         except UserError as error:
             problems.append(str(error))
         sizes = [len(files) for files in lists.class_files.values()]

@@ -54,7 +54,6 @@ class DataFields(BaseModel):
     base_data_root: str | None = None  # folder of base labels; unset: computed on the fly
     train_list: str | None = None  # IMAGE MASK per line: images of the training
     val_list: str | None = None  # the same for validation and test
-    fold_list: str | None = None  # IMAGE__CLASS per line: queries of the test, in their order
     list_dir: str = "lists"  # folder of the cache of the scanned masks
     classes: Literal[2] = 2  # background and foreground
     num_classes: Annotated[int, Field(ge=1, le=254)]  # without background
@@ -169,6 +168,8 @@ class TestFields(BaseModel):
     ann_type: Literal["mask", "bbox", "scribble", "point"] = "mask"  # of the supports
     test_num: Count = 1000  # episodes per run
     test_runs: Count = 10  # runs, each with a seed of its own
+    protocol: Literal["hdmnet", "hsnet"] = "hdmnet"  # whose episodes the test draws
+    hsnet_list: str | None = None  # a fold list of HSNet; unset: the images of val_list
     absent_class: Literal["zero", "skip"] = "zero"  # in the mIoU: a class without episodes
     vis_num: CountOrZero = 3  # episodes drawn as pictures
     baselines: bool = False  # also score everything foreground and the prior alone

@@ -29,6 +29,7 @@ _TEXT = {
     for key, field in Config.model_fields.items()
     if field.annotation in (str, str | None, Name | None)
 }
+_REPLACED = {"fold_list": "was replaced by the settings protocol hsnet and hsnet_list FILE"}
 
 
 class Given(NamedTuple):
@@ -64,6 +65,11 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _unknown(key: str) -> str:
+    """Return what to say of a key that is no setting."""
+    return _REPLACED.get(key) or f"unknown key{_nearest(key, SECTION_OF)}"
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
@@ -105,7 +111,7 @@ def _read_sections(path: str, content: dict[Any, Any]) -> dict[str, Given]:
         for key, value in entries.items():
             given = Given(value, path)
             if key not in SECTION_OF:
-                raise _error(key, given, f"unknown key{_nearest(str(key), SECTION_OF)}")
+                raise _error(key, given, _unknown(str(key)))
             if value is None:
                 continue
             if key in values and values[key].value != value:
@@ -159,7 +165,7 @@ def _read_opts(opts: list[str]) -> dict[str, Given]:
             hint = _nearest(section, SECTIONS)
             raise UserError(f"{OPTS}: {name} = {text}: unknown section {section}{hint}")
         if key not in SECTION_OF:
-            raise _error(name, Given(text, OPTS), f"unknown key{_nearest(key, SECTION_OF)}")
+            raise _error(name, Given(text, OPTS), _unknown(key))
         try:
             value = (text or None) if key in _TEXT else yaml.safe_load(text)
         except yaml.YAMLError:

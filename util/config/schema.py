@@ -100,6 +100,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
             )
         if self.start_epoch >= self.epochs:
             yield ("start_epoch", "epochs"), f"must be below the number of epochs, {self.epochs}"
+        if self.hsnet_list and self.protocol != "hsnet":
+            yield ("hsnet_list", "protocol"), "needs protocol hsnet"
         names = self.class_names
         if names is not None and len(names) != self.num_classes:
             text = f"{len(names)} class names for num_classes {self.num_classes}"

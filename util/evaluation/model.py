@@ -22,23 +22,29 @@ class LoadedModel(NamedTuple):
     net: HDMNet
     shot: int  # that its weights were trained with
     notes: list[str]  # what a reader of the scores has to know of the weights, a sentence each
+    own_classes: bool = True  # False: the base learner is of another dataset
 
 
 def load_tested(
-    path: Path, base_classes: tuple[int, ...], arguments: Mapping[str, Any], scaled: bool = True
+    path: Path,
+    base_classes: tuple[int, ...],
+    arguments: Mapping[str, Any],
+    scaled: bool = True,
+    data_set: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint of ours or of the published code.
 
     Weights of another shot than the test's: what matching gathers, a sum over the supports, is
     brought to the scale of training, and all supports weigh alike, since the weights that `kshot_rw`
-    learned are as many as the supports of training. Weights of another number of base classes: the
-    model gets as many as they have.
+    learned are as many as the supports of training. Weights of another dataset or number of base
+    classes: the model gets as many as they have.
 
     Args:
         path: The checkpoint.
         base_classes: The base classes of the fold that is tested.
         arguments: Arguments of `build_hdmnet`, those of the test.
         scaled: Whether matching is brought to the scale of training.
+        data_set: The dataset of the test; None where it does not matter.
 
     Raises:
         UserError: The checkpoint is not readable or does not fit.
@@ -49,7 +55,17 @@ def load_tested(
         raise UserError(f"checkpoint {path}: {contents.kind}, where a test needs a trained HDMNet")
     check_backbone(content, arguments["backbone"], str(path))
     state, arguments, notes = content["state_dict"], dict(arguments), []
-    if contents.base_classes in (0, len(base_classes)):
+    trained_on = content.get("data_set", data_set)
+    own_classes = data_set is None or trained_on == data_set
+    if content.get("mixed_images", "drop") != "drop":
+        rule = content["mixed_images"]
+        notes.append(f"The weights were trained with mixed_images {rule}.")
+    if not own_classes:
+        notes.append(
+            f"The weights were trained on {trained_on}: a base learner is used as it is, and not "
+            "scored."
+        )
+    elif contents.base_classes in (0, len(base_classes)):
         check_classes(content, base_classes, str(path))
     else:
         notes.append(
@@ -70,4 +86,4 @@ def load_tested(
             arguments["trained_shot"] = contents.shot
     net = build_hdmnet(base_classes=contents.base_classes, **arguments)
     load_weights(net, state, str(path))
-    return LoadedModel(net, contents.shot, notes)
+    return LoadedModel(net, contents.shot, notes, own_classes)

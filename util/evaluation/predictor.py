@@ -79,10 +79,11 @@ class Predictor:
     ensemble: bool = True  # False takes the meta learner's prediction for the final one
     ann_type: str = "mask"  # how the supports are annotated
     prior: bool = False  # also give the similarity prior
+    own_classes: bool = True  # False: the base learner is of another dataset and not scored
 
     def __post_init__(self) -> None:
-        # With another number of classes, the base learner is of another dataset and not scored.
-        known = self.net.base.base_classes == len(self.episodes.base_classes)
+        # With another number of classes, the base learner is of another dataset too.
+        known = self.own_classes and self.net.base.base_classes == len(self.episodes.base_classes)
         self.scored_base_classes = self.net.base.base_classes if known else 0
         if self.device.type == "cuda":
             self.cache_bytes = min(self.cache_bytes, torch.cuda.mem_get_info(self.device)[0] / 2)

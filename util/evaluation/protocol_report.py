@@ -22,7 +22,7 @@ from util.runtime.tables import markdown_table
 SPREAD = {"mean": "mean", "std": "std", "±95%": "ci95"}
 # What the published results were tested with, beside backbone and shot: of all datasets, of each.
 _PUBLISHED_SETTINGS = {
-    **{"num_folds": 4, "min_pixels": 2048, "fold_list": None, "ann_type": "mask"},
+    **{"num_folds": 4, "min_pixels": 2048, "ann_type": "mask"},
     **{"ensemble": True, "ori_resize": True, "resized_val": True},
 }
 _PUBLISHED_BY_DATASET = {
@@ -31,7 +31,7 @@ _PUBLISHED_BY_DATASET = {
 }
 # What the scores depend on beside what `settings_of` names itself.
 _SETTINGS = (
-    *("data_root", "split", "fold_count", "fold_list", "shot", "backbone"),
+    *("data_root", "split", "fold_count", "shot", "backbone"),
     *("ori_resize", "resized_val", "workers", "amp", "backbone_dtype", "baselines"),
     *("ann_type", "ensemble", "scale_to_trained_shot"),
     *("low_fea", "kshot_trans_dim", "kshot_order"),
@@ -40,6 +40,7 @@ _SETTINGS = (
 _USUAL = {
     **{"prior": "max", "base_learner": "pspnet"},
     **{"mixed_images": "drop", "min_cells": 0, "absent_class": "zero"},
+    **{"protocol": "hdmnet", "hsnet_list": None},
 }
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "
@@ -69,9 +70,10 @@ def variant_name(cfg: Config) -> str:
     words: list[str] = [cfg.ann_type] if cfg.ann_type != "mask" else []
     words += ["meta"] if not cfg.ensemble else []
     words += ["unscaled"] if not cfg.scale_to_trained_shot else []
-    if cfg.fold_list:
+    words += [cfg.protocol] if cfg.protocol != "hdmnet" else []
+    if cfg.hsnet_list:
         # Without characters that mean something to a shell or a glob.
-        words.append("list-" + re.sub(r"[^\w.-]+", "_", PurePath(cfg.fold_list).stem))
+        words.append(re.sub(r"[^\w.-]+", "_", PurePath(cfg.hsnet_list).stem))
     return "".join(f"-{word}" for word in words)
 
 
@@ -160,6 +162,11 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
         f"Weights: {s['weight']}. {len(runs)} × {s['episodes']} episodes at {s['size']} px.\n",
         *(f"{note}\n" for note in report["notes"]),
     ]
+    if "protocol" in s:
+        parts.append(
+            f"Episodes as HSNet's loaders draw them, from {s.get('hsnet_list', 'the val list')}; not "
+            f"compared with a run of HSNet's own code. Images have {s['size']} px, HSNet's have 400.\n"
+        )
     if s["ann_type"] != "mask":
         parts.append(f"The supports are annotated by a {s['ann_type']}.\n")
     if not s["ensemble"] or "base_learner" in s:
