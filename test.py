@@ -73,7 +73,7 @@ def main() -> None:
     opts = args.opts + ([] if args.visualize is None else [f"vis_num={args.visualize}"])
     cfg = load_config(args.config, opts)
     if cfg.protocol == "hsnet":
-        # Its lists for COCO have the images with 2,048 pixels of a class, all others any image.
+        # Its lists for COCO have as many images as show a class on 2,048 pixels; others ask for no size.
         any_size = cfg.data_set != "coco" or cfg.hsnet_list is not None
         rule = ["min_pixels=1"] if any_size else []
         cfg = load_config(args.config, [*HSNET_SETTINGS, *rule, *opts])
@@ -91,15 +91,16 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
     logger = get_logger(folder, processes.is_main)
     episodes = build_episodes(cfg, "val", testing=True)
     runs = _draw_runs(cfg, episodes.lists)
+    # A file of episodes is of one protocol.
+    data_set = cfg.data_set if cfg.protocol == "hdmnet" else f"{cfg.data_set} by {cfg.protocol}"
     if args.episodes is not None:
-        named = args.episodes, episodes, cfg.data_set, cfg.split
-        runs = read_or_write_list(*named, runs, cfg.protocol)
+        runs = read_or_write_list(args.episodes, episodes, data_set, cfg.split, runs)
         logger.info(f"{len(runs)} × {len(runs[0].draws)} episodes of {args.episodes}")
     settings = settings_of(cfg, str(path), runs)
     identity = {
         "settings": settings,
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
-        "drawn": list_digest(list_text(episodes, cfg.data_set, cfg.split, runs, cfg.protocol)),
+        "drawn": list_digest(list_text(episodes, data_set, cfg.split, runs)),
     }
     name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}-{path.stem}"
     # Two commands may test in one folder at once, but not under one name.
@@ -112,13 +113,8 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             logger.info(f"tested before, see {output}\n{text.rstrip()}")
             return
 
-        loaded = load_tested(
-            path,
-            episodes.base_classes,
-            cfg.model_arguments,
-            cfg.scale_to_trained_shot,
-            cfg.data_set,
-        )
+        wanted = cfg.model_arguments, cfg.scale_to_trained_shot, cfg.data_set
+        loaded = load_tested(path, episodes.base_classes, *wanted)
         if (loaded.net.base.base_classes == 0) != (cfg.base_learner == "none"):
             problem = "has a base" if cfg.base_learner == "none" else "has no base"
             needed = "pspnet" if cfg.base_learner == "none" else "none"

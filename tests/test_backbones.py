@@ -108,7 +108,7 @@ def test_one_stage_without_a_base_learner(settings, backbone, tmp_path):
     assert (found.kind, found.net, found.base_classes) == (HDMNET, cfg.net, 0)
     assert scalars(cfg, "train/loss")[0] > 0 == scalars(cfg, "train/base")[0]
     assert scalars(cfg, "val/mIoU") == scalars(cfg, "val/mIoU_m") and not scalars(cfg, "val/mIoU_b")
-    net, _, notes = load_tested(path, config_fold(cfg).base, cfg.model_arguments)
+    net, _, notes, _ = load_tested(path, config_fold(cfg).base, cfg.model_arguments)
     assert net.base.base_classes == 0 and notes == []
 
     args = argparse.Namespace(episodes=None, if_missing=False, per_episode=False)

@@ -305,19 +305,45 @@ def test_a_test_that_differs_in_size_has_a_result_of_its_own(scripts, trained, r
         assert len(names) == 2 and pattern.format(plain).replace("*", "") in names
 
 
-def test_the_queries_of_a_fold_list_are_tested_in_their_order(scripts, trained, run_test):
+def test_a_list_of_hsnet_is_tested_by_its_protocol(scripts, trained, run_test):
     entries = [line.split() for line in (scripts.data / "val.txt").read_text().splitlines()]
     shows = [image for image, mask in entries if 1 in read_mask(str(scripts.data / mask))]
     lines = [f"{Path(image).stem}__01" for image in shows[:3]]
     assert len(lines) == 3
     path = scripts.folder / "fold 0.txt"
     path.write_text("\n".join(lines))
-    settings = (f"fold_list={path}", "min_pixels=1", "test_runs=1", "test_num=4", "vis_num=0")
-    run_test("--per_episode", *settings)
+    settings = (f"hsnet_list={path}", "test_num=4", "vis_num=1")
+    run_test("--per_episode", "protocol=hsnet", *settings)
     path, report = last_report(scripts.run / "result")
     (run,) = report["runs"]
     assert run["seed"] == 0 and set(run["class_iou"]) == {"1", "2", "3", "4", "5"}
-    assert path.name.startswith("test-1shot-list-fold_0-1x4-")
+    said = report["settings"]
+    assert (said["protocol"], said["ori_resize"], said["size"]) == ("hsnet", False, 65)
+    assert path.name.startswith("test-1shot-hsnet-fold_0-1x4-")
     rows = rows_of(path.with_suffix(".csv"))
     assert [f"{Path(row['query']).stem}__01" for row in rows] == [*lines, lines[0]]
     assert len({row["class_name"] for row in rows}) == 1
+    assert len(list((scripts.run / "result").glob("episode-1shot-hsnet-*.png"))) == 1
+    # The same command takes the result, and the published protocol is another test.
+    hsnet = ("--if-missing", "--per_episode", "protocol=hsnet", *settings)
+    assert f"tested before, see {path}" in run_test(*hsnet)
+    run_test("--if-missing", "test_num=4", "test_runs=1", "vis_num=0", "min_pixels=1")
+    other, report = last_report(scripts.run / "result")
+    assert "hsnet" not in other.name and report["runs"][0]["seed"] == 510
+    drawn = ("--episodes", f"{scripts.folder}/drawn.json", "test_num=4", "test_runs=1", "vis_num=0")
+    run_test(*drawn, "min_pixels=1")
+    line = run_test(*drawn, "protocol=hsnet", code=2)
+    assert "drawn for dataset demo, this test has demo by hsnet; name another file" in line
+
+
+def test_weights_are_tested_on_another_dataset(scripts, trained, run_test):
+    other = ("data_set=other", "num_classes=20", f"weight={scripts.weight}")
+    printed = run_test(*other, "protocol=hsnet", "test_num=3", "vis_num=0")
+    assert "The weights were trained on demo" in printed and "HSNet's loaders" in printed
+    _, report = last_report(scripts.exp / "other" / "HDMNet" / "split0" / "resnet18" / "result")
+    assert report["settings"]["protocol"] == "hsnet" and "mIoU_b" not in report["mean"]
+
+
+def test_hsnets_protocol_is_401_px_without_options():
+    cfg = load_config(CONFIG, command.HSNET_SETTINGS)
+    assert (cfg.val_size, cfg.ori_resize, cfg.test_num, cfg.test_runs) == (401, False, 1000, 1)

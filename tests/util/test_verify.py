@@ -343,14 +343,15 @@ def test_stage_1_is_checked_where_it_is_to_be_trained(experiment):
     assert exit_code([*experiment.arguments(*stage_1), "--processes", "5"]) == 1
 
 
-def test_a_fold_list_has_to_be_of_the_test_images(experiment, tmp_path):
+def test_a_list_of_hsnet_has_to_be_of_the_test_images(experiment, tmp_path):
     path = tmp_path / "fold0.txt"
     path.write_text("val ü 1 0__01\nval ü 1 2__01\n")
-    assert bad(experiment.rows("fold_list", str(path))) == {}
+    hsnet = ("protocol", "hsnet", "hsnet_list", str(path))
+    assert bad(experiment.rows(*hsnet)) == {}
     path.write_text("val ü 2 0__02\n")
-    rows = experiment.rows("fold_list", str(path))
+    rows = experiment.rows(*hsnet)
     assert bad(rows) == {"fold 0 val": ERROR}
-    assert "no image val ü 2 0 of the test shows class 2" in rows["fold 0 val"].details[0]
+    assert "no image val ü 2 0 of the val list with class 2" in rows["fold 0 val"].details[0]
 
 
 def test_validation_on_base_classes_has_a_row_of_its_own(experiment):

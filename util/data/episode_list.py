@@ -15,15 +15,9 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 
 
-def list_text(
-    episodes: EpisodeDataset,
-    data_set: str,
-    split: int,
-    runs: list[DrawnRun],
-    protocol: str = "hdmnet",
-) -> str:
+def list_text(episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]) -> str:
     """Return the content of the file."""
-    content = _header(episodes, data_set, split, protocol)
+    content = _header(episodes, data_set, split)
     content["runs"] = [
         {"seed": run.seed, "episodes": [[d.index, d.class_id, *d.supports] for d in run.draws]}
         for run in runs
@@ -36,20 +30,16 @@ def list_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_list(
-    path: str, episodes: EpisodeDataset, data_set: str, split: int, protocol: str = "hdmnet"
-) -> list[DrawnRun]:
+def read_list(path: str, episodes: EpisodeDataset, data_set: str, split: int) -> list[DrawnRun]:
     """Read the runs of a file that holds `list_text` with the same arguments.
 
     Raises:
-        UserError: The file cannot be read, or is of another protocol, dataset, list, fold or shot.
+        UserError: The file cannot be read, or is of another dataset, list, fold or shot.
     """
-    header = _header(episodes, data_set, split, protocol)
     try:
         with open(path, encoding="utf-8") as handle:
             content = json.load(handle)
-        found = {key: content[key] for key in header if key != "protocol"}
-        found["protocol"] = content.get("protocol", "hdmnet")
+        found = {key: content[key] for key in _header(episodes, data_set, split)}
         runs = [
             DrawnRun(int(run["seed"]), [Draw(e[0], e[1], e[2:]) for e in run["episodes"]])
             for run in content["runs"]
@@ -58,7 +48,7 @@ def read_list(
         raise UserError(f"--episodes {path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(f"--episodes {path}: is no file of drawn episodes") from None
-    for key, wanted in {"protocol": protocol, **header}.items():
+    for key, wanted in _header(episodes, data_set, split).items():
         if found[key] != wanted:
             what = f"{key} {found[key]}, this test has {wanted}"
             what = f"other {key}" if isinstance(wanted, list) else what
@@ -83,12 +73,7 @@ def read_list(
 
 
 def read_or_write_list(
-    path: str,
-    episodes: EpisodeDataset,
-    data_set: str,
-    split: int,
-    runs: list[DrawnRun],
-    protocol: str = "hdmnet",
+    path: str, episodes: EpisodeDataset, data_set: str, split: int, runs: list[DrawnRun]
 ) -> list[DrawnRun]:
     """Return the runs of the file if it exists; else write `runs` to it and return them.
 
@@ -96,18 +81,16 @@ def read_or_write_list(
         UserError: As of `read_list`, or the file cannot be written.
     """
     if os.path.exists(path):
-        return read_list(path, episodes, data_set, split, protocol)
+        return read_list(path, episodes, data_set, split)
     try:
-        write_atomically(path, list_text(episodes, data_set, split, runs, protocol))
+        write_atomically(path, list_text(episodes, data_set, split, runs))
     except OSError as error:
         raise UserError(f"--episodes {path}: cannot be written: {error.strerror}") from None
     return runs
 
 
-def _header(episodes: EpisodeDataset, data_set: str, split: int, protocol: str) -> dict:
+def _header(episodes: EpisodeDataset, data_set: str, split: int) -> dict:
     return {
-        # The files of version 0.2.0 have no protocol.
-        **({"protocol": protocol} if protocol != "hdmnet" else {}),
         "dataset": data_set,
         "split": split,
         "shot": episodes.shot,

@@ -224,6 +224,7 @@ def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path, opts):
     ("text", "message"),
     [
         ("Train: {bathc_size: 3}", "bathc_size = 3: unknown key; did you mean batch_size?"),
+        ("Data: {fold_list: a.txt}", "replaced by the settings protocol hsnet and hsnet_list FILE"),
         ("Train: {subepoch_val: 1}", "subepoch_val = 1: unknown key; did you mean SubEpoch_val?"),
         ("Tain: {shot: 3}", "Tain: unknown section; did you mean Train?"),
         ("Xyz: {shot: 3}", "Xyz: unknown section; sections are Data, Train, Base, Method, Test_F"),
@@ -282,6 +283,8 @@ WRONG = [
     ("merge_tau = 1.5", "should be less than or equal to 1"),
     ("kshot_order = up", "should be 'sorted' or 'restored'"),
     ("mixed_images = keep", "should be 'drop', 'background' or 'ignore'"),
+    ("protocol = pfenet", "should be 'hdmnet' or 'hsnet'"),
+    ("hsnet_list = fold0.txt", "needs protocol hsnet"),
     ("absent_class = one", "should be 'zero' or 'skip'"),
     ("min_cells = -1", "should be greater than or equal to 0"),
     ("manual_seed = -1", "should be greater than or equal to 0"),

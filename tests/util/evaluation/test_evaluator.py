@@ -116,6 +116,14 @@ def test_counts_are_those_of_one_episode_after_the_other(small, kind, original_s
     assert all((BASE_SCORE in run) == (base_classes == 15) for run in evaluation.runs)
 
 
+def test_a_base_learner_of_another_dataset_is_not_scored(small):
+    case = small["1 shot"]
+    (run,) = evaluate_episodes(case.predictor(own_classes=False), case.runs[:1], ALONE).runs
+    expected = dict(case.expected.runs[0])
+    del expected[BASE_SCORE]
+    assert run == expected
+
+
 # not one; a handful, so that what the loader left out is dropped meanwhile
 @pytest.mark.parametrize(("cache_bytes", "workers"), [(0, 0), (FEW, 0), (FEW, 2)])
 def test_the_cache_changes_nothing(small, cache_bytes, workers):

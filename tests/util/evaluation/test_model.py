@@ -14,10 +14,11 @@ BASE_CLASSES = tuple(range(6, 21))
 def write(tmp_path):
     """Writes a checkpoint of weights trained with some shot, and returns the net and its path."""
 
-    def write(shot, published=False, base_classes=BASE_CLASSES, **options):
+    def write(shot, published=False, base_classes=BASE_CLASSES, details=None, **options):
         torch.manual_seed(shot)
         net = build_hdmnet("resnet18", len(base_classes), shot=shot, **options)
         content = {"state_dict": net.state_dict(), "shot": shot, "base_classes": [*base_classes]}
+        content |= details or {}
         if published:
             content = {"state_dict": to_published(net.state_dict())}
         path = tmp_path / f"{shot}{published}.pth"
@@ -30,7 +31,7 @@ def write(tmp_path):
 def load(path, scaled=True, **settings):
     words = [f"{key}={value}" for key, value in settings.items()]
     cfg = load_config("config/demo/demo_split0_resnet18.yaml", words)
-    net, shot, notes = load_tested(path, BASE_CLASSES, cfg.model_arguments, scaled)
+    net, shot, notes, _ = load_tested(path, BASE_CLASSES, cfg.model_arguments, scaled)
     return net, shot, " ".join(notes)
 
 
@@ -79,6 +80,27 @@ def test_the_number_of_base_classes_is_that_of_the_checkpoint(write, published):
     assert said.startswith("The weights were trained on 60 base classes and this fold has 15")
     assert net.base.base_classes == 60
     assert_same_weights(net, trained)
+
+
+# As many base classes as the fold that is tested, and one of two stages.
+@pytest.mark.parametrize("base_classes", [range(1, 16), BASE_CLASSES, ()])
+def test_weights_of_another_dataset_are_tested_as_they_are(write, base_classes):
+    details = {"data_set": "pascal", "base_classes": [*range(1, 16)]}
+    trained, path = write(1, base_classes=base_classes, details=details)
+    arguments = load_config("config/demo/demo_split0_resnet18.yaml").model_arguments
+    loaded = load_tested(path, BASE_CLASSES, arguments, data_set="demo")
+    assert not loaded.own_classes
+    (note,) = loaded.notes
+    assert note.startswith("The weights were trained on pascal: a base learner is used as it is")
+    assert_same_weights(loaded.net, trained)
+
+
+def test_weights_of_other_training_images_are_noted(write):
+    _, path = write(1, details={"mixed_images": "background", "data_set": "demo"})
+    arguments = load_config("config/demo/demo_split0_resnet18.yaml").model_arguments
+    loaded = load_tested(path, BASE_CLASSES, arguments, data_set="demo")
+    assert loaded.own_classes
+    assert loaded.notes == ["The weights were trained with mixed_images background."]
 
 
 def test_other_weights_are_refused(write, tmp_path):

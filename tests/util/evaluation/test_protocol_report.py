@@ -123,8 +123,15 @@ def test_what_is_not_the_plain_test_is_said():
     for words in ("annotated by a bbox", "is the meta learner's", "Weights of another shot."):
         assert words in text and words not in plain
     assert variant_name(cfg) == "-bbox-meta-unscaled" and variant_name(config()) == ""
-    listed = config("fold_list=lists/fold 0 [trn].txt", "ann_type=point")
-    assert variant_name(listed) == "-point-list-fold_0_trn_"
+    assert "HSNet" not in plain
+    words = ("protocol=hsnet", "ann_type=point", "val_size=401")
+    assert variant_name(config(*words)) == "-point-hsnet"
+    text = report_text(report_of(config(*words)), None)
+    assert "from the val list; not compared with a run of HSNet's own code" in text
+    assert "Images have 401 px, HSNet's have 400." in text
+    listed = config(*words, "hsnet_list=lists/fold 0 [trn].txt")
+    assert variant_name(listed) == "-point-hsnet-fold_0_trn_"
+    assert "from lists/fold 0 [trn].txt; not" in report_text(report_of(listed), None)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_what_is_not_the_plain_test_is_said():
         (68.5, "shot=5 split=3"),
         (71.4, "vgg=True split=1"),
         *((None, word) for word in ("layers=101", "shot=2", "num_folds=2", "folds=[[1,2],[6]]")),
-        *((None, word) for word in ("ann_type=bbox", "ensemble=False", "fold_list=fold0.txt")),
+        *((None, word) for word in ("ann_type=bbox", "ensemble=False", "protocol=hsnet")),
         *((None, word) for word in ("base_learner=none", "prior=minmax")),
         *((None, word) for word in ("mixed_images=background", "min_cells=1", "absent_class=skip")),
         *((None, word) for word in ("min_pixels=1", "val_size=633")),
@@ -170,9 +177,11 @@ def test_settings_tell_tests_apart():
     plain = settings_of(config(), "best.pth", RUNS)
     words = ("ann_type=point", "ensemble=False", "ori_resize=False", "data_root=other")
     rules = ("mixed_images=ignore", "min_cells=4", "absent_class=skip")
-    for word in (*words, *rules, "fold_list=fold0.txt", "num_folds=5"):
+    hsnet = settings_of(config("protocol=hsnet"), "best.pth", RUNS)
+    assert settings_of(config("protocol=hsnet", "hsnet_list=a"), "best.pth", RUNS) != hsnet
+    for word in (*words, *rules, "protocol=hsnet", "num_folds=5"):
         assert settings_of(config(word), "best.pth", RUNS) != plain
-    assert (plain["fold_list"], plain["fold_count"]) == (None, 4)
+    assert plain["fold_count"] == 4 and not {"protocol", "hsnet_list"} & plain.keys()
     assert settings_of(config("batch_size_val=4", "feature_cache_gb=0"), "best.pth", RUNS) == plain
     assert json.loads(json.dumps(plain)) == plain
 
