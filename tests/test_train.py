@@ -68,9 +68,8 @@ def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gr
     for row in rows:
         assert row["train/loss"] == pytest.approx(1 - row["train/overlap"], abs=1e-5)
     content = read_checkpoint(RunFiles(cfg).snapshot / LAST)
-    told = {
-        key: content[key] for key in ("backbone", "shot", "size", "low_fea", "kshot_order", "prior")
-    }
+    names = ("backbone", "data_set", "shot", "size", "low_fea", "kshot_order", "prior")
+    told = {key: content[key] for key in names}
     assert told == cfg.model_dump(include={*told}) | {"backbone": "resnet18", "size": cfg.val_size}
     (net,) = nets
     assert all(p.grad is None for p in net.ensemble.shot_weights.parameters())
