@@ -12,4 +12,4 @@ def test_own_pictures_are_measured(monkeypatch, capsys):
     assert head.count("|") == rule.count("|") == len(cells) + 1 == 11
     assert cells[0] == "off" and min(map(float, cells[1:6])) > 0
     early, late, held, peak = map(float, cells[6:])
-    assert 0.1 < early and late < early + 0.1 and 0.1 < held < peak
+    assert early > 0.1 and late < early + 0.1 and 0.1 < held < peak
