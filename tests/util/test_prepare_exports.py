@@ -565,9 +565,24 @@ def test_palettes_and_values_of_masks_with_a_label_map(folder, capsys):
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)).save(masks / "p2.png")
     error = fails(capsys, images, "export")
     assert "p2.png holds the colour (9, 9, 9), which labelmap.txt does not have" in error
+    (folder / "export/labelmap.txt").write_text("nut:1,2,3\nscrew:1,2,3\n")
+    assert "nut and screw have the same colour (1, 2, 3)" in fails(capsys, images, "export")
     (folder / "export/labelmap.txt").write_text("bolt;1;2;3\n")
     error = fails(capsys, images, "export")
     assert "labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: 'bolt;1;2;3'" in error
+
+
+def test_exports_with_different_classes_in_one_folder_are_refused(folder, capsys):
+    (folder / "jobs").mkdir()
+    _, images = export_files.write_cvat_masks(folder / "jobs/a")
+    export_files.write_cvat_masks(folder / "jobs/b")
+    error = fails(capsys, images, "jobs")
+    assert "jobs holds jobs/a/labelmap.txt and jobs/b/labelmap.txt: give the folder of one" in error
+    export_files.write_yolo(folder / "export")
+    (folder / "export/other").mkdir()
+    (folder / "export/other/data.yaml").write_text("names: [nut, bolt]\n")
+    error = fails(capsys, "export", "export")
+    assert "export/data.yaml and export/other/data.yaml name different classes" in error
 
 
 def test_the_background_of_a_label_map_may_have_any_colour(folder):

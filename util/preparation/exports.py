@@ -107,6 +107,11 @@ class ImageNames:
             )
         return meant[0] if meant else None
 
+    def means_another(self, name: str, image: str) -> bool:
+        """Return whether `name` is that of another image than `image`, whatever its folder and type."""
+        stem = _TYPE.sub("", _parts(name)[-1])
+        return stem in self._by_last and stem != _TYPE.sub("", self.parts[image][-1])
+
 
 def _parts(name: str) -> list[str]:
     """Return the parts of a path that tell images apart; there is at least one."""

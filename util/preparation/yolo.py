@@ -78,7 +78,11 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
     """Return what names the classes, and id → name."""
     above = Path(masks).absolute().parents[:2]  # The labels may be export/train/labels.
     nearby = [str(folder / "data.yaml") for folder in above if (folder / "data.yaml").is_file()]
-    for path in (*files_under(masks, YAML), *nearby):
+    inside = files_under(masks, YAML)
+    first: tuple[str, dict[int, str]] | None = None
+    for path in (*inside, *nearby):
+        if first and path not in inside:
+            break
         try:
             content = yaml.safe_load(read_text(path))
             names = content["names"] if isinstance(content, dict) and "names" in content else {}
@@ -90,7 +94,13 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
         if found and "kpt_shape" in content:
             raise UserError(f"{path} describes keypoints: export polygons")
         if found:
-            return path, dict(found)
+            first = first or (path, dict(found))
+            if dict(found) != first[1]:
+                raise UserError(
+                    f"{first[0]} and {path} name different classes: give the folder of one of them"
+                )
+    if first:
+        return first
     for folder in (Path(masks), above[0]):
         path = str(folder / "classes.txt")  # that of Label Studio
         if os.path.isfile(path):
