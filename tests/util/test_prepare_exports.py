@@ -509,8 +509,11 @@ def test_classes_of_yolo_are_named_in_a_file_or_on_the_command_line(folder, caps
     (folder / "labels/classes.txt").write_text("screw\nbolt\n")
     prepare("pics", "labels")
     assert config().class_names == ["screw", "bolt"]
-    # A description beside the folder goes first, and the command line orders its classes.
+    # A description may lie beside the folder, and the command line orders its classes.
     (folder / "data.yaml").write_text("nc: 2\nnames: {0: bolt, 1: nut}\n")
+    error = fails(capsys, "pics", "labels")
+    assert "data.yaml and labels/classes.txt name different classes: keep one of them" in error
+    (folder / "labels/classes.txt").unlink()
     prepare("pics", "labels", "--class_names", "nut,bolt")
     np.testing.assert_array_equal(mask_of("p0"), expected(0) * 2)
     assert "data.yaml holds the class nut: add it to --class_names" in fails(
@@ -606,6 +609,12 @@ def test_folders_of_an_export_divide_the_images_unless_the_user_says_otherwise(f
     ]
     prepare(images, "export", "--val_share", "0.5")
     assert len(read_entries("root", "lists/mine/val.txt")) == 4
+
+
+def test_an_export_without_annotations_is_named(folder, capsys):
+    write_pictures(folder / "pics")
+    write_json(folder / "a.json", coco() | {"annotations": []})
+    assert "a.json holds no object in any image of pics" in fails(capsys, "pics", "a.json")
 
 
 def test_a_changed_annotation_draws_its_mask_again(folder, capsys):

@@ -78,11 +78,32 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
     """Return what names the classes, and id → name."""
     above = Path(masks).absolute().parents[:2]  # The labels may be export/train/labels.
     nearby = [str(folder / "data.yaml") for folder in above if (folder / "data.yaml").is_file()]
-    inside = files_under(masks, YAML)
-    first: tuple[str, dict[int, str]] | None = None
-    for path in (*inside, *nearby):
-        if first and path not in inside:
+    named = _named_in(files_under(masks, YAML)) or _named_in(nearby[:1])
+    for folder in (Path(masks), above[0]):
+        path = str(folder / "classes.txt")  # that of Label Studio
+        if os.path.isfile(path):
+            names = filter(None, map(str.strip, read_text(path).split("\n")))
+            named[path] = dict(enumerate(names))
             break
+    if not named:
+        if not given:
+            raise UserError(
+                f"{masks}: no data.yaml names the classes; put it there, or give --class_names a,b,c"
+            )
+        return "--class_names", dict(enumerate(given))
+    first, *others = named
+    for other in others:
+        if named[other] != named[first]:
+            raise UserError(
+                f"{first} and {other} name different classes: keep one of them, or give the folder of one"
+            )
+    return first, named[first]
+
+
+def _named_in(paths: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Return the classes, id → name, that the descriptions at `paths` name, if they name any."""
+    named: dict[str, dict[int, str]] = {}
+    for path in paths:
         try:
             content = yaml.safe_load(read_text(path))
             names = content["names"] if isinstance(content, dict) and "names" in content else {}
@@ -94,19 +115,5 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
         if found and "kpt_shape" in content:
             raise UserError(f"{path} describes keypoints: export polygons")
         if found:
-            first = first or (path, dict(found))
-            if dict(found) != first[1]:
-                raise UserError(
-                    f"{first[0]} and {path} name different classes: give the folder of one of them"
-                )
-    if first:
-        return first
-    for folder in (Path(masks), above[0]):
-        path = str(folder / "classes.txt")  # that of Label Studio
-        if os.path.isfile(path):
-            return path, dict(enumerate(filter(None, map(str.strip, read_text(path).split("\n")))))
-    if not given:
-        raise UserError(
-            f"{masks}: no data.yaml names the classes; put it there, or give --class_names a,b,c"
-        )
-    return "--class_names", dict(enumerate(given))
+            named[path] = dict(found)
+    return named
