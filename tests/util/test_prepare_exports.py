@@ -551,6 +551,7 @@ def test_an_image_without_labels_is_background_only_among_labelled_ones(folder, 
     printed = capsys.readouterr().out
     assert "images that are not in the export, left out: 4, such as images/val/p4.jpg" in printed
     assert "images without objects, all background: 2" in printed
+    assert "warning: all labels have four points, as oriented boxes do" in printed
     assert not Path("root/images/images/val").exists()
 
 

@@ -112,7 +112,8 @@ def merged_mask(
             raise UserError(
                 f"masks {other} and {path} mark the same pixels, but a pixel is of one class: delete one"
             )
-    mask = stack_regions(*first.shape, regions)
+    height, width = first.shape
+    mask = stack_regions(height, width, regions)
     if notes is not None and any(r.any() and not (mask == key).any() for key, r in regions):
         notes.append("images in which smaller objects of other classes hide all of a class")
     return mask

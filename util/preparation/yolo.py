@@ -17,7 +17,7 @@ from util.runtime.texts import read_text
 
 YAML = (".yaml", ".yml")
 _LABEL = re.compile(r"\s*\d+(\.0*)?([ \t]+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)", re.IGNORECASE)
-_SMALLEST = 7  # fields: the class and three points
+_SMALLEST, _QUADRANGLE = 7, 9  # fields: the class and three or four points
 
 
 def is_labels(path: str) -> bool:
@@ -37,7 +37,7 @@ def read_yolo(export: Export, masks: str) -> None:
     """
     source, names = _class_names(masks, export.class_names)
     classes = export.set_classes(names.values(), source)
-    labels = boxes = 0
+    labels = boxes = quadrangles = 0
     for path in files_under(masks, (".txt",)):
         if export.images.find(path) is None and not is_labels(path):
             continue  # a list, or class names
@@ -57,11 +57,16 @@ def read_yolo(export: Export, masks: str) -> None:
                 what = f"{source} does not name the class {fields[0]:g}"
                 raise UserError(f"{path} line {number}: {what}")
             labels, boxes = labels + 1, boxes + box
+            quadrangles += len(fields) == _QUADRANGLE
             if not box:
                 drawn.append((number, classes[names[int(fields[0])]], fields[1:]))
         data = json.dumps(drawn).encode()
         export.add(AnnotatedImage(path, None, None, data, path, relative_region), path)
     export.check_boxes(boxes, labels, masks)
+    if labels and quadrangles == labels:
+        export.notes.append(
+            "warning: all labels have four points, as oriented boxes do; each is taken as a mask"
+        )
     labelled = {os.path.dirname(image) for image in export.masks}
     for image in export.images.parts:
         if image not in export.masks and os.path.dirname(image) in labelled:
