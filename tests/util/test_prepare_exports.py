@@ -618,6 +618,17 @@ def test_an_export_without_annotations_is_named(folder, capsys):
     assert "a.json holds no object in any image of pics" in fails(capsys, "pics", "a.json")
 
 
+def test_classes_with_nearly_the_same_name_are_a_warning(folder, capsys):
+    write_pictures(folder / "pics")
+    content = coco()
+    for category, name in zip(content["categories"], ("bolt", "Bolt "), strict=True):
+        category["name"] = name
+    write_json(folder / "a.json", content)
+    prepare("pics", "a.json")
+    printed = capsys.readouterr().out
+    assert "warning: classes that differ only in capitals or blanks: 'bolt', 'Bolt '" in printed
+
+
 def test_a_changed_annotation_draws_its_mask_again(folder, capsys):
     write_pictures(folder / "pics")
     write_json(folder / "a.json", coco())
