@@ -265,6 +265,36 @@ def test_images_of_12_bits_span_the_whole_range(folder, capsys):
     assert np.array_equal(read_image("root/images/n00.png")[..., 1], values >> 4)
 
 
+def into_parts(folder):
+    for index, part in enumerate(("train", "val", "test"), 1):
+        (folder / f"masks/class{index}").rename(folder / f"masks/{part}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: write(folder / "masks/class2/n03.tif", disk(9)),
+            "masks/class2/n03.tif may be a mask, but those of masks/class2 are PNGs",
+        ),
+        (
+            lambda folder: write(folder / "masks/class2/more/n03.png", disk(9)),
+            "masks/class2/more is not searched: put the masks into masks",
+        ),
+        (into_parts, "the folders of masks (test, train, val) look like parts of a dataset"),
+        (
+            lambda folder: write(folder / "masks/class2/n03.png", disk(15)),
+            "masks/class1/n03.png and masks/class2/n03.png mark the same pixels",
+        ),
+    ],
+)
+def test_folders_of_masks_that_would_be_misread_are_refused(folder, capsys, change, message):
+    write_data(folder, binary=True)
+    write(folder / "masks/class1/n00.jpg", disk(9))  # beside its mask
+    change(folder)
+    assert message in fails(capsys)
+
+
 def test_class_names_order_the_folders_and_have_to_agree_with_them(folder, capsys):
     write_data(folder, binary=True)
     run()
@@ -286,6 +316,10 @@ def test_the_smaller_of_two_overlapping_masks_is_on_top(tmp_path):
         files.append((class_id, "", (tmp_path / f"{class_id}.png").read_bytes()))
     merged = merged_mask(files)
     assert merged[24, 30] == 1 and merged[24, 38] == 3 and merged[24, 43] == 2 and merged[0, 0] == 0
+    write(tmp_path / "4.png", disk(10) - disk(5))
+    notes = []
+    merged_mask([*files, (4, "", (tmp_path / "4.png").read_bytes())], notes)
+    assert notes == ["images in which smaller objects of other classes hide all of a class"]
 
 
 def test_names_with_blanks_and_accents_pair_up_however_they_are_encoded(folder):
@@ -331,6 +365,13 @@ def test_the_list_of_test_images_may_be_written_in_several_ways(folder, encoding
     run("--val", "val.txt")
     names = ["#1", "a b", "n00", "n01", "n02", "n03", "n04"]
     assert [image for image, _ in entries("val")] == [f"images/{name}.jpg" for name in names]
+
+
+@pytest.mark.parametrize("line", ["n01.jpg n02.jpg", "n01.jpg\tmasks/n02.png"])
+def test_two_images_in_a_line_of_the_list_are_refused(folder, capsys, line):
+    write_data(folder)
+    (folder / "val.txt").write_text(f"n00.jpg\n{line}\n")
+    assert f"val.txt line 2 names two images: {line}" in fails(capsys, "--val", "val.txt")
 
 
 def test_class_names_from_a_file_one_of_which_has_no_image_yet(folder, capsys):

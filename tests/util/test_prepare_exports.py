@@ -509,8 +509,11 @@ def test_classes_of_yolo_are_named_in_a_file_or_on_the_command_line(folder, caps
     (folder / "labels/classes.txt").write_text("screw\nbolt\n")
     prepare("pics", "labels")
     assert config().class_names == ["screw", "bolt"]
-    # A description beside the folder goes first, and the command line orders its classes.
+    # A description may lie beside the folder, and the command line orders its classes.
     (folder / "data.yaml").write_text("nc: 2\nnames: {0: bolt, 1: nut}\n")
+    error = fails(capsys, "pics", "labels")
+    assert "data.yaml and labels/classes.txt name different classes: keep one of them" in error
+    (folder / "labels/classes.txt").unlink()
     prepare("pics", "labels", "--class_names", "nut,bolt")
     np.testing.assert_array_equal(mask_of("p0"), expected(0) * 2)
     assert "data.yaml holds the class nut: add it to --class_names" in fails(
@@ -548,6 +551,7 @@ def test_an_image_without_labels_is_background_only_among_labelled_ones(folder, 
     printed = capsys.readouterr().out
     assert "images that are not in the export, left out: 4, such as images/val/p4.jpg" in printed
     assert "images without objects, all background: 2" in printed
+    assert "warning: all labels have four points, as oriented boxes do" in printed
     assert not Path("root/images/images/val").exists()
 
 
@@ -565,9 +569,24 @@ def test_palettes_and_values_of_masks_with_a_label_map(folder, capsys):
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 9, np.uint8)).save(masks / "p2.png")
     error = fails(capsys, images, "export")
     assert "p2.png holds the colour (9, 9, 9), which labelmap.txt does not have" in error
+    (folder / "export/labelmap.txt").write_text("nut:1,2,3\nscrew:1,2,3\n")
+    assert "nut and screw have the same colour (1, 2, 3)" in fails(capsys, images, "export")
     (folder / "export/labelmap.txt").write_text("bolt;1;2;3\n")
     error = fails(capsys, images, "export")
     assert "labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: 'bolt;1;2;3'" in error
+
+
+def test_exports_with_different_classes_in_one_folder_are_refused(folder, capsys):
+    (folder / "jobs").mkdir()
+    _, images = export_files.write_cvat_masks(folder / "jobs/a")
+    export_files.write_cvat_masks(folder / "jobs/b")
+    error = fails(capsys, images, "jobs")
+    assert "jobs holds jobs/a/labelmap.txt and jobs/b/labelmap.txt: give the folder of one" in error
+    export_files.write_yolo(folder / "export")
+    (folder / "export/other").mkdir()
+    (folder / "export/other/data.yaml").write_text("names: [nut, bolt]\n")
+    error = fails(capsys, "export", "export")
+    assert "export/data.yaml and export/other/data.yaml name different classes" in error
 
 
 def test_the_background_of_a_label_map_may_have_any_colour(folder):
@@ -591,6 +610,23 @@ def test_folders_of_an_export_divide_the_images_unless_the_user_says_otherwise(f
     ]
     prepare(images, "export", "--val_share", "0.5")
     assert len(read_entries("root", "lists/mine/val.txt")) == 4
+
+
+def test_an_export_without_annotations_is_named(folder, capsys):
+    write_pictures(folder / "pics")
+    write_json(folder / "a.json", coco() | {"annotations": []})
+    assert "a.json holds no object in any image of pics" in fails(capsys, "pics", "a.json")
+
+
+def test_classes_with_nearly_the_same_name_are_a_warning(folder, capsys):
+    write_pictures(folder / "pics")
+    content = coco()
+    for category, name in zip(content["categories"], ("bolt", "Bolt "), strict=True):
+        category["name"] = name
+    write_json(folder / "a.json", content)
+    prepare("pics", "a.json")
+    printed = capsys.readouterr().out
+    assert "warning: classes that differ only in capitals or blanks: 'bolt', 'Bolt '" in printed
 
 
 def test_a_changed_annotation_draws_its_mask_again(folder, capsys):

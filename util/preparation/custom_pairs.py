@@ -28,6 +28,7 @@ PARTS = ("train", "val")
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK_TYPES = (".png",)  # Other types count in a folder without these.
+_OTHER_TYPES = tuple({*IMAGE_TYPES} - {*MASK_TYPES})
 _RULES = "rules 2"  # Change it when the same files would give other masks.
 VAL_SHARE = 0.2
 _VAL_FOLDERS = {"val", "valid", "validation", "test"}
@@ -105,8 +106,17 @@ def merged_mask(
     first = regions[0][1]
     for (_, region), (_, path, _) in zip(regions, files, strict=True):
         require_same_size(first, files[0][1], region, path)
+    by_pixels: dict[bytes, str] = {}
+    for (_, region), (_, path, _) in zip(regions, files, strict=True):
+        if region.any() and (other := by_pixels.setdefault(region.tobytes(), path)) != path:
+            raise UserError(
+                f"masks {other} and {path} mark the same pixels, but a pixel is of one class: delete one"
+            )
     height, width = first.shape
-    return stack_regions(height, width, regions)
+    mask = stack_regions(height, width, regions)
+    if notes is not None and any(r.any() and not (mask == key).any() for key, r in regions):
+        notes.append("images in which smaller objects of other classes hide all of a class")
+    return mask
 
 
 def one_class(pairs: Sequence[Pair], workers: int | None) -> tuple[list[Pair], list[str]]:
@@ -173,6 +183,7 @@ def find_pairs(
             "CLASS/IMAGE.png"
         )
     if folders:
+        _check_class_folders(folders, class_names, masks)
         folders = _in_order(folders, class_names, masks)
         class_names = class_names or folders
         binary: dict[str, dict[int, str]] = {}
@@ -215,11 +226,29 @@ def _files(folder: str, types: tuple[str, ...]) -> dict[str, str]:
 def _mask_files(folder: str, images: Mapping[str, str]) -> dict[str, str]:
     """Return name of the image without suffix → path of the masks of a folder.
 
-    If no mask has the name of an image, the names of all may begin or end with the same addition.
+    Raises:
+        UserError: A file of another type seems to be the mask of an image that has no other.
     """
     masks = _files(folder, MASK_TYPES) or _files(folder, IMAGE_TYPES)
+    before, after = _addition(masks, images)
+
+    def stem_of(name: str) -> str:
+        return name[len(before) : len(name) - len(after)]
+
+    found = {stem_of(name): path for name, path in masks.items()}
+    for name, path in _files(folder, _OTHER_TYPES).items():
+        stem = stem_of(name)
+        if stem not in found and stem in images and f"{before}{stem}{after}" == name:
+            raise UserError(
+                f"{path} may be a mask, but those of {folder} are PNGs: save it as PNG, or move it away"
+            )
+    return found
+
+
+def _addition(masks: Mapping[str, str], images: Mapping[str, str]) -> tuple[str, str]:
+    """Return how the names of all masks begin and end besides the names of their images."""
     if not masks or masks.keys() & images.keys():
-        return masks
+        return "", ""
     first, *_ = masks
     additions = {
         (first[:start], first[start + len(stem) :])
@@ -229,10 +258,30 @@ def _mask_files(folder: str, images: Mapping[str, str]) -> dict[str, str]:
     }
     # The shortest comes first: 11_mask belongs to 11, not to 1.
     for before, after in sorted(additions, key=lambda addition: sum(map(len, addition))):
-        names = {name: name[len(before) : len(name) - len(after)] for name in masks}
-        if all(f"{before}{stem}{after}" == name and stem in images for name, stem in names.items()):
-            return {names[name]: path for name, path in masks.items()}
-    return masks
+        stems = [name[len(before) : len(name) - len(after)] for name in masks]
+        if all(
+            f"{before}{stem}{after}" == name and stem in images
+            for name, stem in zip(masks, stems, strict=True)
+        ):
+            return before, after
+    return "", ""
+
+
+def _check_class_folders(folders: list[str], class_names: list[str] | None, masks: str) -> None:
+    """Raise a UserError if folders of masks hold folders, or look like the parts of a dataset."""
+    for folder in folders:
+        for entry in os.scandir(os.path.join(masks, folder)):
+            if entry.is_dir() and not left_behind(entry.name):
+                raise UserError(
+                    f"{entry.path} is not searched: put the masks into {masks}, IMAGE.png, or into "
+                    "folders of their classes, CLASS/IMAGE.png"
+                )
+    if class_names is None and {"train"} != {*folders} <= {"train", *_VAL_FOLDERS}:
+        raise UserError(
+            f"the folders of {masks} ({', '.join(folders)}) look like parts of a dataset: put the masks "
+            "into one folder, and name the images to test by --val; or, if they are classes, give "
+            f"--class_names {','.join(folders)}"
+        )
 
 
 def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> list[str]:
@@ -296,8 +345,11 @@ def _listed(val: str, images: ImageNames) -> Iterator[str]:
         line = normal_form(line.strip())
         if not line or is_comment(line, exact.__contains__):
             continue
-        column = _IMAGE_COLUMN.match(line)
-        name = images.find(column[1] if column and line not in exact else line)
+        column = None if line in exact else _IMAGE_COLUMN.match(line)
+        name = images.find(column[1] if column else line)
         if name is None:
             raise UserError(f"{val} line {number}: there is no image {line}")
+        mask = line[column.end() :].strip() if column else ""
+        if mask and images.means_another(mask, name):
+            raise UserError(f"{val} line {number} names two images: {line}")
         yield name

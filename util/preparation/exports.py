@@ -107,6 +107,11 @@ class ImageNames:
             )
         return meant[0] if meant else None
 
+    def means_another(self, name: str, image: str) -> bool:
+        """Return whether `name` is that of another image than `image`, whatever its folder and type."""
+        stem = _TYPE.sub("", _parts(name)[-1])
+        return stem in self._by_last and stem != _TYPE.sub("", self.parts[image][-1])
+
 
 def _parts(name: str) -> list[str]:
     """Return the parts of a path that tell images apart; there is at least one."""
@@ -143,6 +148,12 @@ class Export:
                 raise UserError(f"{file} holds the class {name}: add it to --class_names")
         if len(self.classes) > MAX_CLASSES:
             raise UserError(f"{file} has {len(self.classes)} classes; at most {MAX_CLASSES} fit")
+        alike: dict[str, list[str]] = {}
+        for name in self.classes:
+            alike.setdefault("".join(name.casefold().split()), []).append(repr(name))
+        if same := [name for names in alike.values() if len(names) > 1 for name in names]:
+            text = f"warning: classes that differ only in capitals or blanks: {', '.join(same)}"
+            self.notes.append(text)
         return {name: ids[normal_form(name)] for name in found}
 
     def add(self, mask: Drawable, *names: str) -> None:

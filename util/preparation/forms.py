@@ -104,6 +104,10 @@ def read_export(
         )
         if names
     ]
+    if empty == len(export.masks):
+        raise UserError(
+            f"{masks} holds no object in any image of {images}: export the annotations again"
+        )
     lines += [f"images without objects, all background: {empty:,}"] if empty else []
     # File names may hold bytes that are no text.
     lines = [one.encode(errors="backslashreplace").decode() for one in (*export.notes, *lines)]

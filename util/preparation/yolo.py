@@ -17,7 +17,7 @@ from util.runtime.texts import read_text
 
 YAML = (".yaml", ".yml")
 _LABEL = re.compile(r"\s*\d+(\.0*)?([ \t]+-?[\d.]+(e-?\d+)?){4,}\s*(\n|$)", re.IGNORECASE)
-_SMALLEST = 7  # fields: the class and three points
+_SMALLEST, _QUADRANGLE = 7, 9  # fields: the class and three or four points
 
 
 def is_labels(path: str) -> bool:
@@ -37,7 +37,7 @@ def read_yolo(export: Export, masks: str) -> None:
     """
     source, names = _class_names(masks, export.class_names)
     classes = export.set_classes(names.values(), source)
-    labels = boxes = 0
+    labels = boxes = quadrangles = 0
     for path in files_under(masks, (".txt",)):
         if export.images.find(path) is None and not is_labels(path):
             continue  # a list, or class names
@@ -57,11 +57,16 @@ def read_yolo(export: Export, masks: str) -> None:
                 what = f"{source} does not name the class {fields[0]:g}"
                 raise UserError(f"{path} line {number}: {what}")
             labels, boxes = labels + 1, boxes + box
+            quadrangles += len(fields) == _QUADRANGLE
             if not box:
                 drawn.append((number, classes[names[int(fields[0])]], fields[1:]))
         data = json.dumps(drawn).encode()
         export.add(AnnotatedImage(path, None, None, data, path, relative_region), path)
     export.check_boxes(boxes, labels, masks)
+    if labels and quadrangles == labels:
+        export.notes.append(
+            "warning: all labels have four points, as oriented boxes do; each is taken as a mask"
+        )
     labelled = {os.path.dirname(image) for image in export.masks}
     for image in export.images.parts:
         if image not in export.masks and os.path.dirname(image) in labelled:
@@ -78,7 +83,32 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
     """Return what names the classes, and id → name."""
     above = Path(masks).absolute().parents[:2]  # The labels may be export/train/labels.
     nearby = [str(folder / "data.yaml") for folder in above if (folder / "data.yaml").is_file()]
-    for path in (*files_under(masks, YAML), *nearby):
+    named = _named_in(files_under(masks, YAML)) or _named_in(nearby[:1])
+    for folder in (Path(masks), above[0]):
+        path = str(folder / "classes.txt")  # that of Label Studio
+        if os.path.isfile(path):
+            names = filter(None, map(str.strip, read_text(path).split("\n")))
+            named[path] = dict(enumerate(names))
+            break
+    if not named:
+        if not given:
+            raise UserError(
+                f"{masks}: no data.yaml names the classes; put it there, or give --class_names a,b,c"
+            )
+        return "--class_names", dict(enumerate(given))
+    first, *others = named
+    for other in others:
+        if named[other] != named[first]:
+            raise UserError(
+                f"{first} and {other} name different classes: keep one of them, or give the folder of one"
+            )
+    return first, named[first]
+
+
+def _named_in(paths: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Return the classes, id → name, that the descriptions at `paths` name, if they name any."""
+    named: dict[str, dict[int, str]] = {}
+    for path in paths:
         try:
             content = yaml.safe_load(read_text(path))
             names = content["names"] if isinstance(content, dict) and "names" in content else {}
@@ -90,13 +120,5 @@ def _class_names(masks: str, given: Sequence[str] | None) -> tuple[str, Mapping[
         if found and "kpt_shape" in content:
             raise UserError(f"{path} describes keypoints: export polygons")
         if found:
-            return path, dict(found)
-    for folder in (Path(masks), above[0]):
-        path = str(folder / "classes.txt")  # that of Label Studio
-        if os.path.isfile(path):
-            return path, dict(enumerate(filter(None, map(str.strip, read_text(path).split("\n")))))
-    if not given:
-        raise UserError(
-            f"{masks}: no data.yaml names the classes; put it there, or give --class_names a,b,c"
-        )
-    return "--class_names", dict(enumerate(given))
+            named[path] = dict(found)
+    return named
