@@ -333,3 +333,19 @@ def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
     for _ in range(2):
         code, out, _ = run("--format", "overlay", query=(".",))
         assert code == 0 and "1 of 1 pictures" in out
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((80, 120), 255, np.uint8), "grey.png holds the value 255, but the classes are 1 to 1"),
+        (np.full((80, 120), 256, np.uint16), "grey.png holds the value 256, but the classes are"),
+        (np.ones((7, 9), np.uint8), r"grey.png is 9×7 pixels and its picture \d+×\d+; correct it"),
+    ],
+)
+def test_a_wrong_correction_is_reported_at_the_end(run, tmp_path, mask, message):
+    run()
+    Image.fromarray(mask).save(tmp_path / "labels" / "masks" / "grey.png")
+    code, out, err = run("--format", "coco", "labelme", "overlay", "--review")
+    assert code == 1 and "5 of 6 pictures have labels, 0 of them new" in out
+    assert re.search(message, err)
