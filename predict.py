@@ -73,7 +73,13 @@ class Labelling:
             if not masks.exists():
                 formats.write_labels(masks, result.label_map, result.uncertainty)
             self.segmented += 1
-        label_map, uncertainty = formats.read_labels(masks)
+        label_map, uncertainty = formats.read_labels(masks, len(self.supports.classes))
+        # Reading all pictures would take longer than the rest of a rerun.
+        if uncertainty is None and label_map.shape != (shape := read_picture(query.path).shape[:2]):
+            sizes = [f"{width}×{height}" for height, width in (label_map.shape, shape)]
+            raise ValueError(
+                f"{masks} is {sizes[0]} pixels and its picture {sizes[1]}; correct it, or delete it"
+            )
         self._convert(query, masks, label_map)
         for file in self.coco.values():
             file.add(query.name + query.path.suffix, label_map)

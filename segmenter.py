@@ -303,7 +303,7 @@ class FewShotSegmenter(
             check_size(self.backbone, size)
         features, masks = {}, {}
         for name, given in named.items():
-            listed = [given] if isinstance(given, Support) else list(given)
+            listed = [given] if isinstance(given, Support | str | os.PathLike) else list(given)
             where = f"supports[{name!r}]" if isinstance(supports, Mapping) else "supports"
             if not listed:
                 raise ValueError(f"{where} is empty")
@@ -319,6 +319,8 @@ class FewShotSegmenter(
         self, support: Support, size: int, where: str
     ) -> tuple[SupportFeatures, np.ndarray]:
         """Return the features of a support as an episode of its own, and its mask."""
+        if not isinstance(support, Support):
+            raise ValueError(f"{where} is of type {type(support).__name__}, not a Support")
         if isinstance(support.image, str | os.PathLike):
             where += f" ({os.fspath(support.image)})"
         try:

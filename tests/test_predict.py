@@ -208,6 +208,7 @@ def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
     bad.mkdir()
     (bad / "text.jpg").write_text("hello")
     (bad / "empty.png").touch()
+    (bad / "phone.HEIC").touch()
     data = (place / "photos" / "turned.jpg").read_bytes()
     (bad / "cut.jpg").write_bytes(data[: len(data) // 2])
     (bad / "whole.jpg").write_bytes(data)
@@ -215,6 +216,7 @@ def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
     assert code == 1 and "1 of 4 pictures have labels" in out
     lines = err.strip().splitlines()
     assert "3 cannot be used:" in lines
+    assert f"--query {bad}: files of .heic are passed over" in lines
     for name in ("cut.jpg", "empty.png", "text.jpg"):
         assert sum(line.startswith(f"image {bad / name} is damaged") for line in lines) == 1
     assert len(json.loads((tmp_path / "labels" / "coco.json").read_text())["images"]) == 1
@@ -300,7 +302,9 @@ def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
         ({"query": ("none",)}, "--query none: there is no such file, folder or pattern"),
         ({"query": ("p*/none*",)}, "there is no such file, folder or pattern"),
         ({"query": ("a.png", "photos/../photos/more", "same/a.png")}, "rename one"),
-        ({"query": ("empty",)}, "--query empty: this folder holds no images"),
+        ({"query": ("empty",)}, r"--query empty: this folder holds no images \(.bmp"),
+        ({"supports": ("--support", "a/b=a.png", "5,5")}, "a/b cannot name a class"),
+        ({"supports": ("--support", "..=a.png", "5,5")}, r"\.\. cannot name a class"),
     ],
 )
 def test_a_wrong_word_ends_with_one_line(run, place, words, message):
@@ -318,6 +322,11 @@ def test_wrong_weights_and_folders_end_with_one_line(run, place, tmp_path):
     (tmp_path / "labels").write_text("a file")
     code, _, err = run()
     assert code == 2 and "give a writable folder as --out" in err and err.count("\n") == 1
+    (tmp_path / "labels").unlink()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.png").write_bytes((place / "a.png").read_bytes())
+    code, _, err = run(query=(str(tmp_path / "labels"),))
+    assert code == 2 and "labels: it holds the pictures; give another folder" in err
     code, _, err = run("--weights", "none.pth")
     assert code == 2 and "weights none.pth: there is no such file or folder" in err
     code, _, err = run("--threshold", "1.5")
@@ -333,3 +342,22 @@ def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
     for _ in range(2):
         code, out, _ = run("--format", "overlay", query=(".",))
         assert code == 0 and "1 of 1 pictures" in out
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            np.full((80, 120), 255, np.uint8),
+            "grey.png holds the value 255, but the classes are 1 to 1",
+        ),
+        (np.full((80, 120), 256, np.uint16), "grey.png holds the value 256, but the classes are"),
+        (np.ones((7, 9), np.uint8), r"grey.png is 9×7 pixels and its picture \d+×\d+; correct it"),
+    ],
+)
+def test_a_wrong_correction_is_reported_at_the_end(run, tmp_path, mask, message):
+    run()
+    Image.fromarray(mask).save(tmp_path / "labels" / "masks" / "grey.png")
+    code, out, err = run("--format", "coco", "labelme", "overlay", "--review")
+    assert code == 1 and "5 of 6 pictures have labels, 0 of them new" in out
+    assert re.search(message, err)

@@ -1,5 +1,6 @@
 """segmenter.py: the numbers of test.py, every kind of input, and errors that name the support."""
 
+import io
 import threading
 
 import cv2
@@ -302,7 +303,7 @@ def test_wrong_pictures_and_settings_are_named(seg, pair, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     supports = seg.fit(Support(image, mask=mask))
     for picture, message in (
-        (tmp_path / "text.jpg", "text.jpg is damaged or truncated"),
+        (tmp_path / "text.jpg", "text.jpg is damaged or truncated, or of a kind that is not read"),
         (str(tmp_path / "missing.jpg"), "there is no file .*missing.jpg"),
         (image[..., :2], r"uint8 \(H, W, 3\), RGB, not uint8 \(80, 120, 2\)"),
         (image.astype(float), "not float64"),
@@ -313,6 +314,17 @@ def test_wrong_pictures_and_settings_are_named(seg, pair, tmp_path):
             seg.segment(picture, supports)
     with pytest.raises(ValueError, match="a picture is a path"):
         seg.segment([5], supports)
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG")
+    with pytest.raises(ValueError, match="the PIL image is damaged or truncated"):
+        seg.segment(Image.open(io.BytesIO(data.getvalue()[:-400])), supports)
+    whole = torch.tensor(image).permute(2, 0, 1) / 255
+    assert seg.segment(whole.bfloat16(), supports).shape == (80, 120)
+    for given in ("a.jpg", ["a.jpg"], [(image, mask)]):
+        with pytest.raises(
+            ValueError, match=r"supports\[0\] is of type (str|tuple), not a Support"
+        ):
+            seg.fit(given)
     for options in ({"threshold": 0}, {"threshold": 1.5}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=r"the (threshold|batch size) "):
             seg.segment(image, supports, **options)
@@ -461,5 +473,7 @@ def test_mixed_precision_is_chosen(nets, pair):
     exact = FewShotSegmenter(nets[1], SIZE, device="cpu")
     maps = [s.segment(image, s.fit(Support(image, mask=mask))).probability for s in (seg, exact)]
     assert 0 < np.abs(maps[0] - maps[1]).max() < 0.1
+    with pytest.raises(ValueError, match="amp half: expected off, auto, bf16 or fp16"):
+        FewShotSegmenter(nets[1], SIZE, device="cpu", amp="half")
     with pytest.raises(ValueError, match="amp fp16 needs a CUDA device"):
         FewShotSegmenter(nets[1], SIZE, device="cpu", amp="fp16")

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from util.data.folds import IGNORE
 from util.data.masks import JPEG, UNREADABLE, MaskFile, eight_bits, orientation_of, turn
@@ -69,6 +69,11 @@ def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarr
                 image.draft("L", (1, 1))
                 image.load()
             kind = f"{image.format}, mode {image.mode}"
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"image {path} is damaged or truncated, or of a kind that is not read, such as HEIC: "
+            "save it as JPEG or PNG"
+        ) from error
     except UNREADABLE as error:
         raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
     try:

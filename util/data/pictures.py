@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from util.data.images import read_whole_image
-from util.data.masks import MaskFile, eight_bits, turn
+from util.data.masks import UNREADABLE, MaskFile, eight_bits, turn
 from util.runtime.errors import errors_as
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -90,7 +90,10 @@ def _mask_file(marks: str | os.PathLike[str] | Image.Image) -> MaskFile:
 
 
 def _pil_picture(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except UNREADABLE as error:  # Pillow reads the pixels only now.
+        raise ValueError(f"the PIL image is damaged or truncated ({error})") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray(eight_bits(np.asarray(image))[0])
     elif image.mode in ("I", "F"):
@@ -101,7 +104,8 @@ def _pil_picture(image: Image.Image) -> np.ndarray:
 def _tensor_picture(tensor: Tensor) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ValueError(f"a tensor of a picture is (3, H, W), RGB, not {tuple(tensor.shape)}")
-    array = tensor.detach().cpu().permute(1, 2, 0).numpy()
+    tensor = tensor.detach().cpu().permute(1, 2, 0)
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     if array.dtype.kind != "f":
         return array
     if not (array.min() >= 0 and array.max() <= 1):

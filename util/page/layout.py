@@ -18,10 +18,12 @@ _PICTURES: dict[str, Any] = {
     "file_types": [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"],
     "height": 140,
 }
-# Labels would hide a corner of the pictures, and a single support would be larger than its frame.
+# Labels would hide a corner of the pictures, a single support would be larger than its frame, and the
+# word "Error" would cover all that an event writes to, earlier results included: its line suffices.
 _CSS = """
 .labelled {padding-top: 2.2em !important}
 #supports .grid-container {grid-template-columns: 1fr 1fr !important}
+[data-testid="status-tracker"]:has(> .error) {display: none !important}
 """
 _SWATCH = "display: inline-block; width: 1em; height: 1em; margin: 0 .3em 0 1em"
 # Gradio keeps a session for an hour after its page was closed, in case that the network failed.

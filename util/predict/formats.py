@@ -61,11 +61,11 @@ def write_labels(path: Path, label_map: np.ndarray, uncertainty: float) -> None:
     write_atomically(path, lambda file: image.save(file, "PNG", pnginfo=text))
 
 
-def read_labels(path: Path) -> tuple[np.ndarray, float | None]:
+def read_labels(path: Path, classes: int = 255) -> tuple[np.ndarray, float | None]:
     """Return a label map and its uncertainty, None where another program wrote the file.
 
     Raises:
-        ValueError: the file is no label map.
+        ValueError: the file is no label map of 1, 2, … `classes`.
     """
     try:
         with Image.open(path) as image:
@@ -74,6 +74,11 @@ def read_labels(path: Path) -> tuple[np.ndarray, float | None]:
         raise ValueError(f"{path} cannot be read: {error}; delete it") from error
     if label_map.ndim != 2:
         raise ValueError(f"{path} holds colours instead of class indices; delete it")
+    if (beyond := label_map[label_map > classes]).size:
+        raise ValueError(
+            f"{path} holds the value {beyond.min()}, but the classes are 1 to {classes}, as in "
+            "classes.txt; correct it, or delete it"
+        )
     return label_map.astype(np.uint8), None if text is None else float(text)
 
 

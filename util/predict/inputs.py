@@ -2,6 +2,7 @@
 
 import glob
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from util.preparation.custom_pairs import IMAGE_TYPES, left_behind
 from util.runtime.errors import UserError
 
 _NUMBERS = re.compile(r"-?[\d.]+(,-?[\d.]+)*(\+-?[\d.]+(,-?[\d.]+)*)*")
+# Types of pictures that are not read.
+_OTHERS = (".avif", ".cr2", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef")
 _CLASS = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
 
 
@@ -35,16 +38,27 @@ def find_queries(words: Sequence[str], out: Path, annotations: Iterable[Path]) -
     for word in words:
         path = Path(word)
         if path.is_dir():
+            files = sorted(path.rglob("*"))
             found = [
                 Query(file, file.relative_to(path).with_suffix("").as_posix())
-                for file in sorted(path.rglob("*"))
+                for file in files
                 if file.suffix.lower() in IMAGE_TYPES
                 and not any(map(left_behind, file.relative_to(path).parts))
                 and not file.resolve().is_relative_to(out.resolve())
                 and file.resolve() not in skipped
             ]
+            if path.resolve().is_relative_to(out.resolve()):
+                raise UserError(f"--out {out}: it holds the pictures; give another folder")
             if not found:
-                raise UserError(f"--query {word}: this folder holds no images")
+                raise UserError(
+                    f"--query {word}: this folder holds no images ({', '.join(IMAGE_TYPES)})"
+                )
+            if others := sorted(
+                {kind for file in files if (kind := file.suffix.lower()) in _OTHERS}
+            ):
+                print(
+                    f"--query {word}: files of {', '.join(others)} are passed over", file=sys.stderr
+                )
         else:
             names = [word] if path.is_file() else sorted(glob.glob(word, recursive=True))
             found = [Query(Path(name), Path(name).stem) for name in names if Path(name).is_file()]
@@ -75,6 +89,12 @@ def read_supports(pairs: Iterable[Sequence[str]], refine: bool) -> dict[str, lis
     for image, annotation in pairs:
         # A file whose own name holds "=" is that file.
         named = None if Path(image).exists() else _CLASS.fullmatch(image)
+        before, _, after = image.partition("=")
+        # The names of some files and folders begin with that of the class.
+        if (named and not before.strip(" .")) or (not named and Path(after).is_file()):
+            raise UserError(
+                f"--support {image}: {before} cannot name a class, which is a word without / and \\"
+            )
         name, image = (named[1], named[2]) if named else (ONE_CLASS, image)
         supports.setdefault(name, []).append(_support(image, annotation, refine))
     return supports

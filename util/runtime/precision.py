@@ -18,10 +18,12 @@ class Precision:
         device: where the model is.
 
     Raises:
-        UserError: float16 on the CPU, where torch cannot train with a scaled loss.
+        UserError: another word, or float16 on the CPU, where torch cannot train with a scaled loss.
     """
 
     def __init__(self, amp: str, device: torch.device):
+        if amp not in ("off", *DTYPES):
+            raise UserError(f"amp {amp}: expected off, auto, {' or '.join(DTYPES)}")
         if amp == "fp16" and device.type == "cpu":
             raise UserError("amp fp16 needs a CUDA device; on the CPU set amp to bf16 or off")
         self.device = device

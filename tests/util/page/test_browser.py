@@ -272,6 +272,10 @@ def test_mistakes_are_one_line_and_sessions_are_apart(open_page, files):
     mark(page, files / "a.png", "Box")
     page.locator("#add").click()
     assert message(page, "click") == "click two opposite corners of a box around the object first"
+    # Nothing else says that there was an error, over what was on the page before.
+    error = page.locator("#supports [data-testid=status-tracker] > .error")
+    error.wait_for(state="attached")
+    assert not error.is_visible()
     click(page, (105, 65), (215, 175))
     add(page, 1, files / "a.png")
     for close in page.locator("[data-testid=toast-close]").all():
