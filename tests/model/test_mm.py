@@ -13,7 +13,7 @@ from tests.paths import ROOT
 def imported(program):
     """What an interpreter of its own prints that runs this program with all warnings on."""
     command = [sys.executable, "-W", "default", "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 
