@@ -13,7 +13,7 @@ from PIL import Image
 
 from model import build_hdmnet
 from model.backbone import find_backbone
-from segmenter import FewShotSegmenter, Support, SupportSet
+from segmenter import FewShotSegmenter, Result, Support, SupportSet
 from tests.paths import ROOT
 from tests.small_model import SIZE, small_episodes, small_net
 from tests.util.hub import Hub
@@ -465,6 +465,15 @@ def test_results_are_saved_and_drawn(seg, two_classes, tmp_path):
     assert np.array_equal(np.asarray(high.overlay()), picture)
     assert (overlay != picture).any(axis=2)[middle.mask].mean() > 0.9
     assert (picture == np.asarray(Image.open(queries[0]))).all()
+
+
+def test_a_soft_outline_is_uncertain_and_a_sharp_one_is_not():
+    distance = torch.linspace(-60, 60, 121)[:, None].expand(121, 121)  # of an outline, in pixels
+    sharp, soft = (
+        Result("", (121, 121), ("bolt",), torch.stack([-d, d])[None], {}).uncertainty
+        for d in (2 * distance, distance / 20)
+    )
+    assert sharp < 0.2 and 0.9 < soft < 1
 
 
 def test_mixed_precision_is_chosen(nets, pair):
