@@ -9,8 +9,10 @@ import copy
 import multiprocessing
 import multiprocessing.context
 import signal
+import sys
 from collections.abc import Iterator
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -39,6 +41,19 @@ def prepare_worker(_worker: int) -> None:
     # terminal or a cluster sends the signal to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _report_unless_left_alone
+
+
+def _report_unless_left_alone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error of a loader process, but not that the process it loads for is gone.
+
+    The thread that hands over batches meets that where the other one was killed. Whoever started the
+    killed process says so.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _Worker(multiprocessing.Process):

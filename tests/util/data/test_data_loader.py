@@ -3,13 +3,16 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
+import tempfile
+from multiprocessing.resource_sharer import DupFd, stop
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from util.data.data_loader import Loader, TrainLoader
+from util.data.data_loader import Loader, TrainLoader, prepare_worker
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.seed import seed_everything
 
@@ -149,3 +152,24 @@ class Signalled(Draws):
 def test_workers_outlive_the_signal_that_stops_a_training():
     loader = Loader(Signalled(), batch_size=23, workers=1)
     assert len(list(loader)) == 1
+
+
+def share_a_file(address):
+    """Offer a file to other processes as loader processes offer their batches."""
+    prepare_worker(0)
+    with tempfile.TemporaryFile() as file:
+        address.send(DupFd(file.fileno())._id[0])
+        address.recv()
+        stop(timeout=10)
+
+
+def test_a_worker_does_not_report_that_the_process_it_loads_for_was_killed(capfd):
+    address, other = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=share_a_file, args=(other,))
+    worker.start()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address.recv())
+    connection.close()  # before the batch was taken
+    address.send(None)
+    worker.join()
+    assert worker.exitcode == 0 and capfd.readouterr().err == ""
