@@ -42,7 +42,7 @@ from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
 from util.runtime.machine import environment_line, require_compiler, run_environment
-from util.runtime.precision import Precision, resolve_amp
+from util.runtime.precision import Precision, require_type, resolve_amp
 from util.runtime.seed import choose_kernels
 
 FLAGS = (
@@ -81,6 +81,7 @@ def main() -> None:
     if cfg.compile:
         require_compiler()
     with start_processes(PATIENCE) as processes:
+        require_type("backbone_dtype", cfg.backbone_dtype, processes.device)
         choose_kernels(cfg.seed_deterministic, cfg.tf32)
         cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
         with Precision(cfg.amp, processes.device).autocast():
