@@ -40,7 +40,7 @@ from util.preparation.custom_pairs import (
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
 from util.preparation.forms import FORMS, MASKS, read_export, recognise
-from util.preparation.masks import pair_summary
+from util.preparation.masks import pair_summary, place_all
 from util.preparation.shared import (
     DataRoot,
     add_shared_options,
@@ -49,10 +49,8 @@ from util.preparation.shared import (
     require_folder,
     require_text,
     resumable,
-    run_parallel,
 )
 from util.runtime.errors import UserError
-from util.runtime.files import write_atomically
 from util.runtime.texts import read_text
 
 LISTS = "lists/NAME"
@@ -85,24 +83,8 @@ def read_class_names(text: str) -> list[str]:
 
 
 def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[str]:
-    """Check all pairs and put them under the data root.
-
-    Returns:
-        Lines that sum up what was done.
-
-    Raises:
-        UserError: There are problems, which are all in a file.
-    """
-    results = run_parallel(partial(place, root), pairs, root.workers, name)
-    path = os.path.join(root.folder, "problems.txt")
-    Path(path).unlink(missing_ok=True)
-    problems = [result for result in results if isinstance(result, str)]
-    if problems:
-        text = "".join(f"{problem}\n" for problem in problems)
-        write_atomically(path, text.encode(errors="surrogateescape"))
-        more = f" ({len(problems)} problems; all: {path})" if len(problems) > 1 else ""
-        raise UserError(problems[0] + more)
-    done = [result for result in results if not isinstance(result, str)]
+    """Put all pairs under the data root, as `place_all` does, and return lines that sum it up."""
+    done = place_all(partial(place, root), pairs, root, name)
     notes = Counter(note for _, of_pair in done for note in of_pair)
     return pair_summary([placed for placed, _ in done]) + [
         f"{note}: {count:,}" for note, count in sorted(notes.items())

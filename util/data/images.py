@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+from collections.abc import Iterable
 from io import BytesIO
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from util.data.folds import IGNORE
+from util.data.folds import ignore_value, mask_type
 from util.data.masks import JPEG, UNREADABLE, MaskFile, eight_bits, orientation_of, turn
 from util.runtime.errors import UserError
 
@@ -20,6 +21,33 @@ _TIFF = (b"II", b"MM")
 _PNG, _GRAY = b"\x89PNG", b"\x08\x00"  # the latter is 8 bits, gray, in bytes 24 and 25 of a PNG
 # How a file other than a TIFF may say that it is to be turned, besides what OpenCV applies.
 _TURNED = (b"tiff:Orientation", b"Raw profile type exif", b"eXIf")
+
+
+class MarkedEntry(tuple[str, str]):
+    """An entry of a dataset with more than 254 classes, or with a folder of binary masks per class.
+
+    Attributes:
+        kind: The type of the class ids, np.uint8 or np.uint16.
+        class_id: The class that a binary mask marks; 0: the mask is an index mask.
+        others: The binary masks of other classes of the image, with their class ids.
+    """
+
+    kind: type[np.integer]
+    class_id: int
+    others: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(
+        cls,
+        entry: Entry,
+        kind: type[np.integer],
+        class_id: int = 0,
+        others: Iterable[tuple[str, int]] = (),
+    ) -> "MarkedEntry":
+        """Return an entry with these attributes."""
+        marked = cls(entry)
+        marked.kind, marked.class_id, marked.others = kind, class_id, tuple(others)
+        return marked
 
 
 def read_image(path: str, notes: list[str] | None = None) -> np.ndarray:
@@ -85,8 +113,8 @@ def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarr
         ) from error
 
 
-def read_mask(path: str) -> np.ndarray:
-    """Read a label map, uint8 (H, W) of class ids, by the rules of `MaskFile.class_ids`.
+def read_mask(path: str, kind: type[np.integer] = np.uint8) -> np.ndarray:
+    """Read a label map, (H, W) of class ids of a type, by the rules of `MaskFile.class_ids`.
 
     Raises:
         UserError: The file cannot be read or holds something else.
@@ -95,8 +123,40 @@ def read_mask(path: str) -> np.ndarray:
     if data[:4] == _PNG and data[24:26] == _GRAY and not _may_be_turned(data):
         mask = _decode("mask", path, data, cv2.IMREAD_UNCHANGED)
         if mask.ndim == 2 and mask.dtype == np.uint8:
-            return mask
-    return MaskFile(path, data).class_ids()
+            return mask.astype(kind, copy=False)
+    return MaskFile(path, data).class_ids(kind)
+
+
+def read_labels(data_root: str, entry: Entry, alone: bool = False) -> np.ndarray:
+    """Return the class ids of an entry, (H, W), uint8 or, for more than 254 classes, uint16.
+
+    Of binary masks, the one that the entry names is on top of those of other classes of its image.
+
+    Args:
+        data_root: The folder that the paths of the entry are relative to.
+        entry: The entry.
+        alone: Whether other binary masks of the image are left out.
+
+    Raises:
+        UserError: A mask cannot be read, holds something else, or is of another size.
+    """
+    path = os.path.join(data_root, entry[1])
+    if not isinstance(entry, MarkedEntry) or not entry.class_id:
+        return read_mask(path, getattr(entry, "kind", np.uint8))
+    region = MaskFile(path, _content("mask", path)).region().pixels
+    labels = np.zeros(region.shape, entry.kind)
+    for name, class_id in () if alone else entry.others:
+        other_path = os.path.join(data_root, name)
+        other = MaskFile(other_path, _content("mask", other_path)).region().pixels
+        require_same_size(labels, path, other, other_path)
+        labels[other] = class_id
+    labels[region] = entry.class_id
+    return labels
+
+
+def look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return `table[labels]`, uint8 (H, W), for class ids (H, W) of either type."""
+    return cv2.LUT(labels, table) if labels.dtype == np.uint8 else table[labels]
 
 
 def _content(kind: str, path: str) -> bytes:
@@ -167,7 +227,7 @@ def require_same_size(
 
 def check_labels(mask: np.ndarray, num_classes: int, path: str) -> None:
     """Raise a UserError if a mask holds a value that is no class, background or ignore."""
-    beyond = (mask > num_classes) & (mask != IGNORE)
+    beyond = (mask > num_classes) & (mask != ignore_value(mask.dtype))
     if beyond.any():
         raise unknown_class(path, int(mask[beyond].min()), num_classes)
 
@@ -176,5 +236,6 @@ def unknown_class(path: str, value: int, num_classes: int) -> UserError:
     """Return the error that the mask at `path` holds `value`, which is beyond the classes."""
     return UserError(
         f"mask {path} holds the value {value}; "
-        f"classes are 1..{num_classes}, 0 is background and {IGNORE} is ignored"
+        f"classes are 1..{num_classes}, 0 is background and "
+        f"{ignore_value(mask_type(num_classes))} is ignored"
     )

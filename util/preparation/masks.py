@@ -21,6 +21,7 @@ from util.data.masks import MaskFile, turn
 from util.preparation.shared import DataRoot, FilePath, link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.parallel import Item, T, run_parallel
 
 VERSION = 1  # Raise it when the same sources would give other masks.
 _KEY = "made from"
@@ -117,6 +118,32 @@ def prepare_pair(
     text.add_text(_KEY, stamp)
     write_atomically(path, lambda file: Image.fromarray(mask).save(file, "PNG", pnginfo=text))
     return Placed(how, True)
+
+
+def place_all(
+    place: Callable[[Item], T | str], items: Sequence[Item], root: DataRoot, name: str
+) -> list[T]:
+    """Check all items and put them under the data root, in processes.
+
+    Args:
+        place: Puts an item there and returns what was done, or the message of what is wrong.
+        items: The items.
+        root: The data root.
+        name: The name of the dataset, for the progress bar.
+
+    Raises:
+        UserError: There are problems, which are all in a file.
+    """
+    results = run_parallel(place, items, root.workers, name)
+    path = os.path.join(root.folder, "problems.txt")
+    Path(path).unlink(missing_ok=True)
+    problems = [result for result in results if isinstance(result, str)]
+    if problems:
+        text = "".join(f"{problem}\n" for problem in problems)
+        write_atomically(path, text.encode(errors="surrogateescape"))
+        more = f" ({len(problems)} problems; all: {path})" if len(problems) > 1 else ""
+        raise UserError(problems[0] + more)
+    return [result for result in results if not isinstance(result, str)]
 
 
 def pair_summary(placed: Sequence[Placed]) -> list[str]:

@@ -36,13 +36,13 @@ GRID = Grid(64, 8, 8)  # the corner of each 8×8 block of the masks here
 def masks_read(monkeypatch):
     """Paths of the masks read so far."""
     paths = []
-    read = util.data.list_cache.read_mask
+    read = util.data.list_cache.read_labels
 
-    def counting(path):
-        paths.append(path)
-        return read(path)
+    def counting(root, entry, **options):
+        paths.append(os.path.join(root, entry[1]))
+        return read(root, entry, **options)
 
-    monkeypatch.setattr(util.data.list_cache, "read_mask", counting)
+    monkeypatch.setattr(util.data.list_cache, "read_labels", counting)
     return paths
 
 
@@ -224,8 +224,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 def _load_counting(root, list_file, barrier, results):
     reads = []
-    read = util.data.list_cache.read_mask
-    util.data.list_cache.read_mask = lambda path: reads.append(path) or read(path)
+    read = util.data.list_cache.read_labels
+    util.data.list_cache.read_labels = lambda *words, **_: reads.append(words) or read(*words)
     barrier.wait()
     lists = load(root, list_file)
     results.put((len(reads), lists))
@@ -376,8 +376,9 @@ def test_lists_of_the_real_pascal_equal_those_in_circulation(part, split, pascal
 )
 def test_training_images_of_the_real_pascal_are_as_many_as_the_pages_say(rule, sizes, pascal_masks):
     names, counts = zip(*pascal_masks["train"], strict=True)
+    entries = [(name, name) for name in names]
     folds = [fold_classes(20, "contiguous", split) for split in range(4)]
-    lists = [filter_entries(names, counts, fold, "train", 2048, rule) for fold in folds]
+    lists = [filter_entries(entries, counts, fold, "train", 2048, rule) for fold in folds]
     assert [len(of_fold.entries) for of_fold in lists] == sizes
     page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     assert f"| {', '.join(f'{size:,}' for size in sizes)} |" in page
