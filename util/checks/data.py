@@ -38,6 +38,7 @@ from util.data.loaders import (
     mask_form,
     training_grid,
 )
+from util.prepare_benchmark import BENCHMARKS
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
 from util.runtime.errors import UserError
@@ -90,6 +91,7 @@ def _how_to_get(cfg: Config) -> str:
     if cfg.data_set == "demo":
         return f"python -m util.demo_data --out {out}"
     sources = {"pascal": "pascal --voc DIR --sbd DIR", "coco": "coco --coco DIR"}
+    sources |= {name: f"benchmark {name} --root DIR" for name in BENCHMARKS}
     command = sources.get(cfg.data_set, f"custom --name {cfg.data_set} --images DIR --masks DIR")
     folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
     lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
