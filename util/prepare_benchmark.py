@@ -32,13 +32,13 @@ from util.preparation.shared import (
     add_shared_options,
     count_line,
     require_folder,
-    require_text,
     resumable,
 )
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.texts import read_text
 
+LISTS = "lists/NAME"
 IMAGES, MASKS = "images", "masks"  # folders under the data root
 RAREST = 0.048  # A tile whose rarest colour covers a smaller share is left out.
 _NAMED = 5  # names in a message
@@ -57,10 +57,9 @@ class Benchmark(NamedTuple):
     mask: str
     images: int  # published number of images with masks
     pairs: Sequence[int]  # published numbers of images of each class, or of all together
-    names: Sequence[str] = ()  # of the classes 1, 2, …; none: the lists of the classes name them
-    codes: Sequence[int] = ()  # colours of the classes in the masks, red 4, green 2, blue 1
+    classes: Mapping[str, int] = {}  # name → its colour in masks, red 4, green 2, blue 1, or 0
+    parts: Mapping[str, int] = {}  # published numbers of classes of parts, where lists name them
     tile: int = 0  # side of the square tiles into which images are cut
-    classes: Mapping[str, int] = {}  # published numbers of classes, where parts have their own
     settings: Mapping[str, Any] = {"folds": SEEN, "hsnet_class": "cyclic", "test_num": 600}
 
 
@@ -69,45 +68,38 @@ BENCHMARKS = {
         "FSS-1000",
         r"(?P<key>(?P<name>[^/]+)/\d+)\.jpg",
         r"(?P<key>[^/]+/\d+)\.png",
-        10_000,
-        [10] * 1000,
-        classes={"train": 520, "val": 240, "test": 240},
+        *(10_000, [10] * 1000),
+        parts={"train": 520, "val": 240, "test": 240},
         settings={"base_learner": "none", "test_num": 2400},
     ),
     "isic": Benchmark(
         "ISIC 2018, task 1",
         r"(?:(?P<name>[123])/)?(?P<key>ISIC_\d+)\.jpg",
         r"(?P<key>ISIC_\d+)_segmentation\.png",
-        2594,
-        [1867, 519, 208],
-        ["nevus", "melanoma", "seborrheic_keratosis"],
+        *(2594, [1867, 519, 208]),
+        {"nevus": 0, "melanoma": 0, "seborrheic_keratosis": 0},
     ),
     "chest": Benchmark(
         "Chest X-ray",
         r"CXR_png/(?P<key>[^/]+)\.png",
         r"masks/(?P<key>[^/]+)_mask\.png",
-        566,
-        [566],
-        ["lung"],
+        *(566, [566]),
+        {"lung": 0},
     ),
     "deepglobe": Benchmark(
         "DeepGlobe land cover",
         r"(?P<key>\d+)_sat\.jpg",
         r"(?P<key>\d+)_mask\.png",
-        803,
-        [6891, 4189, 4333, 1564, 1370, 2195],
-        ["agriculture", "urban", "rangeland", "forest", "water", "barren"],
-        [6, 3, 5, 2, 1, 7],
-        408,
+        *(803, [6891, 4189, 4333, 1564, 1370, 2195]),
+        {"agriculture": 6, "urban": 3, "rangeland": 5, "forest": 2, "water": 1, "barren": 7},
+        tile=408,
     ),
     "suim": Benchmark(
         "SUIM",
         r"images/(?P<key>[^/]+)\.jpg",
         r"masks/(?:(?P<name>[A-Z]{2})/)?(?P<key>[^/]+)\.(?:bmp|png|jpg)",
-        1635,
-        [3859],
-        ["FV", "HD", "PF", "RI", "RO", "SR", "WR"],
-        [6, 1, 2, 5, 4, 7, 3],
+        *(1635, [3859]),
+        {"FV": 6, "HD": 1, "PF": 2, "RI": 5, "RO": 4, "SR": 7, "WR": 3},
     ),
 }
 
@@ -130,31 +122,27 @@ def find_sources(
     """
     ids = {name: number for number, name in enumerate(names, 1)}
     ids |= {str(number): number for number in ids.values()}
-    listed = _listed_classes(root)
+    listed, coloured = _listed_classes(root), any(benchmark.classes.values())
     images, masks = _matches(root, benchmark.image), _matches(root, benchmark.mask)
     sources = []
     for key, files in sorted(images.items()):
-        (image, name), *others = files.items()
+        image, name = next(iter(files.items()))
         own_class = name or listed.get(key) or (names[0] if len(names) == 1 else "")
-        of_image = [(path, name or own_class) for path, name in masks.pop(key, {}).items()]
+        found = [(path, ids.get(name or own_class, 0)) for path, name in masks.pop(key, {}).items()]
         # A mask of colours holds all classes, and is taken where there are also those of each.
-        found = [(path, 0) for path, name in of_image if benchmark.codes and not name]
-        found = found or [(path, ids.get(name, 0)) for path, name in of_image]
-        if not benchmark.codes and any(class_id == 0 for _, class_id in found):
-            known = f"{', '.join(names[:_NAMED])}{', …' * (len(names) > _NAMED)}"
-            raise UserError(f"the class of {image} is not known ({known}): {_HINT}")
-        if others or len({class_id for _, class_id in found}) < len(found):
-            twice = [*files] if others else [path for path, _ in found]
+        found = [one for one in found if one[1] == 0] or found
+        if found and found[0][1] == 0 and not coloured:
+            raise UserError(f"the class of {image} is not known: {_HINT}")
+        if len(files) > 1 or len({number for _, number in found}) < len(found):
+            twice = [*files] if len(files) > 1 else [path for path, _ in found]
             raise UserError(f"{' and '.join(twice)} have one name and one class: remove one")
         if found:
             sources.append(Source(key, image, found))
     if not sources:
         raise UserError(f"--root {root} holds no images and masks of {benchmark.title}: {_HINT}")
-    alone = {
-        "images without a mask": len(images) - len(sources),
-        "masks without an image": len(masks),
-    }
-    return sources, [f"{what}, left out: {number:,}" for what, number in alone.items() if number]
+    alone = len(images) - len(sources), len(masks)
+    kinds = "images without a mask", "masks without an image"
+    return sources, [f"{kind}, left out: {n:,}" for kind, n in zip(kinds, alone, strict=True) if n]
 
 
 def _matches(root: str, pattern: str) -> dict[str, dict[str, str]]:
@@ -184,29 +172,15 @@ def place(
     to one size.
 
     Returns:
-        The entries with their class ids and what `prepare_pair` returned, or what is wrong.
+        The class ids with the entries and what `prepare_pair` returned, or what is wrong.
     """
+    placed = []
     try:
-        codes: np.ndarray = np.zeros((1, 1), np.uint8)
-        regions: dict[int, np.ndarray] = {}
-        for path, class_id in source.masks:
-            image = MaskFile(path, Path(path).read_bytes()).image
-            if class_id:
-                regions[class_id] = np.asarray(image.convert("L")) >= HALF
-            else:
-                codes = (np.asarray(image.convert("RGB")) >= HALF) @ np.array([4, 2, 1], np.uint8)
-                regions = {number: codes == one for number, one in enumerate(benchmark.codes, 1)}
-        parts: Iterator[tuple[str, str, dict[int, np.ndarray]]] = iter(
-            [(source.key + Path(source.image).suffix, source.image, regions)]
-        )
-        if benchmark.tile:
-            parts = _tiles(root, benchmark.tile, source, codes, regions)
-        placed = []
-        for name, image_file, of_part in parts:
+        for name, image, regions in _parts(root, benchmark, source):
             stem = os.path.splitext(os.path.basename(name))[0]
-            with Image.open(image_file) as opened:
+            with Image.open(image) as opened:
                 size = opened.size
-            for class_id, region in of_part.items():
+            for class_id, region in regions.items():
                 if not region.any():
                     continue
                 mask: np.ndarray = region * np.uint8(255)
@@ -214,32 +188,44 @@ def place(
                     mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
                 entry = f"{IMAGES}/{name}", f"{MASKS}/{names[class_id - 1]}/{stem}.png"
                 sources = [mask.shape, mask.tobytes()]
-                how = prepare_pair(root, image_file, entry, sources, partial(np.copy, mask))
+                how = prepare_pair(root, image, entry, sources, partial(np.copy, mask))
                 placed.append((class_id, entry, how))
         return placed
-    except (UserError, *UNREADABLE) as error:
-        return f"{source.image}: {error}" if not isinstance(error, UserError) else str(error)
+    except UserError as error:
+        return str(error)
+    except UNREADABLE as error:
+        return f"image {source.image} is damaged or truncated ({error}): replace it"
 
 
-def _tiles(
-    root: DataRoot, side: int, source: Source, codes: np.ndarray, regions: Mapping[int, np.ndarray]
+def _parts(
+    root: DataRoot, benchmark: Benchmark, source: Source
 ) -> Iterator[tuple[str, str, dict[int, np.ndarray]]]:
-    """Write the tiles of an image that show several colours, and yield their names, files and regions."""
+    """Yield name, file and regions, bool (H, W), of an image; or of its tiles, which are written."""
+    side, regions = benchmark.tile, {}
+    for path, class_id in source.masks:
+        opened = MaskFile(path, Path(path).read_bytes()).image
+        if class_id:
+            regions[class_id] = np.asarray(opened.convert("L")) >= HALF
+        else:
+            codes = (np.asarray(opened.convert("RGB")) >= HALF) @ np.array([4, 2, 1], np.uint8)
+            regions = {id_: codes == one for id_, one in enumerate(benchmark.classes.values(), 1)}
+    if not side:
+        yield source.key + Path(source.image).suffix, source.image, regions
+        return
     image = read_image(source.image)
-    for row in range(codes.shape[0] // side):
-        for column in range(codes.shape[1] // side):
-            window = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            shares = np.unique(codes[window], return_counts=True)[1] / side**2
-            if len(shares) == 1 or shares.min() < RAREST:
-                continue
-            name = f"{Path(source.image).stem}_{row}{column}.jpg"
-            path = Path(root.folder, IMAGES, name)
-            data = cv2.imencode(".jpg", image[window][..., ::-1])[1].tobytes()
-            if not path.exists():
-                write_atomically(path, data)
-            elif path.read_bytes() != data:
-                raise UserError(f"{path} exists and differs: delete it or give a new --out")
-            yield name, str(path), {key: region[window] for key, region in regions.items()}
+    for row, column in np.ndindex(*(length // side for length in codes.shape)):
+        window = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        shares = np.unique(codes[window], return_counts=True)[1] / side**2
+        if len(shares) == 1 or shares.min() < RAREST:
+            continue
+        name = f"{Path(source.image).stem}_{row}{column}.jpg"
+        path = os.path.join(root.folder, IMAGES, name)
+        data = cv2.imencode(".jpg", image[window][..., ::-1])[1].tobytes()
+        if not os.path.exists(path):
+            write_atomically(path, data)
+        elif Path(path).read_bytes() != data:
+            raise UserError(f"{path} exists and differs: delete it or give a new --out")
+        yield name, path, {class_id: region[window] for class_id, region in regions.items()}
 
 
 def _class_lists(root: str) -> dict[str, list[str]]:
@@ -262,16 +248,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description="Prepare a benchmark.")
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--root", required=True, help="folder of the unpacked archives")
-    add_shared_options(parser, "lists/NAME")
+    add_shared_options(parser, LISTS)
     options = parser.parse_args(arguments)
     name, benchmark = options.name, BENCHMARKS[options.name]
     require_free_name(name, "benchmark")
     require_folder(options.root, f"give the folder of {benchmark.title} as --root")
-    parts = {} if benchmark.names else _class_lists(options.root)
-    names = benchmark.names or [one for part in PARTS for one in parts[part]]
-    require_text(*names)
+    parts = _class_lists(options.root) if benchmark.parts else {}
+    names = [*benchmark.classes] or [one for part in PARTS for one in parts[part]]
     sources, lines = find_sources(options.root, benchmark, names)
-    lists = options.lists.replace("NAME", name)
+    lists = f"lists/{name}" if options.lists == LISTS else options.lists
     root = DataRoot(options.out, lists, options.copy, options.workers)
     folders = {os.path.dirname(f"{IMAGES}/{source.key}") for source in sources}
     root.open("", *sorted(folders), *(f"{MASKS}/{one}" for one in names))
@@ -280,8 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
     done = sorted(pair for of_source in placed for pair in of_source)
     lines += pair_summary([how for *_, how in done])
     lines.append(count_line(f"images of {benchmark.title}", len(sources), benchmark.images))
-    for part, number in benchmark.classes.items():
-        lines.append(count_line(f"classes of {part}", len(parts[part]), number))
+    lines += [
+        count_line(f"classes of {part}", len(parts[part]), n) for part, n in benchmark.parts.items()
+    ]
     lines += _compared(Counter(class_id for class_id, *_ in done), benchmark, names)
     # Where all classes are tested, the lists are the same.
     first_tested = len(parts["train"]) + 1 if parts else 1
@@ -293,13 +279,12 @@ def main(arguments: list[str] | None = None) -> None:
         "data_root": path_in_config(options.out),
         **{f"{part}_list": path_in_config(root.list_file(part)) for part in ("train", "val")},
         "num_classes": len(names),
-        "class_names": [*names],
+        "class_names": names,
         **{"masks": "folders", "min_pixels": 1, "protocol": "hsnet"},
         **benchmark.settings,
     }
     if parts:
-        ids = iter(range(1, len(names) + 1))
-        data["folds"] = {part: [next(ids) for _ in parts[part]] for part in PARTS}
+        data["folds"] = {part: [names.index(one) + 1 for one in parts[part]] for part in PARTS}
     write_config(name, data, {"protocol": "the published one"}, "benchmark")
     config = f"--config config/{name}/{name}_split0_resnet50.yaml"
     lines.append(f"next: python -m util.verify {config}")

@@ -82,15 +82,6 @@ def read_class_names(text: str) -> list[str]:
     return names
 
 
-def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[str]:
-    """Put all pairs under the data root, as `place_all` does, and return lines that sum it up."""
-    done = place_all(partial(place, root), pairs, root, name)
-    notes = Counter(note for _, of_pair in done for note in of_pair)
-    return pair_summary([placed for placed, _ in done]) + [
-        f"{note}: {count:,}" for note, count in sorted(notes.items())
-    ]
-
-
 def _num_classes(
     pairs: Sequence[Pair], counts: Sequence[Counts], class_names: Sequence[str] | None
 ) -> int:
@@ -226,7 +217,11 @@ def main(arguments: list[str] | None = None) -> None:
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
         raise UserError(f"--out {out}: its {MASK_FOLDER} are your masks; give another folder")
 
-    lines += _place_all(pairs, root, name)
+    done = place_all(partial(place, root), pairs, root, name)
+    placed = [placed for placed, _ in done]
+    found = Counter(note for _, notes in done for note in notes)
+    lines += [*pair_summary(placed), *(f"{note}: {n:,}" for note, n in sorted(found.items()))]
+    made = {pair.entry[1]: one.counts for pair, one in zip(pairs, placed, strict=True)}
     entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
     lines += [root.write_list(part, entries[part]) for part in PARTS]
     list_files = {part: root.list_file(part) for part in PARTS}
@@ -235,6 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
             *(out, path, entries[part], LIST_DIR, root.workers),
             min_cells=options.min_cells,
             grid=_grid() if options.min_cells else None,
+            known={mask: pixels for mask, pixels in made.items() if pixels is not None},
         )
         for part, path in list_files.items()
     }

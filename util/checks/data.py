@@ -315,7 +315,8 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
     """Return what is wrong with an image and its mask."""
     problems, pixels = [], []
     paths = [os.path.join(root, name) for name in entry]
-    for read in (partial(read_whole_image, paths[0]), partial(read_labels, root, entry)):
+    read_size = partial(read_whole_image, paths[0], pixels=False)
+    for read in (read_size, partial(read_labels, root, entry)):
         try:
             pixels.append(read())
         except UserError as error:

@@ -128,36 +128,13 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
                 ("folds", "num_classes"),
                 "a single class cannot be both trained on and held out; set folds to seen",
             )
-        elif isinstance(folds, dict):
-            try:
-                fold_classes(classes, folds, 0)
-            except UserError as error:
-                yield ("folds", "num_classes"), str(error)
-        elif isinstance(folds, str):
-            unequal = self.effective_folds == "contiguous" and classes % self.num_folds
-            if self.num_folds > classes or unequal:
-                yield (
-                    ("num_folds", "num_classes", "folds"),
-                    f"{classes} classes do not split into {self.num_folds} equal folds; "
-                    "list the held-out classes of each fold in folds",
-                )
-        elif not folds:
-            yield ("folds",), "the list of folds is empty"
         else:
-            for index, held_out in enumerate(folds):
-                keys, fold = ("folds", "num_classes"), f"fold {index}"
-                if outside := [label for label in held_out if not 1 <= label <= classes]:
-                    yield keys, f"{fold}: class {outside[0]} is not within 1..{classes}"
-                if len(set(held_out)) != len(held_out):
-                    yield keys, f"{fold}: a class occurs twice"
-                if not held_out:
-                    yield keys, f"{fold}: no class is held out"
-                if len(held_out) == classes:
-                    yield (
-                        keys,
-                        f"{fold}: all classes are held out, none is left to train on; "
-                        "folds: seen holds none out",
-                    )
+            keys = ("folds", "num_classes")
+            try:
+                for split in range(max(1, self.fold_count)):
+                    fold_classes(classes, self.effective_folds, split, self.num_folds)
+            except UserError as error:
+                yield ("num_folds", *keys) if isinstance(folds, str) else keys, str(error)
 
     @property
     def fold_count(self) -> int:

@@ -14,6 +14,8 @@ from util.data.masks import JPEG, UNREADABLE, MaskFile, eight_bits, orientation_
 from util.runtime.errors import UserError
 
 Entry = tuple[str, str]  # the image and the mask of a line of a list, relative to the data root
+Kind = type[np.integer]
+Others = Iterable[tuple[str, int]]
 FilePath = str | os.PathLike[str]
 
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
@@ -26,26 +28,22 @@ _TURNED = (b"tiff:Orientation", b"Raw profile type exif", b"eXIf")
 class MarkedEntry(tuple[str, str]):
     """An entry of a dataset with more than 254 classes, or with a folder of binary masks per class.
 
-    Attributes:
+    Args:
+        entry: Image and mask.
         kind: The type of the class ids, np.uint8 or np.uint16.
         class_id: The class that a binary mask marks; 0: the mask is an index mask.
         others: The binary masks of other classes of the image, with their class ids.
     """
 
-    kind: type[np.integer]
+    kind: Kind
     class_id: int
     others: tuple[tuple[str, int], ...]
 
-    @classmethod
-    def of(
-        cls,
-        entry: Entry,
-        kind: type[np.integer],
-        class_id: int = 0,
-        others: Iterable[tuple[str, int]] = (),
+    def __new__(
+        cls, entry: Entry, kind: Kind = np.uint8, class_id: int = 0, others: Others = ()
     ) -> "MarkedEntry":
-        """Return an entry with these attributes."""
-        marked = cls(entry)
+        """Return the entry with these attributes; those of a copy or a pickle follow later."""
+        marked = super().__new__(cls, entry)
         marked.kind, marked.class_id, marked.others = kind, class_id, tuple(others)
         return marked
 
@@ -84,15 +82,20 @@ def read_image(path: str, notes: list[str] | None = None) -> np.ndarray:
     return array
 
 
-def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarray:
+def read_whole_image(
+    path: FilePath, notes: list[str] | None = None, pixels: bool = True
+) -> np.ndarray:
     """Read an image like `read_image`, but refuse a truncated JPEG, which OpenCV fills with gray.
+
+    Where only the size is needed (`pixels` False), a JPEG is checked, but not computed: it is zeros.
 
     Raises:
         UserError: The file is no image, a truncated one, or one that OpenCV cannot decode.
     """
     try:
         with Image.open(path) as image:
-            if image.format in JPEG:
+            jpeg, shape = image.format in JPEG, image.size[::-1]
+            if jpeg:
                 # The file is read to its end, but only an eighth of each side is computed.
                 image.draft("L", (1, 1))
                 image.load()
@@ -105,6 +108,11 @@ def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarr
     except UNREADABLE as error:
         raise UserError(f"image {path} is damaged or truncated ({error}): replace it") from error
     try:
+        if jpeg and not pixels:
+            data = _content("image", os.fspath(path))
+            _decode("image", os.fspath(path), data, cv2.IMREAD_REDUCED_COLOR_8)
+            shape = shape if stored_orientation(data) < 5 else shape[::-1]
+            return np.broadcast_to(np.uint8(0), (*shape, 3))
         return read_image(os.fspath(path), notes)
     except (UserError, cv2.error) as error:
         raise UserError(
@@ -113,7 +121,7 @@ def read_whole_image(path: FilePath, notes: list[str] | None = None) -> np.ndarr
         ) from error
 
 
-def read_mask(path: str, kind: type[np.integer] = np.uint8) -> np.ndarray:
+def read_mask(path: str, kind: Kind = np.uint8) -> np.ndarray:
     """Read a label map, (H, W) of class ids of a type, by the rules of `MaskFile.class_ids`.
 
     Raises:

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import cast
@@ -42,6 +42,7 @@ def load_counts(
     workers: int | None = None,
     progress: bool = True,
     grid: Grid | None = None,
+    known: Mapping[str, Counts] | None = None,
 ) -> list[Counts]:
     """Return the pixels per class of the mask of each entry, background and ignore left out.
 
@@ -56,6 +57,7 @@ def load_counts(
         workers: Number of processes; None is all cores.
         progress: Whether to show a progress bar.
         grid: A grid whose cells are counted instead of the pixels.
+        known: Mask → its counts, where the caller has them.
 
     Raises:
         UserError: Files are missing (which is found out before any mask is read) or unreadable, or
@@ -76,16 +78,19 @@ def load_counts(
             with _locked(path + ".lock"):
                 counts = _known(path, stamps)
                 gaps = [i for i, pixels in enumerate(counts) if pixels is None]
+                known = dict(known or {})
+                unread = [entries[i] for i in gaps if entries[i][1] not in known]
                 found = run_parallel(
                     partial(count_mask, data_root, grid=grid),
-                    [entries[i] for i in gaps],
+                    unread,
                     # Processes, since most of the time Python's lock would let one thread work.
-                    min(workers, 1 + len(gaps) // MASKS_OF_PROCESS),
+                    min(workers, 1 + len(unread) // MASKS_OF_PROCESS),
                     f"scanning masks of {name}",
                     progress,
                 )
-                for i, pixels in zip(gaps, found, strict=True):
-                    counts[i] = pixels
+                known |= {mask: n for (_, mask), n in zip(unread, found, strict=True)}
+                for i in gaps:
+                    counts[i] = known[entries[i][1]]
                 if gaps:
                     records = [
                         [*stamp, pixels] for stamp, pixels in zip(stamps, counts, strict=True)
@@ -150,7 +155,12 @@ def _known(path: str, stamps: list[Stamp]) -> list[Counts | None]:
 def count_mask(data_root: str, entry: Entry, grid: Grid | None = None) -> Counts:
     """Return the counts of the mask of an entry; see `load_counts`."""
     mask = read_labels(data_root, entry, alone=True)
-    mask, ignored = grid.cells(mask) if grid else mask, ignore_value(mask.dtype)
+    return count_labels(grid.cells(mask) if grid else mask)
+
+
+def count_labels(mask: np.ndarray) -> Counts:
+    """Return the pixels of each class in a mask (H, W)."""
+    ignored = ignore_value(mask.dtype)
     if mask.dtype == np.uint8:
         # A third of the time of bincount, which makes integers of 64 bits first.
         pixels = np.array(Image.fromarray(mask).histogram())

@@ -7,7 +7,7 @@ these counts by the rules of PFENet and BAM.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class MaskForm:
         kind = mask_type(self.num_classes)
         if self.folders is None:
             plain = kind == np.uint8
-            return [*entries] if plain else [MarkedEntry.of(one, kind) for one in entries]
+            return [*entries] if plain else [MarkedEntry(one, kind) for one in entries]
         ids = {name: class_id for class_id, name in enumerate(self.folders, 1)}
         of_image: dict[str, dict[str, int]] = defaultdict(dict)
         for image, mask in entries:
@@ -47,7 +47,7 @@ class MaskForm:
             else:
                 problems.append(f"mask {mask} is in no folder of a class; see class_names")
         return [
-            MarkedEntry.of(one, kind, masks.pop(one[1]), masks.items())
+            MarkedEntry(one, kind, masks.pop(one[1]), masks.items())
             for one in entries
             if one[1] in (masks := {**of_image[one[0]]})
         ]
@@ -124,13 +124,14 @@ def counting_sizes(
     progress: bool = True,
     min_cells: int = 0,
     grid: Grid | None = None,
+    known: Mapping[str, Counts] | None = None,
 ) -> list[Counts]:
     """Return `load_counts`, with 0 pixels of a class in an image where its cells are too few.
 
     The arguments are those of `load_counts` and `load_lists`.
     """
     place = (data_root, list_file, entries, cache_dir, workers, progress)
-    counts = load_counts(*place)
+    counts = load_counts(*place, known=known)
     if not min_cells:
         return counts
     return [

@@ -14,6 +14,7 @@ from tests.util.voc_files import mask_of, write_dataset
 from util.config import load_config
 from util.data.cells import Grid
 from util.data.folds import Fold, fold_classes
+from util.data.list_cache import load_counts
 from util.data.lists import (
     ImageLists,
     check_enough,
@@ -176,6 +177,26 @@ def test_one_scan_serves_every_fold_and_later_calls(tmp_path, masks_read):
     load(tmp_path, list_file, fold=Fold(base=(1, 3), novel=(2,)))
     assert len(masks_read) == 2
     assert load(tmp_path, list_file) == first
+
+
+def test_masks_whose_counts_are_known_are_not_read(tmp_path, masks_read):
+    masks = {name: mask_of((2, 300)) for name in "abc"}
+    list_file = write_dataset(tmp_path, masks)
+    entries = read_entries(str(tmp_path), list_file)
+    place = (str(tmp_path), list_file, entries, str(tmp_path / "lists"))
+    known = {entries[0][1]: {3: 7}, entries[2][1]: {2: 300}}
+    assert load_counts(*place, known=known) == [{3: 7}, {2: 300}, {2: 300}]
+    assert masks_read == [str(tmp_path / "b mask.png")]
+    assert load_counts(*place) == [{3: 7}, {2: 300}, {2: 300}] and len(masks_read) == 1
+
+
+def test_processes_count_as_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(util.data.list_cache, "MASKS_OF_PROCESS", 2)
+    masks = {str(number): mask_of((1 + number % 3, 300 + number)) for number in range(9)}
+    list_file = write_dataset(tmp_path, masks)
+    entries = read_entries(str(tmp_path), list_file)
+    found = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"), workers=3)
+    assert found == [{1 + number % 3: 300 + number} for number in range(9)]
 
 
 def test_a_changed_mask_is_read_again_alone(tmp_path, masks_read):
