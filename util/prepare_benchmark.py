@@ -31,6 +31,7 @@ from util.preparation.shared import (
     DataRoot,
     add_shared_options,
     count_line,
+    require_files,
     require_folder,
     resumable,
 )
@@ -41,7 +42,7 @@ from util.runtime.texts import read_text
 LISTS = "lists/NAME"
 IMAGES, MASKS = "images", "masks"  # folders under the data root
 RAREST = 0.048  # A tile whose rarest colour covers a smaller share is left out.
-_NAMED = 5  # names in a message
+_MANY = 100  # From so many classes on, only all of them together are counted.
 _HINT = "docs/data.md says what --root has to hold"
 
 
@@ -97,7 +98,7 @@ BENCHMARKS = {
     "suim": Benchmark(
         "SUIM",
         r"images/(?P<key>[^/]+)\.jpg",
-        r"masks/(?:(?P<name>[A-Z]{2})/)?(?P<key>[^/]+)\.(?:bmp|png|jpg)",
+        r"masks/(?:(?P<name>FV|HD|PF|RI|RO|SR|WR)/)?(?P<key>[^/]+)\.(?:bmp|png|jpg)",
         *(1635, [3859]),
         {"FV": 6, "HD": 1, "PF": 2, "RI": 5, "RO": 4, "SR": 7, "WR": 3},
     ),
@@ -230,16 +231,11 @@ def _parts(
 
 def _class_lists(root: str) -> dict[str, list[str]]:
     """Return the sorted classes of each of PARTS from the lists trn.txt, val.txt and test.txt."""
-    files = {os.path.basename(path): path for path in files_under(root, (".txt",))}
-    parts = {}
-    for part, name in zip(PARTS, ("trn.txt", "val.txt", "test.txt"), strict=True):
-        if name not in files:
-            raise UserError(
-                f"{root} has no list {name}: put trn.txt, val.txt and test.txt there, the names of "
-                "the classes, as data/splits/fss of HSNet's repository has them"
-            )
-        parts[part] = sorted(filter(None, map(str.strip, read_text(files[name]).split("\n"))))
-    return parts
+    files = [Path(root, f"{name}.txt") for name in ("trn", "val", "test")]
+    require_files(files, "take this list of classes from data/splits/fss of HSNet's repository")
+    texts = [read_text(path).split("\n") for path in files]
+    names = [sorted(filter(None, map(str.strip, text))) for text in texts]
+    return dict(zip(PARTS, names, strict=True))
 
 
 @resumable
@@ -253,6 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
     name, benchmark = options.name, BENCHMARKS[options.name]
     require_free_name(name, "benchmark")
     require_folder(options.root, f"give the folder of {benchmark.title} as --root")
+    if Path(options.out).resolve().is_relative_to(Path(options.root).resolve()):
+        raise UserError(f"--out {options.out} lies in --root {options.root}: separate them")
     parts = _class_lists(options.root) if benchmark.parts else {}
     names = [*benchmark.classes] or [one for part in PARTS for one in parts[part]]
     sources, lines = find_sources(options.root, benchmark, names)
@@ -263,12 +261,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     placed = place_all(partial(place, root, benchmark, names), sources, root, name)
     done = sorted(pair for of_source in placed for pair in of_source)
-    lines += pair_summary([how for *_, how in done])
+    lines.append(pair_summary([how for *_, how in done])[1])
     lines.append(count_line(f"images of {benchmark.title}", len(sources), benchmark.images))
-    lines += [
-        count_line(f"classes of {part}", len(parts[part]), n) for part, n in benchmark.parts.items()
-    ]
-    lines += _compared(Counter(class_id for class_id, *_ in done), benchmark, names)
+    for part, number in benchmark.parts.items():
+        lines.append(count_line(f"classes of {part}", len(parts[part]), number))
+    lines.append(count_line("images of the classes, together", len(done), sum(benchmark.pairs)))
+    found = Counter(class_id for class_id, *_ in done)
+    if len(benchmark.pairs) == len(names) < _MANY:
+        pairs = enumerate(zip(names, benchmark.pairs, strict=True), 1)
+        lines += [count_line(one, found[class_id], number) for class_id, (one, number) in pairs]
     # Where all classes are tested, the lists are the same.
     first_tested = len(parts["train"]) + 1 if parts else 1
     last_trained = first_tested - 1 or len(names)
@@ -291,19 +292,6 @@ def main(arguments: list[str] | None = None) -> None:
     lines += [f"then: sh train.sh split0 {name} 1"] if parts else []
     lines.append(f"then: python test.py {config} --opts weight FILE, perhaps of PASCAL")
     print(*lines, sep="\n")
-
-
-def _compared(found: Mapping[int, int], benchmark: Benchmark, names: Sequence[str]) -> list[str]:
-    """Return lines that compare the images of the classes with the published numbers."""
-    line = count_line("images of all classes", sum(found.values()), sum(benchmark.pairs))
-    expected = benchmark.pairs if len(benchmark.pairs) == len(names) else []
-    differ = [
-        f"{name} {found.get(number, 0):,} instead of {one:,}"
-        for number, (name, one) in enumerate(zip(names, expected, strict=False), 1)
-        if found.get(number, 0) != one
-    ]
-    more = f" and {len(differ) - _NAMED:,} more" if len(differ) > _NAMED else ""
-    return [line, f"warning: {', '.join(differ[:_NAMED])}{more}"] if differ else [line]
 
 
 if __name__ == "__main__":

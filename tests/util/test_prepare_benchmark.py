@@ -180,7 +180,7 @@ def test_fss_has_classes_of_its_own_for_training_validation_and_test(folder, cap
 
 def test_isic_has_the_classes_of_its_table_or_of_folders(folder, capsys):
     printed, cfg, train, val = prepare(folder, "isic", capsys)
-    assert "warning: nevus 3 instead of 1,867, melanoma 3 instead of 519, " in printed
+    assert "melanoma: 3 (warning: 519 expected; is the dataset complete?)" in printed
     assert train == val and len(val) == 9 and not problems("isic")
     _, mask = read_pair("root", read_entries("root", cfg.val_list, mask_form(cfg))[4])
     assert (mask == 2 * (disk(4) > 0)).all()
@@ -218,7 +218,7 @@ def test_deepglobe_is_cut_into_the_tiles_of_the_published_rule(folder, capsys):
     _, mask = read_pair("root", entry)
     assert mask.shape == (408, 408) and {*np.unique(mask)} == {1, 3}
     assert RAREST < (mask == 3).mean() < 0.31
-    assert "warning: agriculture 4 instead of 6,891" in printed
+    assert "agriculture: 4 (warning: 6,891 expected" in printed
 
 
 def test_suim_is_read_from_colours_or_from_folders_of_classes(folder, capsys):
@@ -281,7 +281,11 @@ def test_classes_come_in_turn_and_all_else_is_drawn():
 def test_what_the_archives_lack_is_named(folder, capsys):
     (folder / "archives").mkdir()
     assert "holds no images and masks of Chest X-ray: docs/data.md" in fails(capsys, "chest")
-    assert "archives has no list trn.txt" in fails(capsys, "fss")
+    error = fails(capsys, "fss")
+    assert "archives/trn.txt (and 2 more) does not exist: take this list of classes from" in error
+    with pytest.raises(SystemExit):
+        run("chest", "--out", "archives/new")
+    assert "--out archives/new lies in --root archives: separate them" in capsys.readouterr().err
     write_suim(folder / "archives")
     write(folder / "archives/more/images/d_r_1_.jpg", picture(0))
     assert "d_r_1_.jpg have one name and one class: remove one" in fails(capsys, "suim")

@@ -248,14 +248,11 @@ class _Part:
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
         fold, rules = config_fold(cfg), (cfg.min_pixels, cfg.mixed_images)
         lists = filter_entries(entries, counts, fold, self.part, *rules)
+        masks = [os.path.join(self.root, mask) for _, mask in lists.entries]
         count = partial(count_mask, self.root, grid=grid)
         cells = run_parallel(count, lists.entries, self.workers, f"supports of {self.part}")
         supports = [(c, i) for c, indices in lists.class_files.items() for i in indices]
-        vanished = tuple(
-            f"{os.path.join(self.root, lists.entries[i][1])}: class {c}"
-            for c, i in supports
-            if c not in cells[i]
-        )
+        vanished = tuple(f"{masks[i]}: class {c}" for c, i in supports if c not in cells[i])
         if vanished:
             found = (
                 f"{len(vanished):,} of {len(supports):,} that were read cover no cell of the "

@@ -148,10 +148,7 @@ def class_label_table(
 ) -> np.ndarray:
     """Return the lookup table, uint8, to an episode's mask: 1 the class, 255 ignore, else 0.
 
-    Args:
-        class_id: The class.
-        ignored: Classes that become 255 too.
-        kind: The type of the class ids that are looked up.
+    The classes `ignored` become 255 too; `kind` is the type of the ids that are looked up.
     """
     table = _table(kind)
     table[class_id] = 1

@@ -66,10 +66,7 @@ class MaskFile:
         self.stretched = image.mode == "L" and ("L;2" in packing or "L;4" in packing)
 
     def class_ids(self, kind: type[np.integer] = np.uint8) -> np.ndarray:
-        """Return the class ids, (H, W): indices of a palette, or values of one channel.
-
-        Args:
-            kind: The type of the ids, np.uint8 or np.uint16.
+        """Return the class ids, (H, W) of a type: indices of a palette, or values of one channel.
 
         Raises:
             UserError: The file is lossy, transparent, coloured, or holds other numbers.

@@ -132,16 +132,10 @@ def _stamped_png(mask: np.ndarray, stamp: str) -> bytes:
 def place_all(
     place: Callable[[Item], T | str], items: Sequence[Item], root: DataRoot, name: str
 ) -> list[T]:
-    """Check all items and put them under the data root, in processes.
-
-    Args:
-        place: Puts an item there and returns what was done, or the message of what is wrong.
-        items: The items.
-        root: The data root.
-        name: The name of the dataset, for the progress bar.
+    """Put all items under the data root by `place`, which returns what it did or what is wrong.
 
     Raises:
-        UserError: There are problems, which are all in a file.
+        UserError: Something is wrong; a file in the data root names all of it.
     """
     results = run_parallel(place, items, root.workers, name)
     path = os.path.join(root.folder, "problems.txt")
