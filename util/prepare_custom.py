@@ -26,9 +26,16 @@ from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
 from util.preparation.coco import CROWDS
-from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
+from util.preparation.custom_config import (
+    divide,
+    own_settings,
+    path_in_config,
+    require_free_name,
+    write_config,
+)
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
+    IMAGE_TYPES,
     MASK_FOLDER,
     PARTS,
     VAL_SHARE,
@@ -39,6 +46,7 @@ from util.preparation.custom_pairs import (
     split,
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
+from util.preparation.exports import files_under
 from util.preparation.forms import FORMS, MASKS, read_export, recognise
 from util.preparation.masks import pair_summary, place_all
 from util.preparation.shared import (
@@ -113,11 +121,13 @@ def _num_classes(
     return highest
 
 
-def _grid() -> Grid:
+def _grid(name: str) -> Grid:
+    """Return the grid of the backbone and size that the user may have set for a dataset."""
     # Imported here, since it needs torch.
     from util.data.loaders import backbone_grid
 
-    return backbone_grid("resnet50", TRAIN_SIZE)
+    own = own_settings(name)
+    return backbone_grid(own.get("backbone", "resnet50"), own.get("train_h", TRAIN_SIZE))
 
 
 def _parser() -> Parser:
@@ -169,7 +179,8 @@ def _parser() -> Parser:
         "--min_cells",
         type=argument_type(NonNegativeInt),
         default=0,
-        help=f"and from so many cells of ResNet-50's grid at {TRAIN_SIZE} px on (%(default)s)",
+        help="and from so many cells of the network's grid on (%(default)s); the network is that of "
+        f"config/NAME/NAME.yaml if there is one, else ResNet-50 at {TRAIN_SIZE} px",
     )
     parser.add_argument(
         "--mixed_images",
@@ -202,6 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     if form == MASKS:
         pairs, class_names = find_pairs(options.images, masks, class_names)
         pairs, lines = one_class(pairs, options.workers)
+        deeper = len(files_under(options.images, IMAGE_TYPES)) - len(pairs)
+        lines += [f"images in folders of {options.images}, left out: {deeper:,}"] if deeper else []
     else:
         pairs, class_names, lines = read_export(
             form, options.images, masks, class_names, options.crowd
@@ -229,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         part: counting_sizes(
             *(out, path, entries[part], LIST_DIR, root.workers),
             min_cells=options.min_cells,
-            grid=_grid() if options.min_cells else None,
+            grid=_grid(name) if options.min_cells else None,
             known={mask: pixels for mask, pixels in made.items() if pixels is not None},
         )
         for part, path in list_files.items()

@@ -215,7 +215,7 @@ def check_batch(
         accumulated = " or grad_accum" if grad_accum > 1 else ""
         processes = " or the number of processes" if world_size > 1 else ""
         raise UserError(
-            f"{list_file} gives {images} training images, and an iteration takes {needed} "
+            f"{list_file}: training images: {images}, and an iteration takes {needed} "
             f"({batch_size} × {world_size} process{'es' * (world_size > 1)} × "
             f"{grad_accum} accumulated); lower {key}{accumulated}{processes}"
         )

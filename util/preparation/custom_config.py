@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from util.config import given_values
 from util.data.folds import SEEN, count_folds
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
@@ -76,6 +77,12 @@ def write_config(
         path = folder / f"{stem}.yaml"
         if not path.exists():
             write_atomically(path, text)
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """Return the settings of config/NAME/NAME.yaml, which the user may have edited, if it exists."""
+    path = _places(name)[1] / f"{name}.yaml"
+    return {key: one.value for key, one in given_values(path).items()} if path.is_file() else {}
 
 
 def path_in_config(path: str) -> str:
