@@ -29,6 +29,7 @@ from util.runtime.parallel import run_parallel
 
 VERSION = 1
 MASKS_OF_PROCESS = 100  # Fewer are read sooner than another process starts.
+_STAMPS_OF_TASK = 32
 
 Counts = dict[int, int]  # class id → pixels
 Stamp = list[int]  # bytes, modification time in ns
@@ -123,9 +124,12 @@ def file_stamps(
             return mask
         return [status.st_size, status.st_mtime_ns]
 
-    # Threads, because on a network file system each answer is a round trip.
+    # Threads, because on a network file system each answer is a round trip; a task has its price.
+    tasks = [entries[i : i + _STAMPS_OF_TASK] for i in range(0, len(entries), _STAMPS_OF_TASK)]
     with ThreadPoolExecutor(workers or available_cores()) as pool:
-        answers = list(pool.map(stamp, entries))
+        answers = [
+            one for part in pool.map(lambda some: [*map(stamp, some)], tasks) for one in part
+        ]
     missing = [answer for answer in answers if isinstance(answer, str)]
     if missing:
         raise UserError(

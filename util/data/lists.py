@@ -187,8 +187,8 @@ def filter_entries(
     Raises:
         UserError: A mask holds a value that is no class of the dataset.
     """
-    wanted = fold.classes(part)
-    lists = ImageLists([], [], {class_id: [] for class_id in wanted})
+    lists = ImageLists([], [], {class_id: [] for class_id in fold.classes(part)})
+    wanted = lists.class_files.keys()
     shown: dict[str, set[int]] = defaultdict(set)
     for (image, _), pixels in zip(entries, counts, strict=True):
         shown[image].update(pixels)
@@ -198,7 +198,7 @@ def filter_entries(
             raise unknown_class(path, max(pixels), fold.num_classes)
         present = tuple(class_id for class_id in sorted(pixels) if class_id in wanted)
         counting = [class_id for class_id in present if pixels[class_id] >= max(1, min_pixels)]
-        mixed = part == "train" and not shown[entry[0]] <= {*wanted}
+        mixed = part == "train" and not shown[entry[0]] <= wanted
         if (mixed and mixed_images == "drop") or not counting:
             continue
         for class_id in counting:
