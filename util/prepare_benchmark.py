@@ -161,7 +161,8 @@ def _listed_classes(root: str) -> dict[str, str]:
     """Return image → class of the tables under `root` with the columns ID and Class."""
     tables = (read_text(path).split("\n") for path in files_under(root, (".csv",)))
     rows = (row for lines in tables for row in csv.DictReader(map(str.strip, lines)))
-    return {row["ID"]: row["Class"] for row in rows if row.get("ID") and row.get("Class")}
+    named = ((row.get("ID"), row.get("Class")) for row in rows)
+    return {image: name.replace(" ", "_") for image, name in named if image and name}
 
 
 def place(

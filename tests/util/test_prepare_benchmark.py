@@ -77,7 +77,7 @@ def write_isic(root):
         write(root / f"ISIC2018_Task1-2_Training_Input/{stem}.jpg", picture(number))
         mask = root / f"ISIC2018_Task1_Training_GroundTruth/{stem}_segmentation.png"
         write(mask, disk(number))
-        rows.append(f"{stem},{('nevus', 'melanoma', 'seborrheic_keratosis')[number % 3]}")
+        rows.append(f"{stem},{('nevus', 'melanoma', 'seborrheic keratosis')[number % 3]}")
     (root / "class_id.csv").write_text("\r\n".join(rows))
 
 
