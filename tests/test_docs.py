@@ -202,9 +202,9 @@ def test_the_examples_of_own_pictures_run(own_pictures, capsys):
         "config.json",
         "model.safetensors",
     }
-    pages = [*blocks("docs/own_pictures.md", "sh"), *blocks("README.md", "sh")]
+    pages = blocks("docs/own_pictures.md", "sh")
     commands = [one for one in "".join(pages).splitlines() if "predict" in one]
-    assert len(commands) == 4
+    assert len(commands) == 3
     for command in commands:
         words = shlex.split(command)
         assert words[:2] == ["python", "predict.py"]

@@ -686,7 +686,7 @@ def test_running_again_takes_in_new_data_and_keeps_what_the_user_edited(
 
 
 def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
-    """What README.md tells a new user, with a stand-in for the hub."""
+    """What docs/data.md tells a new user, with a stand-in for the hub."""
     clone = tmp_path / "clone"
     for name in ("config", "model", "util"):
         shutil.copytree(ROOT / name, clone / name)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.paths import ROOT
+from tests.util.config import settings_page
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, dump_config, fields, load_config
 from util.config.fields import SECTIONS
@@ -435,3 +436,9 @@ def test_every_setting_is_described_where_it_stands():
 def test_sections_share_no_key():
     keys = [key for fields in SECTIONS.values() for key in fields.model_fields]
     assert len(keys) == len(set(keys)) == len(Config.model_fields)
+
+
+def test_the_page_of_settings_says_what_the_code_says():
+    assert settings_page.page_text() == settings_page.PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", settings_page.page_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(Config.model_fields)
