@@ -39,14 +39,11 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something given by the user is wrong; the message is one line saying what and what to do.
+    """Something given by the user is wrong; the message is one line saying what and what to do."""
 
-    Args:
-        message: the line. Line breaks in it, as in a name that it quotes, become blanks.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))
+    def __str__(self) -> str:
+        """Return the line; line breaks, as in a name that it quotes, become blanks."""
+        return " ".join(super().__str__().splitlines())
 
 
 class DataError(UserError):
