@@ -16,15 +16,28 @@ export PYTHON
 folds=$(printf '%s\n' $(stems .yaml config/$dataset/${dataset}_split*.yaml) |
     sed "s/^${dataset}_split\([0-9]*\)_.*/\1/" | sort -nu)
 shots=${SHOTS:-1 5}
+for shot in $shots; do
+    case $shot in
+    *[!0-9]* | 0*) fail "SHOTS = $shots: must be whole numbers, 1 or more, with blanks between: SHOTS='1 5'" ;;
+    esac
+done
 
 exp_dir=exp
-name=
+key=
 for word in "$@"; do
-    case $word in
-    exp_dir=*) exp_dir=${word#exp_dir=} ;;
-    *) [ "$name" != exp_dir ] || exp_dir=$word ;;
+    case $key$word in
+    -*) fail "$word: reproduce.sh takes settings alone, KEY VALUE" ;;
+    *=*) setting=$key$word key= ;;
+    *)
+        key=$word=
+        continue
+        ;;
     esac
-    name=$word
+    name=${setting%%=*}
+    case ${name##*.} in
+    exp_dir) exp_dir=${setting#*=} ;;
+    split | shot | exp_name) fail "$name: reproduce.sh sets it for each training; SHOTS=1 in front chooses the supports" ;;
+    esac
 done
 
 # shellcheck disable=SC2086

@@ -291,7 +291,13 @@ def test_quick_tests_are_a_selection(repository):
 
 
 @pytest.mark.parametrize(
-    ("words", "folder"), [((), "exp"), (("exp_dir", "a b"), "a b"), (("exp_dir=x",), "x")]
+    ("words", "folder"),
+    [
+        ((), "exp"),
+        (("exp_dir", "a b"), "a b"),
+        (("exp_dir=x",), "x"),
+        (("Train.exp_dir", "a=b", "data_root", "split"), "a=b"),
+    ],
 )
 def test_reproduce_trains_and_tests_all_folds_and_prints_the_table(repository, words, folder):
     done, calls = run(repository, "reproduce.sh", "coco", "1", *words, NET="vgg")
@@ -322,3 +328,23 @@ def test_reproduce_asks_for_what_it_needs(repository):
         done, calls = run(repository, "reproduce.sh", *words)
         assert (done.returncode, calls) == (2, []) and text in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "shots", "text"),
+    [
+        ((), "1 x", "SHOTS = 1 x: must be whole numbers"),
+        ((), "1,5", "SHOTS = 1,5: must be whole numbers"),
+        ((), "0", "SHOTS = 0: must be whole numbers"),
+        (("split", "2"), "1", "split: reproduce.sh sets it for each training"),
+        (("epochs", "3", "Train.shot=5"), "1", "Train.shot: reproduce.sh sets it"),
+        (("exp_name=x",), "1", "exp_name: reproduce.sh sets it"),
+        (("epochs", "3", "--viz"), "1", "--viz: reproduce.sh takes settings alone"),
+    ],
+)
+def test_reproduce_refuses_before_any_training_what_a_later_step_would(
+    repository, words, shots, text
+):
+    done, calls = run(repository, "reproduce.sh", "pascal", "1", *words, SHOTS=shots)
+    assert (done.returncode, calls, done.stdout) == (2, [], "")
+    assert done.stderr.startswith(f"error: {text}") and done.stderr.count("\n") == 1
