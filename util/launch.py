@@ -87,15 +87,14 @@ def _read_slurm() -> None:
             f"Slurm started {tasks} tasks on {nodes} nodes; one on each node starts its processes: "
             "srun --ntasks-per-node=1"
         )
-    # Such as "gpu[03-05,09],login1" or "a-[1-2].cluster": the first node.
-    first = re.match(
-        r"([^\[,]+)(?:\[(\d+)[^]]*\]([^,]*))?", os.environ.get("SLURM_STEP_NODELIST", "")
-    )
+    # Such as "gpu[03-05,09],login1" or "r[1-2]n[3-4].cluster": the first node.
+    name = re.split(r",(?![^[]*\])", os.environ.get("SLURM_STEP_NODELIST", ""))[0]
+    first = re.sub(r"\[(\d+)[^]]*\]", r"\1", name)
     os.environ["NNODES"] = nodes
     os.environ.setdefault("NODE_RANK", os.environ.get("SLURM_NODEID", ""))
-    os.environ.setdefault("MASTER_ADDR", "".join(filter(None, first.groups())) if first else "")
+    os.environ.setdefault("MASTER_ADDR", first)
     # Another port for each job, since they may share a node.
-    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    job = int(re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "")) or 0)
     os.environ.setdefault("MASTER_PORT", str(20000 + job % 10000))
 
 

@@ -62,6 +62,7 @@ STEP = {
         ("gpu[03-05]", "gpu03"),
         ("a-[7,9-10].cluster,b1", "a-7.cluster"),
         ("login1,gpu[1-2]", "login1"),
+        ("r[1-2]n[03-04].cluster,b1", "r1n03.cluster"),
     ],
 )
 def test_a_step_of_slurm_needs_no_settings(monkeypatch, nodes, first):
@@ -75,6 +76,16 @@ def test_a_step_of_slurm_needs_no_settings(monkeypatch, nodes, first):
         # What is set by hand wins.
         os.environ |= {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "5"}
         assert options()["nnodes"] == "2" and options()["master-addr"] == "x"
+
+
+@pytest.mark.parametrize("job", ["", "job", None])
+def test_a_step_of_slurm_without_the_number_of_its_job_starts_too(monkeypatch, job):
+    with monkeypatch.context() as patch:
+        for name, value in (STEP | {"SLURM_STEP_NODELIST": "a[1-3]"}).items():
+            patch.setenv(name, value)
+        patch.delenv("SLURM_JOB_ID") if job is None else patch.setenv("SLURM_JOB_ID", job)
+        patch.setattr(os, "environ", os.environ.copy())
+        assert options()["master-port"] == "20000"
 
 
 def test_a_step_of_slurm_has_one_task_on_each_node(monkeypatch):
