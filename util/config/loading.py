@@ -29,6 +29,22 @@ _TEXT = {
     for key, field in Config.model_fields.items()
     if field.annotation in (str, str | None, Name | None)
 }
+# Words of pydantic's messages, and plainer ones.
+_PLAIN = {
+    "Input should": "should",
+    "a valid boolean": "True or False",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+}
+_FOLDS = (
+    "should be contiguous, interleaved or seen, a list of the held-out classes of each fold, or the "
+    "classes of train, val and test"
+)
 _REPLACED = {"fold_list": "was replaced by the settings protocol hsnet and hsnet_list FILE"}
 
 
@@ -207,10 +223,10 @@ def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
 
 def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserError:
     """Return the error of the first wrong setting; in a combination, of a key given by `--opts`."""
-    details = error.errors()
-    first = details[0]
-    same = [detail["msg"] for detail in details if detail["loc"][:1] == first["loc"][:1]]
-    text = " or ".join(dict.fromkeys(message.removeprefix("Input ") for message in same))
+    first = error.errors()[0]
+    text = _FOLDS if first["loc"][:1] == ("folds",) else first["msg"]
+    for theirs, plain in _PLAIN.items():
+        text = text.replace(theirs, plain)
     given = [key for key in first.get("ctx", {}).get("keys") or first["loc"][:1] if key in values]
     by_opts = [key for key in given if values[key].origin == OPTS]
     key = (by_opts or given)[0]
