@@ -230,10 +230,10 @@ def shortages(
         files = {lists.entries[i] for i in lists.class_files.get(class_id, [])}
         if len(files) < shot + 1:
             name = f" ({class_names[class_id - 1]})" if class_names else ""
-            images = "image" if len(files) == 1 else "images"
+            usable = f"{len(files)} usable {'image' if len(files) == 1 else 'images'}"
             yield (
-                f"class {class_id}{name} has {len(files)} usable {images} in {where} but shot "
-                f"{shot} needs at least {shot + 1}; it is in {candidates[class_id]} query images: "
+                f"class {class_id}{name} has {usable} in {where} but shot {shot} needs at least "
+                f"{shot + 1}; it is in {candidates[class_id]} of the images that queries come from: "
                 "add images of it, lower min_pixels, min_cells or the shot"
             )
 
