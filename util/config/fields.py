@@ -66,7 +66,7 @@ class DataFields(BaseModel):
     folds: Folds = "contiguous"  # a rule, held-out classes of each fold, or classes of each part
     num_folds: Annotated[int, Field(ge=2)] = 4  # of contiguous and interleaved ones
     min_pixels: CountOrZero = 2048  # a class counts in an image from this area on
-    min_cells: CountOrZero = 0  # and from so many cells of the network's grid on
+    min_cells: CountOrZero = 0  # and from this number of cells of the network's grid on
     mixed_images: MixedImages = "drop"  # training images that also hold held-out classes
 
 
@@ -118,9 +118,9 @@ class TrainFields(BaseModel):
     amp: Amp = "off"  # mixed precision: off, bf16, fp16 (CUDA only), or auto: bf16 where it is fast
     backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
     tf32: bool = True  # products of float32 in TF32 on a GPU; False: to compare with a CPU
-    compile: bool = False  # by torch.compile: faster on a GPU after about two minutes
+    compile: bool = False  # by torch.compile: minutes at the start, may be faster afterwards
     cuda_graphs: bool = False  # passes of stage 2 on one GPU: faster where its host is the limit
-    checkpoint_activations: bool = False  # hierarchy and matching: less memory, more time
+    checkpoint_activations: bool = False  # less memory in stage 2 for more time
     fix_bn: bool = True  # batch norms of stage 2 do not learn
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321  # none: another each time
     seed_per_rank: bool = False  # processes draw differently; False: alike, as published
@@ -154,7 +154,7 @@ class BaseFields(BaseModel):
 class MethodFields(BaseModel):
     """The network."""
 
-    backbone: str = ""  # one of model.backbone.BACKBONES; unset: what layers and vgg say
+    backbone: str = ""  # a NAME of docs/backbones.md; unset: what layers and vgg say
     layers: Literal[18, 34, 50, 101, 152] = 50  # of the ResNet
     vgg: bool = False  # VGG16 with batch norm instead of a ResNet
     aux_weight1: NonNegative = 1.0  # of the distillation loss
@@ -179,12 +179,12 @@ class TestFields(BaseModel):
     test_runs: Count = 10  # runs, each with a seed of its own
     protocol: Literal["hdmnet", "hsnet"] = "hdmnet"  # whose episodes the test draws
     hsnet_list: str | None = None  # a fold list of HSNet; unset: the images of val_list
-    hsnet_class: Literal["listed", "drawn", "cyclic"] = "listed"  # of the next episode of hsnet
-    absent_class: Literal["zero", "skip"] = "zero"  # in the mIoU: a class without episodes
+    hsnet_class: Literal["listed", "drawn", "cyclic"] = "listed"  # how hsnet chooses the class
+    absent_class: Literal["zero", "skip"] = "zero"  # a class without episodes: 0, or left out
     vis_num: CountOrZero = 3  # episodes drawn as pictures
     baselines: bool = False  # also score everything foreground and the prior alone
     feature_cache_gb: NonNegative = 2.0  # of each process, for features of supports; 0: none kept
-    scale_to_trained_shot: bool = True  # matching, where the weights are of another shot
+    scale_to_trained_shot: bool = True  # scale matching of weights of another shot
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -24,7 +24,7 @@ WORDS = {
     "Name": "name of a folder",
     "Amp": "`off`, `auto`, `bf16`, `fp16`",
     "MixedImages": "`drop`, `background`, `ignore`",
-    "Folds": "`contiguous`, `interleaved`, `seen`, lists of class ids, or those of each part",
+    "Folds": "`contiguous`, `interleaved`, `seen`, lists of class ids, or `{train: …, val: …, test: …}`",
     "bool": "`True`, `False`",
     "str": "text",
     "list[str]": "list of texts",
