@@ -21,7 +21,7 @@ from util.config import load_config
 from util.data.loaders import build_base_data, build_episodes, build_train_loader
 from util.get_mulway_base_data import main as write_base_labels
 from util.pretrained.kinds import meta_hdmnet
-from util.runtime.errors import DataError
+from util.runtime.errors import DataError, exits_on_user_error
 from util.verify import main, verify
 
 CLASSES, IMAGES = 4, 3  # images of each class in each part
@@ -673,3 +673,15 @@ def test_the_scripts_name_the_command_and_it_finds_the_problem(experiment, monke
     assert command.split()[-2:] == ["workers", "0"]
     assert exit_code(shlex.split(command)[3:]) == 1
     assert "ü 1 0 mask.png" in capsys.readouterr().out
+
+
+def test_the_named_command_has_no_opts_where_no_settings_were_given(monkeypatch, capsys):
+    @exits_on_user_error
+    def script():
+        raise DataError("no data")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "a b.yaml", "--opts", "--viz"])
+    with pytest.raises(SystemExit):
+        script()
+    command = "`python -m util.verify --config 'a b.yaml'`"
+    assert capsys.readouterr().err == f"error: no data; {command} checks everything\n"

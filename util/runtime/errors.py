@@ -139,6 +139,8 @@ def _verify_command() -> str:
             kept = word.partition("=")[0] in ("--config", "--opts")
         if kept:
             words.append(word)
+    if words[-1:] == ["--opts"]:  # as the scripts call Python where no settings are given
+        words.pop()
     processes = os.environ.get("WORLD_SIZE", "1")
     words = [*(words or ["--config", "FILE"]), *(["--processes", processes] * (processes != "1"))]
     return shlex.join(["python", "-m", "util.verify", *words])
