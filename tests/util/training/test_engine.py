@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from itertools import pairwise
 
@@ -121,6 +122,8 @@ class Training:
         )
         with pytest.raises(SystemExit) as stop:
             self.run()
+        # Ends the loader processes. Left to the garbage collector, each would be waited for 5 s.
+        traceback.clear_frames(stop.tb)
         return stop.value.code
 
     def stop_in_validation(self, step):
