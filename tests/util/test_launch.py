@@ -109,7 +109,8 @@ def launched(folder, script, *words, **environment):
     path.write_text(script)
     out.touch()
     words = ["-m", "util.launch", "2", path, *words]
-    return start_python(words, out, err, {"PYTHONPATH": str(ROOT), **environment}), out, err
+    environment["PYTHONPATH"] = str(ROOT)
+    return start_python(words, out, err, environment, ranks=False), out, err
 
 
 @pytest.mark.parametrize(

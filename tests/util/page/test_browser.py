@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import zipfile
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 from segmenter import FewShotSegmenter, Support
 from tests.small_model import SIZE, small_episodes, small_net
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+if find_spec("gradio") is None:
+    pytest.skip("gradio is not installed (requirements-app.txt)", allow_module_level=True)
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
 )
