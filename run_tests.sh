@@ -2,7 +2,8 @@
 # Install what the tests need, check style and types, and run the tests:
 #     sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
 # --quick runs what depends most on the versions of Python and the packages, in about three minutes: the
-# published model's numbers, settings, checkpoints, lists and episodes.
+# published model's numbers, settings, checkpoints, lists and episodes. -m "not slow" runs the quick tests
+# of everything, in about one.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
 prepare_environment requirements.txt requirements-dev.txt

@@ -78,6 +78,7 @@ def masks_in(folder):
     }
 
 
+@pytest.mark.slow
 def test_every_format_holds_the_masks(run, place, tmp_path):
     two = ("--support", "first=a.png", "a_mask.png", "--support", "second=b.png", "10,10,90,80")
     code, out, err = run("--format", *ALL, "--review", supports=two)
@@ -164,6 +165,7 @@ def test_parts_are_exact_run_lengths_and_outlines():
     assert list(formats.parts_of(np.zeros((4, 4), np.uint8))) == []
 
 
+@pytest.mark.slow
 def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
     labels = tmp_path / "labels"
     run("--format", "overlay")
@@ -221,6 +223,7 @@ def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
     assert len(json.loads((tmp_path / "labels" / "coco.json").read_text())["images"]) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(run, place, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()

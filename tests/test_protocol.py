@@ -10,6 +10,7 @@ import test as command
 from tests.golden import DATA, published_state
 from util.evaluation.metrics import SCORES
 
+pytestmark = pytest.mark.slow
 PROTOCOL = json.loads((DATA / "golden_protocol.json").read_text())
 
 

@@ -23,6 +23,7 @@ from util.config import load_config
 from util.data.images import read_mask
 from util.demo_data import write_demo
 
+pytestmark = pytest.mark.slow
 CONFIG = "config/demo/demo_split0_resnet18.yaml"
 
 

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.processes import start_python
 
 
+@pytest.mark.slow
 def test_backbones_are_measured(tmp_path):
     names = ["resnet18", "timm:test_vit"]
     words = ["--backbones", *names, "--size", "65", "--repeats", "1", "--out", tmp_path]

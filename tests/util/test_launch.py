@@ -113,6 +113,7 @@ def launched(folder, script, *words, **environment):
     return start_python(words, out, err, environment, ranks=False), out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code", "stderr"),
     [
@@ -201,6 +202,7 @@ except KeyboardInterrupt:
 TOO_SOON = "processes were ended before they could save; a larger STOP_TIMEOUT gives them more time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hows", "number", "code", "stderr"),
     [

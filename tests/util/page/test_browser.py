@@ -28,6 +28,7 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 if BROWSER is None:
     pytest.skip("there is no Chromium to open the page with", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 WIDTH, HEIGHT, RADIUS = 320, 240, 50
 # Painting needs WebGL, which Chromium computes itself where there is no GPU.

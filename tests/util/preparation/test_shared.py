@@ -266,6 +266,7 @@ def wait_for_end(processes):
     assert not any(map(running, processes))
 
 
+@pytest.mark.slow
 def test_interrupted_work_ends_in_order(at_work, tmp_path):
     process, workers = at_work
     # Ctrl-C reaches all of them; the workers leave it to the main process
