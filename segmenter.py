@@ -40,7 +40,7 @@ from util.data.pictures import Picture, is_picture, read_picture
 from util.runtime.device import choose_device
 from util.runtime.errors import UserError, errors_as
 from util.runtime.files import ROOT, write_atomically
-from util.runtime.precision import Precision, resolve_amp
+from util.runtime.precision import Precision
 
 ONE_CLASS = "object"  # the name of the class where the user gives none
 MAX_CLASSES = 254
@@ -240,7 +240,7 @@ class FewShotSegmenter(
             self.device = choose_device(0) if device is None else torch.device(device)
             if self.device.type == "cuda" and not torch.cuda.is_available():
                 raise UserError("device cuda: torch finds no GPU here")
-            self.precision = Precision(resolve_amp(amp, self.device), self.device)
+            self.precision = Precision(amp, self.device)
         self.weights = fingerprint(net)
         self.net, self.size, self.backbone = net.eval().to(self.device), size, backbone
 

@@ -41,8 +41,9 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
-from util.runtime.machine import environment_line, run_environment
-from util.runtime.precision import Precision
+from util.runtime.machine import environment_line, require_compiler, run_environment
+from util.runtime.precision import Precision, resolve_amp
+from util.runtime.seed import choose_kernels
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if there is one"),
@@ -77,11 +78,13 @@ def main() -> None:
         any_size = cfg.data_set != "coco" or cfg.hsnet_list is not None
         rule = ["min_pixels=1"] if any_size else []
         cfg = load_config(args.config, [*HSNET_SETTINGS, *rule, *opts])
-    with (
-        start_processes(PATIENCE) as processes,
-        Precision(cfg.amp, processes.device).autocast(),
-    ):
-        test(cfg, processes, args)
+    if cfg.compile:
+        require_compiler()
+    with start_processes(PATIENCE) as processes:
+        choose_kernels(cfg.seed_deterministic, cfg.tf32)
+        cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
+        with Precision(cfg.amp, processes.device).autocast():
+            test(cfg, processes, args)
 
 
 def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
@@ -120,6 +123,8 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             needed = "pspnet" if cfg.base_learner == "none" else "none"
             raise UserError(f"checkpoint {path} {problem} learner; set base_learner {needed}")
         net = loaded.net.to(processes.device)
+        if cfg.compile:
+            net.compile_parts()
         environment = run_environment()
         logger.info(processes.describe())
         logger.info(environment_line(environment))

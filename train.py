@@ -63,6 +63,8 @@ def _train(run: Run, loss: Loss) -> None:
     else:
         net = initial_model(cfg, logger)
     net.to(processes.device)
+    if cfg.compile:
+        net.compile_parts()
     optimizer = hdmnet_optimizer(net, cfg.base_lr, cfg.weight_decay, cfg.train_kshot_rw)
     steps = len(loader) // grad_accum
 
@@ -73,6 +75,9 @@ def _train(run: Run, loss: Loss) -> None:
         terms = loss(out, batch["query_mask"], batch["base_mask"], cfg.aux_weight1, cfg.aux_weight2)
         others = {name: value for name, value in terms._asdict().items() if name != "total"}
         return {"loss": terms.total, **others}
+
+    def lengths_of(batch: dict[str, torch.Tensor]) -> tuple[int, ...]:
+        return net.mask_lengths(batch["support_mask"])
 
     def rate_of(iteration: int) -> float:
         warmup_steps = steps / 2 if cfg.warmup else 0
@@ -113,6 +118,7 @@ def _train(run: Run, loss: Loss) -> None:
             lambda epoch: cfg.evaluate and (epoch % cfg.val_freq == 0 or epoch == cfg.epochs),
             # Only short trainings are validated within the epochs, as in the published code.
             halves=cfg.evaluate and cfg.SubEpoch_val and cfg.epochs <= 100,
+            lengths_of=lengths_of if cfg.cuda_graphs else None,
         ),
     )
     state = trainer.state

@@ -57,6 +57,8 @@ def _train(run: Run) -> None:
     if not run.saved:
         start_backbone(net.backbone, cfg, logger)
     net.to(processes.device).to(memory_format=torch.channels_last)
+    if cfg.compile:
+        net.compile()
     optimizer = base_optimizer(
         net,
         cfg.base_rate,

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import HDMNet, HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.features import QueryFeatures, SupportFeatures
+from util.training.captured import CapturedPass
 from util.training.schedule import hdmnet_optimizer
 
 MASK_SHARE = 0.15  # part of each image that its mask covers
@@ -62,8 +63,9 @@ SMALL_CASES = (
 class Lab:
     """One batch of a case, and ways to run the model on it, all with the same random weights.
 
-    The ways are "reference", "fast", "bf16" (fast, the backbone in bfloat16) and, in a test, "cached"
-    (fast, the features of query and supports known from an earlier call).
+    The ways are "reference", "fast", "bf16" (fast, the backbone in bfloat16), "compiled" (fast, after
+    torch.compile), in a test "cached" (fast, the features of query and supports known from an earlier
+    call), and in training "captured" and "compiled, captured" (replayed from a CUDA graph).
 
     Attributes:
         amp: The type of automatic mixed precision in what runs next, or None.
@@ -78,11 +80,13 @@ class Lab:
         batch, shot, size = case.batch, case.shot, case.size
         options = {"shot": shot, "kshot_trans_dim": 0}
         with device:  # on a GPU, random weights are drawn in no time
-            self.net, self.reduced = (
+            self.net, self.compiled, self.reduced = (
                 build_hdmnet(case.backbone, case.base_classes, backbone_dtype=dtype, **options)
-                for dtype in (None, torch.bfloat16)
+                for dtype in (None, None, torch.bfloat16)
             )
-        self.reduced.load_state_dict(self.net.state_dict())
+        for net in (self.compiled, self.reduced):
+            net.load_state_dict(self.net.state_dict())
+        self.compiled.compile_parts()
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)
         masks = _random_masks(batch * (shot + 1), size).to(device)
@@ -92,7 +96,9 @@ class Lab:
 
     def model(self, way: str) -> HDMNet:
         """Return the model that runs in one of the ways."""
-        return self.reduced if way == "bf16" else self.net
+        if way == "bf16":
+            return self.reduced
+        return self.compiled if way.startswith("compiled") else self.net
 
     def step(self, way: str) -> Callable[[], object]:
         """Return a function that runs the case once in one of the ways."""
@@ -103,13 +109,23 @@ class Lab:
         net = self.model(way).train()
         optimizer = hdmnet_optimizer(net, 1e-4)
 
-        def train() -> None:
+        def compute(*_: object) -> dict[str, Tensor]:
             inputs = (self.query, self.support, self.support_mask, self.class_index)
             with self._autocast():
                 out = net.reference_forward(*inputs) if way == "reference" else net(*inputs)
-            optimizer.zero_grad(set_to_none=True)
             # The labels of the base learner do not matter here: its loss has no gradient.
             hdmnet_loss(out, self.query_mask, self.query_mask).total.backward()
+            return {}
+
+        run: Callable[..., object] = compute
+        captured = way.endswith("captured")
+        if captured:
+            lengths = net.mask_lengths(self.support_mask.cpu())
+            run = CapturedPass(compute, net.parameters(), (), lambda _: lengths)
+
+        def train() -> None:
+            optimizer.zero_grad(set_to_none=not captured)
+            run({}, {})
             optimizer.step()
 
         return train

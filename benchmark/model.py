@@ -36,11 +36,14 @@ from util.runtime.tables import markdown_table
 
 
 class Precision(NamedTuple):
-    """How products are computed: float32 in TF32, which only GPUs do, and mixed precision."""
+    """How products are computed: float32 in TF32, and mixed precision.
+
+    What uses TF32, torch.compile or CUDA graphs is measured on GPUs alone.
+    """
 
     tf32: bool = False
     amp: torch.dtype | None = None
-    way: str = "fast"  # the way of `Lab`; without reduced precision all of EXACT are measured
+    way: str = "fast"  # the way of `Lab`; in float32 and TF32 all of EXACT are measured
     ceiling: str = "bf16"  # the type of the matrix product that bounds the speed
 
 
@@ -49,9 +52,14 @@ PRECISIONS = {
     "float32": Precision(ceiling="float32"),
     "TF32": Precision(tf32=True, ceiling="TF32"),
     "backbone_dtype bf16": Precision(way="bf16"),
-    "backbone_dtype bf16, TF32": Precision(tf32=True, way="bf16"),
     "amp bf16": Precision(tf32=True, amp=torch.bfloat16),
+    "TF32, cuda_graphs": Precision(tf32=True, way="captured", ceiling="TF32"),
+    "amp bf16, cuda_graphs": Precision(tf32=True, amp=torch.bfloat16, way="captured"),
     "amp fp16": Precision(tf32=True, amp=torch.float16),
+    "TF32, compile": Precision(tf32=True, way="compiled", ceiling="TF32"),
+    "amp bf16, compile, cuda_graphs": Precision(
+        tf32=True, amp=torch.bfloat16, way="compiled, captured"
+    ),
 }
 PROFILED = ("float32", "TF32", "amp bf16")
 
@@ -69,7 +77,7 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
                 failed[f"{way} failed"] = str(error).partition("\n")[0]
 
     precision = PRECISIONS[name]
-    ways = (precision.way,) if precision.ceiling == "bf16" else EXACT
+    ways = EXACT if precision.amp is None and precision.way == "fast" else (precision.way,)
     if lab.case.training:  # whose steps change the weights
         ways = tuple(way for way in ways if way != "cached")
     else:
@@ -82,6 +90,8 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
     for way, step in steps.items():
         lab.model(way).zero_grad(set_to_none=True)
         release_memory(lab.device)
+        if way.endswith("captured"):
+            continue  # Graphs hold their memory, whether it is in use or not.
         if lab.device.type == "cuda" or lab.case in SMALL_CASES:
             attempt(way, f"{way} bytes", partial(peak_bytes, step, lab.device))
         elif way != "bf16":  # each number takes a new process
@@ -181,7 +191,6 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     args = _parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
     names, measure, text = PRECISIONS, measure_steps, steps_text
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     if args.piece == "profile":
@@ -202,6 +211,8 @@ def main() -> None:
         for name in names:
             precision = PRECISIONS[name]
             if precision.tf32 and device.type == "cpu":
+                continue
+            if precision.way.endswith("captured") and not case.training:
                 continue
             lab.amp = precision.amp
             torch.backends.cuda.matmul.allow_tf32 = precision.tf32

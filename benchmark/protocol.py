@@ -29,6 +29,7 @@ from util.evaluation.predictor import build_predictor, resize_logits
 from util.runtime.distributed import Processes
 from util.runtime.machine import environment_line, peak_memory
 from util.runtime.precision import Precision
+from util.runtime.seed import choose_kernels
 from util.runtime.tables import markdown_table
 
 WAYS = {"plain": "each episode separately", "shared": "shared features computed once"}
@@ -69,6 +70,7 @@ def count_plainly(
 def measure(cfg: Config, way: str) -> dict:
     """Return seconds, bytes and counts of the test, done in one way."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choose_kernels(cfg.seed_deterministic, cfg.tf32)
     episodes = build_episodes(cfg, "val", testing=True, progress=False)
     if cfg.weight:
         net = load_tested(Path(cfg.weight), episodes.base_classes, cfg.model_arguments).net
@@ -109,8 +111,8 @@ def report(cfg: Config, results: dict[str, dict]) -> str:
         [
             f"{environment_line()}\n",
             f"{cfg.test_runs} runs of {cfg.test_num} episodes, {cfg.shot}-shot, {cfg.backbone} at "
-            f"{cfg.val_size} px, {plain['images']} pictures, feature_cache_gb "
-            f"{cfg.feature_cache_gb:g}, one process:\n",
+            f"{cfg.val_size} px, {plain['images']} pictures, batch_size_val {cfg.batch_size_val}, "
+            f"feature_cache_gb {cfg.feature_cache_gb:g}, amp {cfg.amp}, one process:\n",
             markdown_table(["", "seconds", "episodes a second", "peak memory, GiB"], rows),
             f"{plain['seconds'] / shared['seconds']:.1f} times as fast. Pixels of the final "
             f"predictions that differ, by rounding: {moved} of {plain['final'].sum()}.",
@@ -134,7 +136,7 @@ def main() -> None:
         if options.data is None:
             options.data = f"{folder}/data"
             # The lists need training pictures too, which nothing here looks at.
-            write_demo(options.data, train=1, val=options.pictures)
+            write_demo(options.data, train=1, val=options.pictures, size=max(160, options.size))
         settings = [f"data_root={options.data}", f"val_list={options.data}/val.txt"]
         settings += [f"list_dir={folder}", f"val_size={options.size}"]
         settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", *options.opts]

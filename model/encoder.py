@@ -113,6 +113,19 @@ class FeatureEncoder(nn.Module):
             supports, self._maybe_checkpointed(self.hierarchy, supports.merged)
         )
 
+    def mask_lengths(self, masks: Tensor) -> tuple[int, ...]:
+        """Return lengths for `model.masked.fixed_lengths`, the same share of each grid, in eighths.
+
+        Args:
+            masks: those of the supports, (B, K, H, W), on the host.
+        """
+        height, width = masks.shape[-2:]
+        grids = self.hierarchy.grids(self.base.backbone.grid((height, width)))
+        lengths = MaskGrids((masks == 1).float().flatten(0, 1), grids).lengths()
+        whole = [height * width for height, width in grids]
+        share = max(-(-8 * length // n) for length, n in zip(lengths, whole, strict=True))
+        return tuple(-(-share * n // 8) for n in whole)
+
     def _encode(self, query: Tensor, support: Tensor, masks: Tensor) -> tuple[Any, Any]:
         """Return `QueryFeatures` and `EncodedSupports`, None where there are no such images.
 

@@ -46,9 +46,14 @@ class FrozenBase:
     def __init__(self, base: PSPNet, dtype: torch.dtype | None = None):
         self.base = base
         self.dtype = dtype
+        self._compiles = False
         self._source: tuple[Any, ...] | None = None
         self._folded: Backbone | None = None
         self._spread: dict[tuple[Any, ...], Tensor] = {}
+
+    def compile(self) -> None:
+        """Have torch.compile make faster code of the backbone's copy, at its next use."""
+        self._compiles, self._source = True, None
 
     def features(self, images: Tensor) -> Iterator[BackboneFeatures]:
         """Yield the features of images (N, 3, H, W), slice by slice, with f2 on the grid of f3."""
@@ -93,7 +98,10 @@ class FrozenBase:
             f4: (N, C, h, w).
             index: int64 (N, m), into the h·w positions.
         """
-        channels, _, width = f4.shape[1:]
+        channels, height, width = f4.shape[1:]
+        if 2 * index.shape[1] > height * width:
+            # From about half of all positions on, gathering costs more than it saves.
+            return gather_rows(self.head(f4), index)
         elements = GPU_GATHERED if f4.is_cuda else CPU_GATHERED
         at_once = max(1, elements // (9 * channels * len(f4)))
         with full_precision(f4.device):
@@ -125,6 +133,8 @@ class FrozenBase:
             memory_format = _memory_format(self.base.backbone, device)
             self._folded = cast(Backbone, folded(self.base.backbone, dtype, memory_format))
             self._source = source
+            if self._compiles:
+                self._folded.compile()
         return self._folded
 
     @property
@@ -147,8 +157,8 @@ class FrozenBase:
         branches = self._head_weight[:, f4.shape[1] :].chunk(len(pools), dim=1)
         height, width = f4.shape[-2:]
         rows, across = [], []
-        for pool, taps in zip(pools, branches, strict=True):
-            cells = pool[1:](widened(pool[0](f4)))  # (N, C/4, s, s)
+        for pool, pooled, taps in zip(pools, self._pooled(f4), branches, strict=True):
+            cells = pool[1:](pooled)  # (N, C/4, s, s)
             bins = cells.shape[-1]
             parts = torch.einsum("nirc,oiyx->noryxc", cells, taps)
             parts = torch.einsum("noryxc,cxw->nrywo", parts, self._shares(bins, width, cells))
@@ -156,6 +166,29 @@ class FrozenBase:
             rows.append(self._shares(bins, height, cells).flatten(0, 1))
         out = torch.einsum("ph,npwo->nhwo", torch.cat(rows), torch.cat(across, dim=1))
         return out.flatten(1, 2)
+
+    def _pooled(self, f4: Tensor) -> Iterator[Tensor]:
+        """Yield f4 (N, C, h, w) after the average pool to s×s cells of each branch: (N, C, s, s)."""
+        pools = cast(list[nn.Sequential], list(self.base.pyramid.pools))
+        sizes = [cast(int, cast(nn.AdaptiveAvgPool2d, pool[0]).output_size) for pool in pools]
+        height, width = f4.shape[-2:]
+        # The rows of all pools at once: the map is large and is read a single time.
+        rows = torch.cat([self._cells(size, height, f4) for size in sizes])
+        summed = (rows @ f4.permute(0, 2, 3, 1).flatten(2)).unflatten(2, (width, -1))
+        for size, part, of_rows in zip(
+            sizes, widened(summed).split(sizes, dim=1), rows.split(sizes), strict=True
+        ):
+            columns = self._cells(size, width, part)
+            area = widened(of_rows).sum(1)[:, None] * columns.sum(1)
+            yield ((columns @ part) / area[..., None]).movedim(-1, 1)
+
+    def _cells(self, bins: int, length: int, like: Tensor) -> Tensor:
+        """Return 1 where a cell of an adaptive pool covers a position, else 0: (bins, length)."""
+        key = ("cells", bins, length, like.dtype, like.device)
+        if key not in self._spread:
+            shares = F.adaptive_avg_pool1d(torch.eye(length, device=like.device)[None], bins)
+            self._spread[key] = (shares[0].T > 0).to(like.dtype)
+        return self._spread[key]
 
     def _shares(self, bins: int, length: int, like: Tensor) -> Tensor:
         """Return the share of each cell in what each tap reads at each position: (bins, 3, length)."""

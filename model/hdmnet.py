@@ -82,6 +82,16 @@ class HDMNet(FeatureEncoder):
                     module.eval()
         return self
 
+    def compile_parts(self) -> None:
+        """Have torch.compile make faster code of most parts at their first use; the weights stay theirs.
+
+        These are the backbone, the hierarchy, the matching modules and the decoder. What is between
+        them reads lengths on the host, which cannot be compiled.
+        """
+        self.frozen.compile()
+        for part in (self.hierarchy, *self.matching, self.decoder):
+            part.compile()
+
     def for_shot(self, shot: int) -> "HDMNet":
         """Return this model for another number of supports; both share their weights.
 

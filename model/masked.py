@@ -6,7 +6,8 @@ its value adds nothing. Shorter masks of a batch are padded by more such rows. A
 whole grid has no such row, and it never needs padding. See docs/fast_path.md, "Masked positions".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -58,6 +59,23 @@ class MaskedPositions(NamedTuple):
         return MaskedPositions(*(tensor[part] for tensor in self))
 
 
+_fixed: list[Sequence[int]] = []
+
+
+@contextmanager
+def fixed_lengths(lengths: Sequence[int]) -> Iterator[None]:
+    """Gather as many rows on each grid as `lengths` say, whatever the masks; no length is read then.
+
+    The lengths have to suffice for the masks, see `MaskGrids.lengths`. They are for CUDA graphs, which
+    fix all shapes.
+    """
+    _fixed.append(lengths)
+    try:
+        yield
+    finally:
+        _fixed.pop()
+
+
 class MaskGrids:
     """Masks on several grids, whose longest counts are being copied to the host.
 
@@ -74,6 +92,9 @@ class MaskGrids:
             F.interpolate(mask[:, None], size=size, mode="nearest").flatten(1) for size in sizes
         ]
         self._counts = [mask.sum(1) for mask in self._masks]
+        self._fixed = _fixed[-1] if _fixed else None
+        if self._fixed is not None:
+            return
         longest = torch.stack([count.amax() for count in self._counts])
         # Other devices have no event in every torch from 2.4 on: there the copy waits.
         self._longest = longest.to("cpu", non_blocking=mask.is_cuda)
@@ -86,13 +107,18 @@ class MaskGrids:
     def positions(self) -> list[MaskedPositions]:
         """The positions on each grid, which wait for the copy."""
         found = []
-        for mask, count, longest in zip(
-            self._masks, self._counts, self._longest_counts(), strict=True
-        ):
-            length = min(int(longest) + 1, mask.shape[1])
+        lengths = self._fixed or self.lengths()
+        for mask, count, length in zip(self._masks, self._counts, lengths, strict=True):
             inside, index = mask.sort(dim=1, descending=True, stable=True)
             found.append(MaskedPositions(index[:, :length], inside[:, :length], count))
         return found
+
+    def lengths(self) -> list[int]:
+        """Return the number of rows that suffices on each grid: the longest count, and one of zeros."""
+        return [
+            min(int(longest) + 1, mask.shape[1])
+            for mask, longest in zip(self._masks, self._longest_counts(), strict=True)
+        ]
 
     def _longest_counts(self) -> list[float]:
         """Return the longest count on each grid, once its copy has arrived."""

@@ -132,6 +132,11 @@ LAUNCHER = ("-m", "util.launch")
         (("train_base.sh", "split0", "coco", "1"), {"NNODES": "2"}, [(*LAUNCHER, "1", *COCO)]),
         (
             ("train_base.sh", "split0", "coco", "1"),
+            {"SLURM_STEP_NUM_NODES": "2"},
+            [(*LAUNCHER, "1", *COCO)],
+        ),
+        (
+            ("train_base.sh", "split0", "coco", "1"),
             {"MAX_RESTARTS": "3"},
             [(*LAUNCHER, "1", *COCO)],
         ),

@@ -3,7 +3,8 @@
     python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]
 
 Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR in the
-environment. MASTER_PORT chooses the port; on one machine a free one is taken if it is not set.
+environment; in a step of Slurm with one task on each node they are known. MASTER_PORT chooses the
+port; on one machine a free one is taken if it is not set.
 MAX_RESTARTS=N starts all processes again, up to N times, when one fails; a training then continues.
 After SIGTERM or Ctrl-C the processes have STOP_TIMEOUT seconds (300) to finish what they save; where
 torch is older than 2.12 they have 30. torchrun answers a failing process with a page of its own
@@ -13,6 +14,7 @@ traceback; this command prints only the message of the process, and exits with i
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -47,6 +49,7 @@ def torchrun_arguments(processes: int) -> list[str]:
 
     Raises UserError if the environment's settings are wrong or incomplete, or the port is taken.
     """
+    _read_slurm()
     nodes = _whole_number("NNODES", 1, 1, 10**6)
     rank = _whole_number("NODE_RANK", 0, 0, nodes - 1)
     address = os.environ.get("MASTER_ADDR")
@@ -67,6 +70,33 @@ def torchrun_arguments(processes: int) -> list[str]:
         f"--master-port={port}",
         f"--max-restarts={_whole_number('MAX_RESTARTS', 0, 0, 1000)}",
     ]
+
+
+def _read_slurm() -> None:
+    """Set what torchrun has to know in a step of Slurm on several nodes, unless NNODES is set.
+
+    Raises:
+        UserError: the step has another number of tasks than nodes.
+    """
+    nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
+    if nodes == "1" or os.environ.get("NNODES"):
+        return
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", nodes)
+    if tasks != nodes:
+        raise UserError(
+            f"Slurm started {tasks} tasks on {nodes} nodes; one on each node starts its processes: "
+            "srun --ntasks-per-node=1"
+        )
+    # Such as "gpu[03-05,09],login1" or "a-[1-2].cluster": the first node.
+    first = re.match(
+        r"([^\[,]+)(?:\[(\d+)[^]]*\]([^,]*))?", os.environ.get("SLURM_STEP_NODELIST", "")
+    )
+    os.environ["NNODES"] = nodes
+    os.environ.setdefault("NODE_RANK", os.environ.get("SLURM_NODEID", ""))
+    os.environ.setdefault("MASTER_ADDR", "".join(filter(None, first.groups())) if first else "")
+    # Another port for each job, since they may share a node.
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + job % 10000))
 
 
 def _free_port(address: str, wanted: int) -> int:

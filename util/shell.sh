@@ -197,7 +197,7 @@ launch() {
     shift
     # $preset is words without blanks.
     # shellcheck disable=SC2086
-    if [ "$gpus" -eq 1 ] && [ "${NNODES:-1}" = 1 ] && [ "${MAX_RESTARTS:-0}" = 0 ]; then
+    if [ "$gpus" -eq 1 ] && [ "${NNODES:-${SLURM_STEP_NUM_NODES:-1}}" = 1 ] && [ "${MAX_RESTARTS:-0}" = 0 ]; then
         set -- "$script" --config "$config" --opts $preset "$@"
     else
         set -- -m util.launch "$gpus" "$script" --config "$config" --opts $preset "$@"

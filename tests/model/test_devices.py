@@ -5,6 +5,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import build_hdmnet, hdmnet_loss
 from model.masked import MaskGrids
@@ -89,3 +91,32 @@ def test_nothing_leaves_the_device_or_its_precision(
     for value in (out, losses, known):
         check(value, (torch.float32,))
     check(encoded, (torch.float32, torch.int64, backbone_dtype, amp))
+
+
+class HostMemory(TorchDispatchMode):
+    """Notes the operations that read or write memory of the host, for which one side waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out = function(*arguments, **(options or {}))
+        leaves = tree_leaves((arguments, options, out))
+        places = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        if "cpu" in places:
+            self.operations.append((str(function), bool((options or {}).get("non_blocking"))))
+        return out
+
+
+@pytest.mark.parametrize("amp", [None, BRAIN])
+def test_a_training_step_reads_nothing_from_the_device_but_the_lengths_of_masks(fake_cuda, amp):
+    """Fake tensors have no values, so that reading one with `item` or `nonzero` is an error."""
+    net = build("resnet50", 5).train()
+    query, support, masks, class_index = episode(5)
+    with torch.autocast("cuda", amp, enabled=amp is not None):
+        net(query, support, masks, class_index)  # makes what is kept
+        with HostMemory() as memory:
+            out = net(query, support, masks, class_index)
+            hdmnet_loss(out, masks[:, 0], masks[:, 0])
+    assert memory.operations == [("aten._to_copy.default", True)]

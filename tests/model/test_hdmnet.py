@@ -1,12 +1,16 @@
 """What the golden files do not cover: shapes, modes, options, and wrong input."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from model import build_hdmnet, hdmnet_loss
 from model.backbone import OWN_BACKBONES, build_backbone
 from tests.golden import golden_episode
+from tests.model.random_nets import random_net
 
 CONFIG = {"size": 65, "shot": 2, "batch": 2, "base_classes": 5, "seed": 1, "empty": False}
 
@@ -188,3 +192,20 @@ def test_a_net_for_another_shot_shares_the_weights(net, batch):
     assert torch.equal(out.final, expected.final)
     shared = {id(parameter) for parameter in net.parameters()}
     assert {id(parameter) for parameter in other.parameters()} < shared
+
+
+def test_compiled_parts_compute_the_same_and_keep_the_names_of_weights(batch, monkeypatch):
+    # What makes code of the graphs is left out, since it takes minutes.
+    backend = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    net = random_net(shot=2)
+    names = list(net.state_dict())
+    inputs = [batch[key] for key in ("query", "support", "support_mask")]
+    with torch.no_grad():
+        expected = net(*inputs)
+        net.compile_parts()
+        actual = net(*inputs)
+    # Backbone, hierarchy, three matching modules and the decoder.
+    assert backend.frame_count == 6
+    assert list(net.state_dict()) == names
+    torch.testing.assert_close(actual.final, expected.final)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.masked import MaskGrids, cat_rows
+from model.masked import MaskGrids, cat_rows, fixed_lengths
+from tests.model.random_nets import in_double, random_episode, random_net
 
 
 def test_positions_inside_come_first_in_order_and_one_row_stands_for_the_rest():
@@ -67,3 +68,22 @@ def test_counts_are_waited_for_on_the_stream_that_copies_them(device, monkeypatc
         assert (OnDevice.copies, events) == ([True], ["of cuda:1", "waited"])
     else:
         assert (OnDevice.copies, events) == ([False], [])
+
+
+@pytest.mark.parametrize("masks", ["bbbb", "epep", "fbpi", "eeee"])
+def test_fixed_lengths_are_eighths_of_the_grids_and_change_nothing(masks):
+    net = random_net(shot=2).double().train()
+    episode = in_double(random_episode((57, 73), 2, 2, masks))
+    lengths = net.mask_lengths(episode[2])
+    needed = MaskGrids((episode[2] == 1).float().flatten(0, 1), [(8, 10), (4, 5), (2, 3)]).lengths()
+    assert all(length >= n for length, n in zip(lengths, needed, strict=True))
+    assert lengths[0] % 10 == 0 and (lengths[0] < 80) is ("f" not in masks)
+    expected = net(*episode)
+    # Reading the lengths would be an error while a CUDA graph is captured.
+    with pytest.MonkeyPatch.context() as patch, fixed_lengths(lengths):
+        patch.setattr(MaskGrids, "_longest_counts", None)
+        actual = net(*episode)
+    assert net(*episode).final.equal(expected.final)
+    for name in ("final", "meta", "base", "adjustment", "prior"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), msg=name)
+    torch.testing.assert_close(actual.correlations, expected.correlations)

@@ -48,6 +48,42 @@ def test_the_wanted_port_is_taken_or_refused(monkeypatch):
     assert options()["master-port"] == port
 
 
+STEP = {
+    "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_NODEID": "2",
+    "SLURM_JOB_ID": "1234567",
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[03-05]", "gpu03"),
+        ("a-[7,9-10].cluster,b1", "a-7.cluster"),
+        ("login1,gpu[1-2]", "login1"),
+    ],
+)
+def test_a_step_of_slurm_needs_no_settings(monkeypatch, nodes, first):
+    with monkeypatch.context() as patch:
+        for name, value in (STEP | {"SLURM_STEP_NODELIST": nodes}).items():
+            patch.setenv(name, value)
+        patch.setattr(os, "environ", os.environ.copy())
+        found = options()
+        assert (found["nnodes"], found["node-rank"], found["master-addr"]) == ("3", "2", first)
+        assert found["master-port"] == "24567"
+        # What is set by hand wins.
+        os.environ |= {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "5"}
+        assert options()["nnodes"] == "2" and options()["master-addr"] == "x"
+
+
+def test_a_step_of_slurm_has_one_task_on_each_node(monkeypatch):
+    for name, value in (STEP | {"SLURM_STEP_NUM_TASKS": "12"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"12 tasks on 3 nodes.*srun --ntasks-per-node=1"):
+        options()
+
+
 def test_several_nodes_agree_on_address_and_port(monkeypatch):
     monkeypatch.setenv("NNODES", "3")
     monkeypatch.setenv("NODE_RANK", "2")

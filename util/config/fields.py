@@ -40,7 +40,7 @@ Name = Annotated[str, AfterValidator(_folder_name)]
 
 # YAML 1.1 reads a bare `off` as false.
 Amp = Annotated[
-    Literal["off", "bf16", "fp16"],
+    Literal["off", "auto", "bf16", "fp16"],
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
 Folds = Literal["contiguous", "interleaved", "seen"] | list[list[int]]
@@ -110,11 +110,15 @@ class TrainFields(BaseModel):
     resized_val: bool = True  # False: the image is padded at the bottom and right, not resized
     ori_resize: bool = True  # scores at the original size; False: at val_size
     workers: CountOrZero = 8  # loader processes per process
-    amp: Amp = "off"  # mixed precision: off, bf16, or fp16 (CUDA only)
+    amp: Amp = "off"  # mixed precision: off, bf16, fp16 (CUDA only), or auto: bf16 where it is fast
     backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
+    tf32: bool = True  # products of float32 in TF32 on a GPU; False: to compare with a CPU
+    compile: bool = False  # by torch.compile: faster on a GPU after about two minutes
+    cuda_graphs: bool = False  # passes of stage 2 on one GPU: faster where its host is the limit
     checkpoint_activations: bool = False  # hierarchy and matching: less memory, more time
     fix_bn: bool = True  # batch norms of stage 2 do not learn
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321  # none: another each time
+    seed_per_rank: bool = False  # processes draw differently; False: alike, as published
     seed_deterministic: bool = False  # the same command gives the same bits
     zoom_factor: Literal[8] = 8  # logits have the size of the image
     exp_dir: str = "exp"  # folder of all runs

@@ -40,7 +40,7 @@ _SETTINGS = (
 _USUAL = {
     **{"prior": "max", "base_learner": "pspnet"},
     **{"mixed_images": "drop", "min_cells": 0, "absent_class": "zero"},
-    **{"protocol": "hdmnet", "hsnet_list": None},
+    **{"protocol": "hdmnet", "hsnet_list": None, "tf32": True},
 }
 _LEGEND = (
     "In %. `mIoU`, `FBIoU` and `pIoU` (its foreground part) are those of the final prediction, `_m` "

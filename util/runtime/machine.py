@@ -5,11 +5,13 @@ import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from util.runtime.errors import UserError
 from util.runtime.files import ROOT
 
 if TYPE_CHECKING:
@@ -64,6 +66,16 @@ def environment_line(environment: dict[str, str | int | None] | None = None) -> 
         f"torch {e['torch']}, CUDA {e['cuda'] or 'none'}; "
         f"commit {e['commit'] or 'unknown'}; {e['date']}"
     )
+
+
+def require_compiler() -> None:
+    """Require what torch.compile calls for the code around its kernels.
+
+    Raises:
+        UserError: this machine has no C++ compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+        raise UserError("compile True needs a C++ compiler (g++ or clang++), which is not found")
 
 
 def _cpu_name() -> str:

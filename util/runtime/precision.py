@@ -14,7 +14,7 @@ class Precision:
     """Holds how the forward passes of a run are computed.
 
     Args:
-        amp: "off", "bf16" or "fp16".
+        amp: "off", "bf16", "fp16", or "auto", see `resolve_amp`.
         device: where the model is.
 
     Raises:
@@ -22,6 +22,7 @@ class Precision:
     """
 
     def __init__(self, amp: str, device: torch.device):
+        amp = resolve_amp(amp, device)
         if amp not in ("off", *DTYPES):
             raise UserError(f"amp {amp}: expected off, auto, {' or '.join(DTYPES)}")
         if amp == "fp16" and device.type == "cpu":

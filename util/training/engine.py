@@ -17,9 +17,9 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
-from util.runtime.machine import environment_line, peak_memory
-from util.runtime.precision import Precision
-from util.runtime.seed import seed_everything, set_deterministic, untouched_random_streams
+from util.runtime.machine import environment_line, peak_memory, require_compiler
+from util.runtime.precision import Precision, resolve_amp
+from util.runtime.seed import choose_kernels, seed_everything, untouched_random_streams
 from util.training.iteration import Batch, Iteration, Recipe
 from util.training.parallel import running_statistics, synchronises
 from util.training.progress import Progress, Scalars
@@ -56,19 +56,29 @@ def open_run(cfg: Config, folder: Path, processes: Processes, viz: bool) -> Iter
         viz: whether to write TensorBoard's files too.
 
     Raises:
-        UserError: the folder cannot be written, another training uses it, or its checkpoints cannot
-            be continued from.
+        UserError: the folder cannot be written, another training uses it, its checkpoints cannot be
+            continued from, or this machine lacks what a setting needs.
     """
     with exclusive(folder / ".lock", processes.is_main):
+        if cfg.compile:
+            require_compiler()
+        if cfg.cuda_graphs and (processes.device.type != "cuda" or processes.world_size > 1):
+            raise UserError("cuda_graphs True is for one process with a GPU; set cuda_graphs False")
+        cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
         if cfg.manual_seed is not None:
-            seed_everything(cfg.manual_seed)
-        set_deterministic(cfg.seed_deterministic)
+            seed_everything(_seed(cfg, processes))
+        choose_kernels(cfg.seed_deterministic, cfg.tf32)
         logger = get_logger(folder, processes.is_main)
         logger.info(processes.describe())
         logger.info(environment_line())
         saved = find_saved(cfg.resume, folder / "snapshot", processes, logger)
         with closing(Scalars(folder if processes.is_main else None, viz)) as scalars:
             yield Run(cfg, folder, processes, logger, scalars, saved)
+
+
+def _seed(cfg: Config, processes: Processes) -> int:
+    """Return the seed of a process; those of epochs follow it."""
+    return (cfg.manual_seed or 0) + 10**6 * processes.rank * cfg.seed_per_rank
 
 
 class Trainer:
@@ -128,7 +138,7 @@ class Trainer:
             self.logger.info("the rest of the epoch is drawn again, since its batches are others")
         # A seed of its own: the first epoch's would draw the same again.
         seed = self.recipe.epochs + state.epoch * self.steps + state.step
-        seed_everything((self.cfg.manual_seed or 0) + seed)
+        seed_everything(_seed(self.cfg, self.processes) + seed)
 
     def train(self) -> None:
         """Train to the last epoch, or until no better mIoU comes.
@@ -244,7 +254,7 @@ class Trainer:
             if streams is not None:
                 set_streams(streams["process"])
             if cfg.fix_random_seed_val and cfg.manual_seed is not None:
-                seed_everything(cfg.manual_seed + state.epoch)
+                seed_everything(_seed(cfg, self.processes) + state.epoch)
         elif streams is not None:
             if state.step == self.steps:
                 set_streams(streams["process"])

@@ -16,6 +16,7 @@ from util.data.data_loader import TrainLoader
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.precision import Precision
+from util.training.captured import CapturedPass
 from util.training.parallel import distributed, running_statistics
 from util.training.signals import StopRequest
 
@@ -40,6 +41,7 @@ class Recipe:
         validate: returns scalars of the model after some epochs; "mIoU" selects the best checkpoint.
         validates: returns whether the n-th epoch, from 1, ends with a validation.
         halves: validate in the middle of the epochs too, except the first.
+        lengths_of: passes are replayed from CUDA graphs, see `CapturedPass`; None: they are not.
     """
 
     net: nn.Module
@@ -53,6 +55,7 @@ class Recipe:
     validate: Callable[[int], dict[str, float]]
     validates: Callable[[int], bool]
     halves: bool = False
+    lengths_of: Callable[[Batch], tuple[int, ...]] | None = None
 
     @property
     def steps(self) -> int:
@@ -89,6 +92,11 @@ class Iteration:
     def __init__(self, recipe: Recipe, processes: Processes, precision: Precision):
         self.recipe, self.processes, self.precision = recipe, processes, precision
         self.model = distributed(recipe.net, processes)
+        self._captured: CapturedPass | None = None
+        if recipe.lengths_of is not None:
+            buffers = running_statistics(recipe.net)
+            trained = _parameters(recipe.optimizer)
+            self._captured = CapturedPass(self._pass, trained, buffers, recipe.lengths_of)
 
     def __call__(self, batches: Iterator[Batch], request: StopRequest) -> Outcome:
         """Take one step of the optimiser, unless it would not be finite.
@@ -97,7 +105,7 @@ class Iteration:
             UserError: a batch norm that learns gets one value a channel, which has no variance.
         """
         optimizer, grad_accum = self.recipe.optimizer, self.recipe.grad_accum
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=self._captured is None)
         scaler = self.precision.scaler
         sums: LossValues = {}
         buffers = [(buffer, buffer.clone()) for buffer in running_statistics(self.recipe.net)]
@@ -109,16 +117,17 @@ class Iteration:
             communication: AbstractContextManager[None] = nullcontext()
             if isinstance(self.model, DistributedDataParallel) and part + 1 < grad_accum:
                 communication = self.model.no_sync()  # Only the last batch sends its gradients.
+            on_device = to_device(batch, self.processes.device)
             with communication:
-                losses = self.recipe.losses_of(
-                    self._forward, to_device(batch, self.processes.device)
-                )
-                scaler.scale(losses["loss"] / grad_accum).backward()
+                if self._captured is not None:
+                    losses = self._captured(batch, on_device)
+                else:
+                    losses = self._pass(on_device)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / grad_accum
+                sums[name] = sums.get(name, 0) + value / grad_accum
             # What names the files of a batch; its images need not be kept.
             indices = {key: value for key, value in batch.items() if key.endswith("index")}
-            done.append((losses["loss"].detach(), indices))
+            done.append((losses["loss"], indices))
         scaler.unscale_(optimizer)
         sums["gradient"] = _gradient_norm(optimizer)
         # Both at once: here the host waits for the device.
@@ -144,6 +153,12 @@ class Iteration:
         # A loss that is not finite spoils the gradients of every process: only one of them had it.
         mine = broken[0] if anywhere[0] else broken[1]
         return Outcome(None, self._files(done) if mine else None, bool(stops), waited)
+
+    def _pass(self, batch: Batch) -> LossValues:
+        """Return the losses of a batch on the device, after adding its gradients."""
+        losses = self.recipe.losses_of(self._forward, batch)
+        self.precision.scaler.scale(losses["loss"] / self.recipe.grad_accum).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def _forward(self, *inputs: Tensor) -> Any:
         try:
@@ -173,7 +188,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _gradient_norm(optimizer: Optimizer) -> Tensor:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -169,15 +169,17 @@ def restore(
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
+    steps = content["optimizer"]
+    # Before it is loaded, since it depends on `fused` on which device the number of steps lies.
+    for group, options in zip(steps["param_groups"], configured, strict=False):
+        group.update(options)
     try:
-        optimizer.load_state_dict(content["optimizer"])
+        optimizer.load_state_dict(steps)
     except ValueError as error:
         raise UserError(
             f"resume {path}: its optimiser has other parameters; was train_kshot_rw or "
             "base_encoder_ratio changed?"
         ) from error
-    for group, options in zip(optimizer.param_groups, configured, strict=True):
-        group.update(options)
     if content.get("scaler"):
         scaler.load_state_dict(content["scaler"])
     state = RunState(**content["run"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.runtime.seed import seed_everything, set_deterministic
+from util.runtime.seed import choose_kernels, seed_everything
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +12,7 @@ def as_before(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     yield
     monkeypatch.undo()
-    set_deterministic(False)
+    choose_kernels(False, tf32=True)
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
@@ -28,21 +28,23 @@ def fused_attention():
 @pytest.mark.parametrize("cuda", [False, True])
 def test_the_switch_sets_what_torch_reads(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    set_deterministic(True)
+    choose_kernels(True, tf32=True)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
-    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert fused_attention() == {not cuda}
-    set_deterministic(False)
+    choose_kernels(False, tf32=False)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic
+    assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
     assert fused_attention() == {True}
 
 
 def test_a_workspace_of_the_user_stays(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    set_deterministic(True)
+    choose_kernels(True, tf32=True)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
@@ -60,6 +62,6 @@ def trained():
 
 
 def test_two_trainings_with_it_have_the_same_bits():
-    set_deterministic(True)
+    choose_kernels(True, tf32=True)
     one, other = trained(), trained()
     assert all(one[key].equal(other[key]) for key in one)

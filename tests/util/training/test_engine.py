@@ -435,3 +435,35 @@ def test_labels_become_int64_on_the_device():
     moved = to_device({"label": label, "image": image}, ALONE.device)
     assert moved["label"].dtype == torch.int64 and moved["label"].tolist() == [0, 1, 255]
     assert moved["image"].equal(image) and moved["image"].dtype == torch.float32
+
+
+def test_processes_draw_alike_unless_each_has_its_own_seed(tmp_path, monkeypatch):
+    # As if the other process did the same.
+    monkeypatch.setattr(Processes, "sum", lambda self, counts: counts * self.world_size)
+
+    def draw(rank, **settings):
+        cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+        folder, processes = tmp_path / str(rank), Processes(rank, 2, torch.device("cpu"))
+        with open_run(cfg, folder, processes, viz=False):
+            at_the_start = torch.rand(1).item()
+        Training(folder, processes=processes, **settings).trainer._start_epoch()
+        return at_the_start, torch.rand(1).item()
+
+    assert draw(0) == draw(1) == draw(0, seed_per_rank=True)
+    assert not {*draw(0)} & {*draw(1, seed_per_rank=True)}
+
+
+def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):
+    def start(processes, **settings):
+        cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+        with open_run(cfg, tmp_path, processes, viz=False) as run:
+            return run.cfg
+
+    for processes in (ALONE, Processes(0, 2, torch.device("cuda", 0))):
+        with pytest.raises(UserError, match="cuda_graphs True is for one process with a GPU"):
+            start(processes, cuda_graphs=True)
+    assert start(ALONE, amp="auto").amp in ("off", "bf16")
+    start(ALONE, compile=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"compile True needs a C\+\+ compiler"):
+        start(ALONE, compile=True)

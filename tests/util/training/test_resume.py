@@ -58,6 +58,22 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert its_optimizer.param_groups[0]["weight_decay"] == 0.25
 
 
+def test_a_checkpoint_of_a_fused_optimiser_goes_on_without_fusion(tmp_path):
+    net, optimizer = small()
+    optimizer.param_groups[0]["fused"] = True
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save(tmp_path, net, optimizer, RunState())
+    other, its_optimizer = small()
+    restore(find(tmp_path), other, its_optimizer, SCALER, CLASSES)
+    assert not its_optimizer.param_groups[0]["fused"]
+    for one, before in zip(other.parameters(), net.parameters(), strict=True):
+        one.grad = torch.ones_like(one)
+        its_optimizer.step()
+        assert its_optimizer.state[one]["step"].item() >= 2 and (one < before).all()
+
+
 def test_a_training_does_not_go_on_with_other_lists(tmp_path):
     path, details = tmp_path / "last.pth", {"mixed_images": "drop", "min_cells": 0}
     # Checkpoints of earlier versions do not name them, and stage 1 has none.

@@ -1,0 +1,69 @@
+"""Passes from CUDA graphs, without a GPU: what surrounds the graphs. tests/test_cuda.py has the rest."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model import hdmnet_loss
+from model.masked import MaskGrids, fixed_lengths
+from tests.model.random_nets import in_double, random_episode, random_net
+from util.runtime.distributed import Processes
+from util.runtime.precision import Precision
+from util.training import iteration
+from util.training.iteration import Iteration, Recipe
+from util.training.schedule import hdmnet_optimizer
+
+CPU = torch.device("cpu")
+
+
+class Uncaptured:
+    """Computes what a graph would, in the shapes that it would have."""
+
+    def __init__(self, compute, parameters, buffers, lengths_of):
+        self.compute, self.lengths_of = compute, lengths_of
+        self.places = None
+        self.parameters = parameters
+
+    def __call__(self, batch, on_device):
+        with pytest.MonkeyPatch.context() as patch, fixed_lengths(self.lengths_of(batch)):
+            patch.setattr(MaskGrids, "_longest_counts", None)
+            values = self.compute(on_device)
+        # A graph adds gradients where it has found them.
+        places = [p.grad.data_ptr() for p in self.parameters if p.grad is not None]
+        assert self.places in (None, places) and len(places) > 100
+        self.places = places
+        return values
+
+
+def trained(captured):
+    """Return the values of two iterations, and the weights after them."""
+    net = random_net(shot=2).double().train()
+
+    def losses(forward, batch):
+        query, support, masks, class_index = (batch[name] for name in "abcd")
+        found = hdmnet_loss(forward(query, support, masks, class_index), masks[:, 0], masks[:, 0])
+        return {"loss": found.total, "main": found.main}
+
+    recipe = Recipe(
+        *(net, hdmnet_optimizer(net, 1e-4), None, 2, 1, {}, losses),
+        *[None] * 3,
+        lengths_of=(lambda batch: net.mask_lengths(batch["c"])) if captured else None,
+    )
+    batches = (
+        dict(zip("abcd", in_double(random_episode((57, 73), 2, 2, masks, seed)), strict=True))
+        for seed, masks in enumerate(["bbbb", "ffff", "pepe", "bebe"])
+    )
+    step = Iteration(recipe, Processes(0, 1, CPU), Precision("off", CPU))
+    values = [step(batches, SimpleNamespace(signal=None)).values for _ in range(2)]
+    return values, [p.detach() for p in net.parameters() if p.requires_grad]
+
+
+def test_iterations_of_passes_with_fixed_shapes_are_those_of_others(monkeypatch):
+    values, weights = trained(False)
+    monkeypatch.setattr(iteration, "CapturedPass", Uncaptured)
+    others, their_weights = trained(True)
+    for one, other in zip(values, others, strict=True):
+        assert one.keys() == other.keys() == {"loss", "main", "gradient"}
+        torch.testing.assert_close(list(other.values()), list(one.values()))
+    torch.testing.assert_close(their_weights, weights)
