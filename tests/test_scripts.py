@@ -25,8 +25,6 @@ from util.demo_data import write_demo
 
 pytestmark = pytest.mark.slow
 CONFIG = "config/demo/demo_split0_resnet18.yaml"
-
-
 # What the scripts run, as tests/test_shell.py checks.
 COMMANDS = {
     "train.sh": (("train_base.py", "--if-missing"), ("train.py",)),
