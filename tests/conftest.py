@@ -22,8 +22,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     # Files that take long come first, so that no process of several is left with one at the end.
-    marks = {"faults", "slow"}
-    slow = {item.path for item in items if marks & {mark.name for mark in item.iter_markers()}}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -16,7 +16,7 @@ from tests.faults.laboratory import EPOCHS, SAVE_ITERS, Laboratory
 from util.checkpoints.io import read_checkpoint
 from util.training.signals import STOPPED
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 KILLS = 10
 
 
