@@ -333,7 +333,7 @@ class FewShotSegmenter(
         with torch.no_grad(), self.precision.autocast():
             encoded = self.net.encode_support(*(x[None, None].to(self.device) for x in inputs))
         features = split_supports(encoded)[0][0]
-        if not features.count.item():
+        if not features.count[..., 0].item():
             raise ValueError(
                 f"{where}: the object is too small, {int(mask.sum())} of {mask.size} pixels: no "
                 f"position of the network's grid lies on it; crop the picture around it"

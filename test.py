@@ -7,7 +7,7 @@ from typing import Any
 
 import util
 from util.checkpoints.run_files import RunFiles
-from util.config import Config, config_parser, load_config
+from util.config import Config, config_parser, given_values, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
 from util.data.episode_list import list_digest, list_text, read_or_write_list
 from util.data.episodes import EpisodeDataset
@@ -42,7 +42,7 @@ from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
 from util.runtime.machine import environment_line, require_compiler, run_environment
-from util.runtime.precision import Precision, resolve_amp
+from util.runtime.precision import Precision, require_type, resolve_amp
 from util.runtime.seed import choose_kernels
 
 FLAGS = (
@@ -75,12 +75,17 @@ def main() -> None:
     cfg = load_config(args.config, opts)
     if cfg.protocol == "hsnet":
         # Its lists for COCO have as many images as show a class on 2,048 pixels; others ask for no size.
-        any_size = cfg.data_set != "coco" or cfg.hsnet_list is not None
+        any_size = cfg.hsnet_class != "drawn" or cfg.hsnet_list is not None
         rule = ["min_pixels=1"] if any_size else []
+        given = given_values(args.config, opts)
+        # What asks for the protocol, such as the description of a dataset, may also say how often.
+        if "test_num" in given and given["test_num"].origin == given["protocol"].origin:
+            rule.append(f"test_num={cfg.test_num}")
         cfg = load_config(args.config, [*HSNET_SETTINGS, *rule, *opts])
     if cfg.compile:
         require_compiler()
     with start_processes(PATIENCE) as processes:
+        require_type("backbone_dtype", cfg.backbone_dtype, processes.device)
         choose_kernels(cfg.seed_deterministic, cfg.tf32)
         cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
         with Precision(cfg.amp, processes.device).autocast():
@@ -92,7 +97,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
     files = RunFiles(cfg)
     path, folder = files.find_test_weight(), files.result
     logger = get_logger(folder, processes.is_main)
-    episodes = build_episodes(cfg, "val", testing=True)
+    episodes = build_episodes(cfg, "test", testing=True)
     runs = _draw_runs(cfg, episodes.lists)
     # A file of episodes is of one protocol.
     data_set = cfg.data_set if cfg.protocol == "hdmnet" else f"{cfg.data_set} by {cfg.protocol}"
@@ -181,7 +186,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
 def _draw_runs(cfg: Config, lists: ImageLists) -> list[DrawnRun]:
     if cfg.protocol == "hsnet":
         sizes = cfg.shot, cfg.test_num, cfg.test_runs
-        return draw_hsnet_runs(lists, *sizes, cfg.hsnet_list, by_class=cfg.data_set == "coco")
+        return draw_hsnet_runs(lists, *sizes, cfg.hsnet_list, cfg.hsnet_class)
     return [
         DrawnRun(seed, draw_test_episodes(lists, cfg.shot, cfg.test_num, seed, cfg.workers))
         for seed in run_seeds(cfg.test_runs)

@@ -11,7 +11,7 @@ from model import build_pspnet
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, load_config
 from util.data.dataset import BaseDataset
-from util.data.loaders import build_base_data
+from util.data.loaders import build_base_data, build_train_loader, build_validation_episodes
 from util.evaluation.evaluator import evaluate_base
 from util.pretrained.places import require_imagenet
 from util.runtime.distributed import Processes, start_processes
@@ -35,7 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         # These are the settings of stage 2, whose `resume` means the other model.
         cfg = cfg.model_copy(update={"resume": "auto"})
     with start_processes() as processes:
+        if args.if_missing:
+            _require_data_of_stage_2(cfg, processes)
         train(cfg, processes, args.viz)
+
+
+def _require_data_of_stage_2(cfg: Config, processes: Processes) -> None:
+    """Raise the UserErrors of stage 2 about its data, which would come after hours of stage 1."""
+    build_train_loader(cfg, processes.rank, processes.world_size)
+    if cfg.evaluate:
+        build_validation_episodes(cfg)
 
 
 def train(cfg: Config, processes: Processes, viz: bool) -> None:

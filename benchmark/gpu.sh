@@ -1,7 +1,7 @@
 #!/bin/sh
 # Check and measure on this machine's GPU: sh benchmark/gpu.sh OUT [--small] [PIECE ...]
 #
-# Installs nothing. The pieces (default: all) are tests, steps, profile and protocol; each is ended
+# Installs nothing. The pieces (default: all) are tests, steps, profile, base and protocol; each is ended
 # after LIMIT seconds (240), so that the others are done whatever happens. --small runs on the CPU.
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 2
 . ./util/shell.sh
@@ -13,7 +13,7 @@ if [ "${1:-}" = --small ]; then
     small=--small
     shift
 fi
-[ $# -gt 0 ] || set -- tests steps profile protocol
+[ $# -gt 0 ] || set -- tests steps profile base protocol
 mkdir -p "$out" && out=$(cd -- "$out" && pwd) || fail "$out cannot be made"
 find_python
 
@@ -36,9 +36,10 @@ for piece in "$@"; do
     tests) set -- -m pytest --tb=short -p no:cacheprovider $tests tests/test_cuda.py ;;
     # shellcheck disable=SC2086
     steps | profile) set -- -m benchmark.model "$piece" --out "$out" $measured ;;
+    base) set -- -m benchmark.base $small ;;
     # shellcheck disable=SC2086
     protocol) set -- -m benchmark.protocol $whole ;;
-    *) fail "PIECE = $piece: must be one of tests, steps, profile, protocol" ;;
+    *) fail "PIECE = $piece: must be one of tests, steps, profile, base, protocol" ;;
     esac
     timeout "${LIMIT:-240}" "$python" "$@" >"$out/$piece.log" 2>&1
     code=$?

@@ -205,7 +205,8 @@ class FeatureEncoder(nn.Module):
         own, of_prototype, _ = self._merge_weights(self.merge_support)
         prototype = masked_prototype(reduced, mask.flatten(0, 1)[:, None])  # (3): (N, 256, 1, 1)
         merged = F.relu(F.conv2d(reduced, own) + F.conv2d(prototype, of_prototype))  # (5)
-        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, positions[0].count, ())
+        count = torch.stack([on_grid.count for on_grid in positions], dim=-1)
+        features = SupportFeatures(prototype.flatten(1), gram, f5, f4, count, ())
         return EncodedSupports(_unflattened(features, mask), merged, positions)
 
     def _with_stages(self, supports: EncodedSupports, maps: list[Tensor]) -> SupportFeatures:

@@ -44,7 +44,8 @@ class SupportFeatures(NamedTuple):
         gram: (B, K, C, C), cosines between the channels of the low-level feature.
         f5: (B, K, m, 512), of unit length; rows of zeros pad.
         f4: (B, K, m, C), of unit length; rows of zeros pad.
-        count: (B, K), positions inside the mask, of the m.
+        count: (B, K, stages), positions inside the mask on the grid of each stage; f5 and f4 are on the
+            finest.
         stages: tokens of each stage, for its matching module.
     """
 
@@ -105,8 +106,12 @@ def split_supports(features: SupportFeatures) -> list[list[SupportFeatures]]:
 
     Rows that only pad to the longest mask of the batch are dropped.
     """
-    batch, shot = features.prototype.shape[:2]
-    return [[_support(features, b, k) for k in range(shot)] for b in range(batch)]
+    # Here the host waits for the device, once for all supports.
+    counts = features.count.tolist()
+    return [
+        [_support(features, b, k, count) for k, count in enumerate(row)]
+        for b, row in enumerate(counts)
+    ]
 
 
 def stack_supports(episodes: Sequence[Sequence[SupportFeatures]]) -> SupportFeatures:
@@ -118,14 +123,14 @@ def stack_supports(episodes: Sequence[Sequence[SupportFeatures]]) -> SupportFeat
     return _stack([_stack(supports, 1) for supports in episodes], 0)
 
 
-def _support(features: SupportFeatures, b: int, k: int) -> SupportFeatures:
+def _support(features: SupportFeatures, b: int, k: int, count: list[float]) -> SupportFeatures:
     """Return one support without the rows that pad, but for the one that represents the outside."""
     sample = map_tensors(features, lambda tensor: tensor[b : b + 1, k : k + 1])
-    rows = int(sample.count) + 1
+    rows = [int(inside) + 1 for inside in count]
     trimmed = sample._replace(
-        f5=sample.f5[:, :, :rows],
-        f4=sample.f4[:, :, :rows],
-        stages=tuple(tokens.trimmed() for tokens in sample.stages),
+        f5=sample.f5[:, :, : rows[0]],
+        f4=sample.f4[:, :, : rows[0]],
+        stages=tuple(tokens.trimmed(n) for tokens, n in zip(sample.stages, rows, strict=True)),
     )
     return map_tensors(trimmed, torch.clone)
 

@@ -50,9 +50,8 @@ class SupportTokens(NamedTuple):
         rows = (cat_rows(tensors, dim) for tensors in (keys, values))
         return cls(*rows, *(torch.cat(tensors, dim) for tensors in sums))
 
-    def trimmed(self) -> "SupportTokens":
-        """Return the tokens of one support, (1, 1, ...), with a single row of zeros at most."""
-        rows = int(self.count) + 1
+    def trimmed(self, rows: int) -> "SupportTokens":
+        """Return the tokens of one support, (1, 1, ...), of whose rows only the first are needed."""
         return self._replace(keys=self.keys[:, :, :rows], values=self.values[:, :, :rows])
 
 

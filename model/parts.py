@@ -31,10 +31,12 @@ class Tokens(Protocol):
         """
         ...
 
-    def trimmed(self: TokensT) -> TokensT:
-        """Return the tokens of one support, (1, 1, ...), without rows that only pad.
+    def trimmed(self: TokensT, rows: int) -> TokensT:
+        """Return the tokens of one support, (1, 1, ...), of whose rows only the first are needed.
 
-        Without such rows, these are the tokens as they are.
+        Args:
+            rows: positions inside the mask, and one row of zeros. Later rows only pad. Where there is
+                no row for each position, these are the tokens as they are.
         """
         ...
 

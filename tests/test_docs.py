@@ -19,6 +19,8 @@ import predict
 from model import backbone, build_hdmnet
 from model.features import split_supports, stack_supports
 from util.config import load_config, loading
+from util.data.dataset import read_pair
+from util.data.lists import MaskForm, read_entries
 from util.data.loaders import config_fold
 from util.demo_data import write_demo
 from util.runtime.errors import UserError
@@ -126,7 +128,7 @@ def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkey
     # The new backbone is known to the settings, with its file.
     assert page["named"].base.backbone.channels == (64, 64, 128)
     monkeypatch.setattr(loading, "BASES", str(tmp_path))
-    (tmp_path / "small.yaml").write_text(blocks("docs/extend.md", "yaml")[1])
+    (tmp_path / "small.yaml").write_text(blocks("docs/extend.md", "yaml")[-1])
     (tmp_path / "run.yaml").write_text("Train: {data_set: demo}")
     cfg = load_config(str(tmp_path / "run.yaml"), ["backbone", "small"])
     assert (cfg.backbone, cfg.net_name, cfg.backbone_weight) == ("small", "small", "none")
@@ -136,11 +138,41 @@ def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkey
 
 def test_the_example_of_a_dataset_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "DATASETS", str(tmp_path))
-    dataset, _ = blocks("docs/extend.md", "yaml")
+    dataset, lvis, _ = blocks("docs/extend.md", "yaml")
     (tmp_path / "mine.yaml").write_text(dataset)
     (tmp_path / "run.yaml").write_text("Train: {data_set: mine, split: 2}\n")
     cfg = load_config(str(tmp_path / "run.yaml"), [])
     assert config_fold(cfg).novel == (5, 6) and cfg.class_names[4] == "nail"
+    names = [f"class {number}" for number in range(920)]
+    (tmp_path / "mine.yaml").write_text(f"{lvis}  class_names: {names}\n")
+    cfg = load_config(str(tmp_path / "run.yaml"), [])
+    assert config_fold(cfg).novel == tuple(range(3, 921, 10)) and cfg.masks == "folders"
+
+
+def test_the_example_of_lvis_writes_masks_and_lines(tmp_path):
+    page: dict = {}
+    (block,) = (one for one in blocks("docs/extend.md", "python") if "write_masks" in one)
+    exec(compile(block, "docs/extend.md", "exec"), page)
+    square = [[2, 1, 6, 1, 6, 4, 2, 4]]
+    content = {
+        "images": [{"id": 42, "height": 8, "width": 10}],
+        "categories": [{"id": 1, "name": "nut"}, {"id": 5, "name": "bolt"}],
+        "annotations": [
+            {"image_id": 42, "category_id": category, "segmentation": square}
+            for category in (1, 5, 5)
+        ],
+    }
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    lines = page["write_masks"](tmp_path / "lvis.json", "train2017", tmp_path)
+    name = "000000000042"
+    assert lines == [f"train2017/{name}.jpg masks/{one}/{name}.png\n" for one in ("nut", "bolt")]
+    (tmp_path / "train2017").mkdir()
+    Image.new("RGB", (10, 8)).save(tmp_path / f"train2017/{name}.jpg")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    form = MaskForm(2, ["nut", "bolt"])
+    entries = read_entries(str(tmp_path), str(tmp_path / "list.txt"), form)
+    labels = [read_pair(str(tmp_path), entry)[1] for entry in entries]
+    assert [int((label == class_id).sum()) for class_id, label in enumerate(labels, 1)] == [12, 12]
 
 
 @pytest.fixture
@@ -171,9 +203,9 @@ def test_the_examples_of_own_pictures_run(own_pictures, capsys):
         "config.json",
         "model.safetensors",
     }
-    pages = [*blocks("docs/own_pictures.md", "sh"), *blocks("README.md", "sh")]
+    pages = blocks("docs/own_pictures.md", "sh")
     commands = [one for one in "".join(pages).splitlines() if "predict" in one]
-    assert len(commands) == 4
+    assert len(commands) == 3
     for command in commands:
         words = shlex.split(command)
         assert words[:2] == ["python", "predict.py"]

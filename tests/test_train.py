@@ -1,4 +1,4 @@
-"""Stage 2 minimises the loss that it is given."""
+"""Stage 2 minimises the loss that it is given, and stage 1 does not begin where it could not."""
 
 import json
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import train
+import train_base
 from model import build_hdmnet
 from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.run_files import LAST, RunFiles
@@ -75,3 +76,28 @@ def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gr
     (net,) = nets
     assert all(p.grad is None for p in net.ensemble.shot_weights.parameters())
     assert all(p.grad is not None for p in net.matching.parameters())
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_stage_1_before_stage_2_asks_for_the_data_of_both(part, tiny_voc, tmp_path, capsys):
+    lines = (tiny_voc / f"{part}.txt").read_text().splitlines()
+    short = tmp_path / "short.txt"
+    # A single image of each class, whether it is held out or not.
+    short.write_text("\n".join(lines[:20]))
+    settings = {
+        "data_root": tiny_voc,
+        "train_list": tiny_voc / "train.txt",
+        "val_list": tiny_voc / "val.txt",
+        "list_dir": tmp_path / "lists",
+        "exp_dir": tmp_path / "exp",
+        "backbone_weight": "none",
+        "shot": 3,
+        f"{part}_list": short,
+    }
+    words = ["--config", "config/pascal/pascal_split0_resnet50.yaml", "--opts"]
+    with pytest.raises(SystemExit) as end:
+        train_base.main([*words, *(f"{k}={v}" for k, v in settings.items()), "--if-missing"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(short) in error and "shot 3 needs" in error, error
+    assert not (tmp_path / "exp/pascal/PSPNet").exists()

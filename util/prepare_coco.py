@@ -23,9 +23,9 @@ from util.preparation.shared import (
     require_files,
     require_folder,
     resumable,
-    run_parallel,
 )
 from util.runtime.errors import UserError
+from util.runtime.parallel import run_parallel
 
 PARTS = ("train", "val")
 # COCO 2014 as published: images with annotations, and categories.

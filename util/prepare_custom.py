@@ -26,9 +26,16 @@ from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
 from util.preparation.coco import CROWDS
-from util.preparation.custom_config import divide, path_in_config, require_free_name, write_config
+from util.preparation.custom_config import (
+    divide,
+    own_settings,
+    path_in_config,
+    require_free_name,
+    write_config,
+)
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
+    IMAGE_TYPES,
     MASK_FOLDER,
     PARTS,
     VAL_SHARE,
@@ -39,8 +46,9 @@ from util.preparation.custom_pairs import (
     split,
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
+from util.preparation.exports import files_under
 from util.preparation.forms import FORMS, MASKS, read_export, recognise
-from util.preparation.masks import pair_summary
+from util.preparation.masks import pair_summary, place_all
 from util.preparation.shared import (
     DataRoot,
     add_shared_options,
@@ -49,10 +57,8 @@ from util.preparation.shared import (
     require_folder,
     require_text,
     resumable,
-    run_parallel,
 )
 from util.runtime.errors import UserError
-from util.runtime.files import write_atomically
 from util.runtime.texts import read_text
 
 LISTS = "lists/NAME"
@@ -82,31 +88,6 @@ def read_class_names(text: str) -> list[str]:
     if problem:
         raise UserError(f"--class_names {text}: {problem}")
     return names
-
-
-def _place_all(pairs: Sequence[Pair], root: DataRoot, name: str) -> list[str]:
-    """Check all pairs and put them under the data root.
-
-    Returns:
-        Lines that sum up what was done.
-
-    Raises:
-        UserError: There are problems, which are all in a file.
-    """
-    results = run_parallel(partial(place, root), pairs, root.workers, name)
-    path = os.path.join(root.folder, "problems.txt")
-    Path(path).unlink(missing_ok=True)
-    problems = [result for result in results if isinstance(result, str)]
-    if problems:
-        text = "".join(f"{problem}\n" for problem in problems)
-        write_atomically(path, text.encode(errors="surrogateescape"))
-        more = f" ({len(problems)} problems; all: {path})" if len(problems) > 1 else ""
-        raise UserError(problems[0] + more)
-    done = [result for result in results if not isinstance(result, str)]
-    notes = Counter(note for _, of_pair in done for note in of_pair)
-    return pair_summary([placed for placed, _ in done]) + [
-        f"{note}: {count:,}" for note, count in sorted(notes.items())
-    ]
 
 
 def _num_classes(
@@ -140,11 +121,13 @@ def _num_classes(
     return highest
 
 
-def _grid() -> Grid:
+def _grid(name: str) -> Grid:
+    """Return the grid of the backbone and size that the user may have set for a dataset."""
     # Imported here, since it needs torch.
     from util.data.loaders import backbone_grid
 
-    return backbone_grid("resnet50", TRAIN_SIZE)
+    own = own_settings(name)
+    return backbone_grid(own.get("backbone", "resnet50"), own.get("train_h", TRAIN_SIZE))
 
 
 def _parser() -> Parser:
@@ -196,7 +179,8 @@ def _parser() -> Parser:
         "--min_cells",
         type=argument_type(NonNegativeInt),
         default=0,
-        help=f"and from so many cells of ResNet-50's grid at {TRAIN_SIZE} px on (%(default)s)",
+        help="and from so many cells of the network's grid on (%(default)s); the network is that of "
+        f"config/NAME/NAME.yaml if there is one, else ResNet-50 at {TRAIN_SIZE} px",
     )
     parser.add_argument(
         "--mixed_images",
@@ -229,6 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     if form == MASKS:
         pairs, class_names = find_pairs(options.images, masks, class_names)
         pairs, lines = one_class(pairs, options.workers)
+        deeper = len(files_under(options.images, IMAGE_TYPES)) - len(pairs)
+        lines += [f"images in folders of {options.images}, left out: {deeper:,}"] if deeper else []
     else:
         pairs, class_names, lines = read_export(
             form, options.images, masks, class_names, options.crowd
@@ -244,7 +230,11 @@ def main(arguments: list[str] | None = None) -> None:
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
         raise UserError(f"--out {out}: its {MASK_FOLDER} are your masks; give another folder")
 
-    lines += _place_all(pairs, root, name)
+    done = place_all(partial(place, root), pairs, root, name)
+    placed = [placed for placed, _ in done]
+    found = Counter(note for _, notes in done for note in notes)
+    lines += [*pair_summary(placed), *(f"{note}: {n:,}" for note, n in sorted(found.items()))]
+    made = {pair.entry[1]: one.counts for pair, one in zip(pairs, placed, strict=True)}
     entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
     lines += [root.write_list(part, entries[part]) for part in PARTS]
     list_files = {part: root.list_file(part) for part in PARTS}
@@ -252,7 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
         part: counting_sizes(
             *(out, path, entries[part], LIST_DIR, root.workers),
             min_cells=options.min_cells,
-            grid=_grid() if options.min_cells else None,
+            grid=_grid(name) if options.min_cells else None,
+            known={mask: pixels for mask, pixels in made.items() if pixels is not None},
         )
         for part, path in list_files.items()
     }

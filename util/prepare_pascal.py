@@ -24,9 +24,9 @@ from util.preparation.shared import (
     require_files,
     require_folder,
     resumable,
-    run_parallel,
 )
 from util.runtime.errors import UserError
+from util.runtime.parallel import run_parallel
 from util.runtime.texts import read_text
 
 # Numbers of images in VOC 2012 and SBD as published.

@@ -13,7 +13,15 @@ from tests.paths import ROOT
 @pytest.mark.slow
 def test_steps_and_profiles_are_measured_and_kept(tmp_path):
     result = subprocess.run(
-        ["sh", ROOT / "benchmark" / "gpu.sh", tmp_path / "out", "--small", "steps", "profile"],
+        [
+            "sh",
+            ROOT / "benchmark" / "gpu.sh",
+            tmp_path / "out",
+            "--small",
+            "steps",
+            "profile",
+            "base",
+        ],
         env=os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -30,3 +38,4 @@ def test_steps_and_profiles_are_measured_and_kept(tmp_path):
     for one in profile["results"]:
         assert 0.5 < sum(one["parts"].values()) <= 1 and one["operators"]
     assert "| training step" in (tmp_path / "out" / "steps.md").read_text()
+    assert "| resnet18, 65 px, batch 2 |" in (tmp_path / "out" / "base.log").read_text()

@@ -30,9 +30,9 @@ class DotTokens(NamedTuple):
     def stack(cls, samples, dim):
         return cls(*(cat_rows(tensors, dim) for tensors in zip(*samples, strict=True)))
 
-    def trimmed(self):
-        length = int(self.inside.sum()) + 1
-        return DotTokens(*(tensor[:, :, :length] for tensor in self))
+    def trimmed(self, rows):
+        assert rows == self.inside.sum() + 1
+        return DotTokens(*(tensor[:, :, :rows] for tensor in self))
 
 
 class DotMatching(nn.Module):

@@ -1,4 +1,4 @@
-"""From pictures to the model's input, as the README shows it."""
+"""From pictures to the model's input, as docs/model.md shows it."""
 
 import re
 
@@ -56,9 +56,11 @@ def test_other_masks_are_refused():
 
 
 @pytest.mark.slow
-def test_the_snippet_of_the_readme_runs_as_it_stands(tmp_path):
+def test_the_snippet_of_the_page_runs_as_it_stands(tmp_path):
     (snippet,) = re.findall(
-        r"^## Use the model\n+```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
+        r"^## Use the model\n+```python\n(.*?)^```$",
+        (ROOT / "docs/model.md").read_text(),
+        re.M | re.S,
     )
     names = {}
     exec(snippet, names)

@@ -99,12 +99,13 @@ def test_index_masks_become_a_dataset_that_loads(folder, capsys):
     printed = capsys.readouterr().out
     assert "images: 12 linked" in printed and "masks: 12, 12 of them written now" in printed
     assert "|   3 | class 3 |" in printed
-    assert "fold 1 holds class 3 out: " in printed
+    assert "fold 1 holds class 3 out; " in printed and "left out" not in printed
     assert "sh train_base.sh split0 mine 1" in printed
 
 
-def test_palette_masks_keep_their_indices_and_other_files_are_passed_over(folder):
+def test_palette_masks_keep_their_indices_and_other_files_are_passed_over(folder, capsys):
     write_data(folder)
+    write_image(folder / "pics/more/n99.jpg")
     for name in ("pics/notes.json", "pics/.hidden.jpg", "masks/Thumbs.db", "masks/._n00.png"):
         (folder / name).write_text("other")
     image = Image.fromarray(disk(15) * 2, mode="P")
@@ -113,6 +114,7 @@ def test_palette_masks_keep_their_indices_and_other_files_are_passed_over(folder
     run()
     assert set(np.unique(read_mask("root/index_masks/n00.png"))) == {0, 2}
     assert len(entries("train") + entries("val")) == 12
+    assert "images in folders of pics, left out: 1\n" in capsys.readouterr().out
 
 
 def test_folders_of_binary_masks_are_the_classes(folder):
@@ -685,7 +687,7 @@ def test_running_again_takes_in_new_data_and_keeps_what_the_user_edited(
 
 @pytest.mark.slow
 def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
-    """What README.md tells a new user, with a stand-in for the hub."""
+    """What docs/data.md tells a new user, with a stand-in for the hub."""
     clone = tmp_path / "clone"
     for name in ("config", "model", "util"):
         shutil.copytree(ROOT / name, clone / name)
@@ -738,7 +740,7 @@ def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     for path in (*(folder / "pics").iterdir(), *(folder / "masks/class1").iterdir()):
         path.rename(path.with_stem(os.fsdecode(b"caf\xe9 ") + path.stem))  # Latin-1, no UTF-8
     run("--val_share", "0.25", name="cells")
-    assert "fold 0 holds no class out: 12 images to train, 4 to test" in capsys.readouterr().out
+    assert "fold 0 holds no class out; images to train: 12, to test: 4" in capsys.readouterr().out
     file = "config/cells/cells_split0_resnet50.yaml"
     sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
     short = ["backbone=resnet18", "base_epochs=1", "epochs=1", "val_num=2", "workers=0"]
@@ -771,7 +773,7 @@ def test_scenes_keep_their_images(folder, capsys):
     printed = capsys.readouterr().out
     reason = "drop leaves 0, 0 training images in the folds, background 8, 8"
     assert f"held-out classes in training images: background ({reason})\n" in printed
-    assert "8 images to train, 2 to test" in printed
+    assert "images to train: 8, to test: 2" in printed
     assert (
         f"  mixed_images: background  # {reason}\n" in Path("config/datasets/mine.yaml").read_text()
     )
@@ -818,6 +820,14 @@ def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkey
         "images with 100 pixels or more of a class on 2 cells or more:" in capsys.readouterr().out
     )
     assert (config().min_cells, config().mixed_images) == (2, "background")
+    assert len([*folder.glob("lists/*-473-60x60.json")]) == 2
+    own = folder / "config/mine/mine.yaml"
+    before = own.read_text()
+    own.write_text(f"{before}  train_h: 65\n  train_w: 65\n")
+    run("--val", "val.txt", "--min_cells", "1")
+    assert len([*folder.glob("lists/*-65-9x9.json")]) == 2
+    own.write_text(before)
+    run("--val", "val.txt", "--min_cells", "2")
     sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
     short = ["backbone=resnet18", "epochs=1", "val_num=2", "workers=0", "batch_size=2"]
     kept, tested = "mixed_images=ignore", ["test_runs=1", "test_num=2", "vis_num=0"]

@@ -326,7 +326,7 @@ MORE = (((), 2, " or the number of processes"), (("grad_accum", "2"), 1, " or gr
 def test_fewer_images_than_an_iteration_of_stage_2_are_an_error(opts, processes, named, experiment):
     row = experiment.rows("batch_size", "5", *opts, processes=processes)["fold 0 train"]
     assert row.status == ERROR
-    assert "9 training images, and an iteration takes 10" in row.details[0]
+    assert "training images: 9, and an iteration takes 10" in row.details[0]
     assert f"lower batch_size{named}" in row.details[0]
 
 
@@ -334,7 +334,7 @@ def test_fewer_images_than_an_iteration_of_stage_2_are_an_error(opts, processes,
 def test_fewer_images_than_an_iteration_of_stage_1_are_an_error(opts, processes, named, experiment):
     stage_1 = ("base_weight", "none", "batch_size", "1", "base_batch_size", "13")
     row = experiment.rows(*stage_1, *opts, processes=processes)["stage 1 batch"]
-    assert row.status == ERROR and "12 training images" in row.found
+    assert row.status == ERROR and "training images: 12" in row.found
     assert f"lower base_batch_size{named}" in row.found
 
 

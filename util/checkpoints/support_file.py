@@ -61,7 +61,7 @@ def load_supports(path: str | os.PathLike[str]) -> SupportContents:
             features[name] = _features(own)
             masks[name] = [mask.numpy() for mask in _listed(own, "mask")]
         return SupportContents(features, masks, int(about["size"]), about["weights"])
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{os.fspath(path)} is no file of SupportSet.save ({error})") from error
 
 
@@ -70,6 +70,8 @@ def _features(tensors: Mapping[str, Tensor]) -> SupportFeatures:
     stages: list[SupportTokens] = []
     while tokens := _within(tensors, f"stage{len(stages)}."):
         stages.append(SupportTokens(**tokens))
+    # Files of version 0.4.0 hold those of the finest grid alone.
+    fields["count"] = torch.stack([tokens.count for tokens in stages], dim=-1)
     return SupportFeatures(**fields, stages=tuple(stages))
 
 

@@ -11,12 +11,12 @@ from functools import partial
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
-from util.data.folds import fold_classes
+from util.data.folds import fold_classes, ignore_value, mask_type
 from util.data.hsnet import draw_hsnet_runs
 from util.data.images import (
     Entry,
     as_shown,
-    read_mask,
+    read_labels,
     read_whole_image,
     require_same_size,
     unknown_class,
@@ -30,11 +30,19 @@ from util.data.lists import (
     parse_entries,
     shortages,
 )
-from util.data.loaders import base_batch_size, check_batch, config_fold, training_grid
-from util.preparation.shared import run_parallel
+from util.data.loaders import (
+    base_batch_size,
+    check_batch,
+    config_fold,
+    learner_classes,
+    mask_form,
+    training_grid,
+)
+from util.prepare_benchmark import BENCHMARKS
 from util.prepare_coco import COUNTS as COCO_COUNTS
 from util.prepare_pascal import SBD_COUNT, VAL_COUNT, VOC_COUNT
 from util.runtime.errors import UserError
+from util.runtime.parallel import run_parallel
 from util.training.model import needs_stage_1
 
 SAMPLE = 200  # pairs of a list that are read where not all are
@@ -83,6 +91,7 @@ def _how_to_get(cfg: Config) -> str:
     if cfg.data_set == "demo":
         return f"python -m util.demo_data --out {out}"
     sources = {"pascal": "pascal --voc DIR --sbd DIR", "coco": "coco --coco DIR"}
+    sources |= {name: f"benchmark {name} --root DIR" for name in BENCHMARKS}
     command = sources.get(cfg.data_set, f"custom --name {cfg.data_set} --images DIR --masks DIR")
     folder = os.path.dirname(cfg.train_list or "") or f"lists/{cfg.data_set}"
     lists = "" if folder == f"lists/{cfg.data_set}" else f" --lists {shlex.quote(folder)}"
@@ -104,7 +113,7 @@ class _Part:
     def rows(self, full: bool, settings: str) -> Iterator[Row]:
         cfg, part = self.cfg, self.part
         try:
-            listed, problems = parse_entries(self.root, self.list_file)
+            listed, problems = parse_entries(self.root, self.list_file, mask_form(self.cfg))
         except UserError as error:
             yield Row(ERROR, f"{part}_list", str(error), remedy=self.remedy)
             return
@@ -176,10 +185,12 @@ class _Part:
     def _stage_1_row(self, images: int) -> Row:
         """Check that the images suffice for an iteration of stage 1, which trains on all of them."""
         size, accum = base_batch_size(self.cfg, self.processes), self.cfg.grad_accum
+        remedy = f"more images, or base_batch_size {images}"
         try:
             check_batch(self.list_file, images, size, self.processes, accum, "base_batch_size")
+            remedy = "--opts base_learner none"
+            learner_classes(self.cfg)
         except UserError as error:
-            remedy = f"more images, or base_batch_size {images}"
             return Row(ERROR, "stage 1 batch", str(error), remedy=remedy)
         found = f"{size} × {self.processes} × {accum} of {images:,} images"
         return Row(OK, "stage 1 batch", found)
@@ -220,12 +231,15 @@ class _Part:
             remedy = f"{self.remedy}; or set num_classes, or the data_set that the masks are of"
             yield Row(ERROR, subject, found, tuple(illegal), remedy)
         else:
-            found = f"values of all {len(counts):,} within 0..{cfg.num_classes} and 255"
+            ignored = ignore_value(mask_type(cfg.num_classes))
+            found = f"values of all {len(counts):,} within 0..{cfg.num_classes} and {ignored}"
             yield Row(OK, subject, found)
         for split in sorted(range(cfg.fold_count), key=lambda split: (split != cfg.split, split)):
             yield self._fold_row(split, self.part, pairs)
         if self.part == "val" and cfg.select_on == "base":
             yield self._fold_row(cfg.split, "train", pairs)
+        if self.part == "val" and config_fold(cfg).val:
+            yield self._fold_row(cfg.split, "test", pairs)
         yield from self._support_rows([pair for pair in pairs if pair[0] in read])
 
     def _support_rows(self, pairs: Sequence[tuple[Entry, Counts]]) -> Iterator[Row]:
@@ -235,8 +249,8 @@ class _Part:
         fold, rules = config_fold(cfg), (cfg.min_pixels, cfg.mixed_images)
         lists = filter_entries(entries, counts, fold, self.part, *rules)
         masks = [os.path.join(self.root, mask) for _, mask in lists.entries]
-        count = partial(count_mask, grid=grid)
-        cells = run_parallel(count, masks, self.workers, f"supports of {self.part}")
+        count = partial(count_mask, self.root, grid=grid)
+        cells = run_parallel(count, lists.entries, self.workers, f"supports of {self.part}")
         supports = [(c, i) for c, indices in lists.class_files.items() for i in indices]
         vanished = tuple(f"{masks[i]}: class {c}" for c, i in supports if c not in cells[i])
         if vanished:
@@ -261,7 +275,7 @@ class _Part:
                 images = len(lists.entries)
                 check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
             elif cfg.hsnet_list and (split, part) == (cfg.split, "val"):
-                any_size = filter_entries(entries, counts, fold, part, min_pixels=1)
+                any_size = filter_entries(entries, counts, fold, "test", min_pixels=1)
                 draw_hsnet_runs(any_size, cfg.shot, 1, 1, cfg.hsnet_list)
         except UserError as error:
             problems.append(str(error))
@@ -270,7 +284,8 @@ class _Part:
             f"{len(lists.entries):,} images, {min(sizes):,} to {max(sizes):,} of each of "
             f"{len(sizes)} classes, for {cfg.shot}-shot"
         )
-        subject = f"fold {split} {self.part}" + (" (base classes)" if part != self.part else "")
+        others = {"train": " (base classes)", "test": " (test classes)"}
+        subject = f"fold {split} {self.part}" + (others[part] if part != self.part else "")
         if problems:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
@@ -297,9 +312,10 @@ def _pair_problems(root: str, entry: Entry) -> list[str]:
     """Return what is wrong with an image and its mask."""
     problems, pixels = [], []
     paths = [os.path.join(root, name) for name in entry]
-    for read, path in zip((read_whole_image, read_mask), paths, strict=True):
+    read_size = partial(read_whole_image, paths[0], pixels=False)
+    for read in (read_size, partial(read_labels, root, entry)):
         try:
-            pixels.append(read(path))
+            pixels.append(read())
         except UserError as error:
             problems.append(str(error))
     if not problems:

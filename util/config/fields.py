@@ -43,7 +43,11 @@ Amp = Annotated[
     Literal["off", "auto", "bf16", "fp16"],
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
-Folds = Literal["contiguous", "interleaved", "seen"] | list[list[int]]
+Folds = (
+    Literal["contiguous", "interleaved", "seen"]
+    | list[list[int]]
+    | dict[Literal["train", "val", "test"], list[int]]
+)
 MixedImages = Literal["drop", "background", "ignore"]
 
 
@@ -56,9 +60,10 @@ class DataFields(BaseModel):
     val_list: str | None = None  # the same for validation and test
     list_dir: str = "lists"  # folder of the cache of the scanned masks
     classes: Literal[2] = 2  # background and foreground
-    num_classes: Annotated[int, Field(ge=1, le=254)]  # without background
+    num_classes: Annotated[int, Field(ge=1, le=65534)]  # without background; 16 bits above 254
     class_names: list[str] | None = None  # in the order of their ids, for reports and messages
-    folds: Folds = "contiguous"  # a rule, or the held-out classes of each fold
+    masks: Literal["index", "folders"] = "index"  # folders: binary masks in a folder of their class
+    folds: Folds = "contiguous"  # a rule, held-out classes of each fold, or classes of each part
     num_folds: Annotated[int, Field(ge=2)] = 4  # of contiguous and interleaved ones
     min_pixels: CountOrZero = 2048  # a class counts in an image from this area on
     min_cells: CountOrZero = 0  # and from so many cells of the network's grid on
@@ -174,6 +179,7 @@ class TestFields(BaseModel):
     test_runs: Count = 10  # runs, each with a seed of its own
     protocol: Literal["hdmnet", "hsnet"] = "hdmnet"  # whose episodes the test draws
     hsnet_list: str | None = None  # a fold list of HSNet; unset: the images of val_list
+    hsnet_class: Literal["listed", "drawn", "cyclic"] = "listed"  # of the next episode of hsnet
     absent_class: Literal["zero", "skip"] = "zero"  # in the mIoU: a class without episodes
     vis_num: CountOrZero = 3  # episodes drawn as pictures
     baselines: bool = False  # also score everything foreground and the prior alone

@@ -19,7 +19,8 @@ from util.config.fields import (
     TestFields,
     TrainFields,
 )
-from util.data.folds import SEEN, count_folds
+from util.data.folds import MAX_CLASSES, SEEN, Folds, count_folds, fold_classes
+from util.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from model.backbone import Sizes
@@ -103,6 +104,11 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         if self.hsnet_list and self.protocol != "hsnet":
             yield ("hsnet_list", "protocol"), "needs protocol hsnet"
         names = self.class_names
+        if self.masks == "folders" and names is None:
+            yield ("masks",), "folders needs class_names, the names of the folders of the masks"
+        if self.base_data_root and (self.masks == "folders" or self.num_classes > MAX_CLASSES):
+            text = f"needs index masks of at most {MAX_CLASSES} classes; leave it empty"
+            yield ("base_data_root", "masks", "num_classes"), text
         if names is not None and len(names) != self.num_classes:
             text = f"{len(names)} class names for num_classes {self.num_classes}"
             yield ("class_names", "num_classes"), text
@@ -122,31 +128,13 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
                 ("folds", "num_classes"),
                 "a single class cannot be both trained on and held out; set folds to seen",
             )
-        elif isinstance(folds, str):
-            unequal = self.effective_folds == "contiguous" and classes % self.num_folds
-            if self.num_folds > classes or unequal:
-                yield (
-                    ("num_folds", "num_classes", "folds"),
-                    f"{classes} classes do not split into {self.num_folds} equal folds; "
-                    "list the held-out classes of each fold in folds",
-                )
-        elif not folds:
-            yield ("folds",), "the list of folds is empty"
         else:
-            for index, held_out in enumerate(folds):
-                keys, fold = ("folds", "num_classes"), f"fold {index}"
-                if outside := [label for label in held_out if not 1 <= label <= classes]:
-                    yield keys, f"{fold}: class {outside[0]} is not within 1..{classes}"
-                if len(set(held_out)) != len(held_out):
-                    yield keys, f"{fold}: a class occurs twice"
-                if not held_out:
-                    yield keys, f"{fold}: no class is held out"
-                if len(held_out) == classes:
-                    yield (
-                        keys,
-                        f"{fold}: all classes are held out, none is left to train on; "
-                        "folds: seen holds none out",
-                    )
+            keys = ("folds", "num_classes")
+            try:
+                for split in range(max(1, self.fold_count)):
+                    fold_classes(classes, self.effective_folds, split, self.num_folds)
+            except UserError as error:
+                yield ("num_folds", *keys) if isinstance(folds, str) else keys, str(error)
 
     @property
     def fold_count(self) -> int:
@@ -154,7 +142,7 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
         return count_folds(self.folds, self.num_folds)
 
     @property
-    def effective_folds(self) -> str | list[list[int]]:
+    def effective_folds(self) -> Folds:
         """`folds`, where the published `use_split_coco: False` asks for contiguous ones."""
         if self.folds == "interleaved" and not self.use_split_coco:
             return "contiguous"

@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -15,7 +14,9 @@ from util.data.images import (
     Entry,
     as_shown,
     check_labels,
+    look_up,
     read_image,
+    read_labels,
     read_mask,
     require_same_size,
 )
@@ -24,14 +25,14 @@ from util.runtime.errors import UserError
 
 
 def read_pair(data_root: str, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    """Read the image, uint8 (H, W, 3), and the mask, uint8 (H, W), of an entry under `data_root`.
+    """Read the image, uint8 (H, W, 3), and the `read_labels` of an entry under `data_root`.
 
     Raises:
         UserError: One of them cannot be read, or their sizes differ.
     """
     image_path, mask_path = (os.path.join(data_root, name) for name in entry)
     image = read_image(image_path)
-    mask = as_shown(read_mask(mask_path), image.shape, image_path)
+    mask = as_shown(read_labels(data_root, entry), image.shape, image_path)
     require_same_size(image, image_path, mask, mask_path)
     return image, mask
 
@@ -75,7 +76,7 @@ class BaseLabels:
     def __call__(self, mask: np.ndarray, data_root: str, entry: Entry) -> np.ndarray:
         """Return the base label, uint8 (H, W), of the mask that `read_pair` gave for an entry."""
         if self.folder is None:
-            label = cv2.LUT(mask, self.table)
+            label = look_up(mask, self.table)
         else:
             image_path, mask_path = (os.path.join(data_root, name) for name in entry)
             path = base_label_path(self.folder, mask_path)

@@ -9,12 +9,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import torch
 from torch.utils.data import Dataset
 
 from util.data.dataset import BaseLabels, read_pair
-from util.data.folds import Fold, class_label_table
+from util.data.folds import Fold, class_label_table, mask_type
+from util.data.images import look_up
 from util.data.lists import ImageLists, check_enough
 from util.data.transform import Compose, RandomStream
 
@@ -58,7 +58,7 @@ class EpisodeDataset(Dataset):
     Args:
         lists: The images of the part.
         fold: The fold.
-        part: "train" for episodes of base classes, "val" for held-out classes.
+        part: "train" for episodes of base classes, "val" or "test" for held-out classes.
         shot: Number K of supports.
         data_root: The folder that the paths of the lists are relative to.
         transform: The transform of queries and supports.
@@ -93,7 +93,7 @@ class EpisodeDataset(Dataset):
         self.data_root, self.transform = data_root, transform
         self.classes = fold.classes(part)
         self.base_classes = fold.base
-        self.ignored = ignored
+        self.ignored, self.mask_type = ignored, mask_type(fold.num_classes)
         self.base_labels = BaseLabels(fold, lists.entries, base_label_folder, ignored)
 
     def __len__(self) -> int:
@@ -117,17 +117,17 @@ class EpisodeDataset(Dataset):
         self, index: int, class_id: int, supports: list[int], rng: RandomStream
     ) -> dict[str, Any]:
         """Return the item of a drawn episode; the transforms draw from `rng`."""
-        to_class = class_label_table(class_id, self.ignored)
+        to_class = class_label_table(class_id, self.ignored, self.mask_type)
         entries = self.lists.entries
         image, mask = read_pair(self.data_root, entries[index])
-        label = cv2.LUT(mask, to_class)
+        label = look_up(mask, to_class)
         base_label = self.base_labels(mask, self.data_root, entries[index])
         query, query_mask, base_mask = self.transform(rng, image, label, base_label)
         images = torch.empty(len(supports), 3, *self.transform.size)
         masks = []
         for support, place in zip(supports, reversed(images.unbind()), strict=True):
             image, mask = read_pair(self.data_root, entries[support])
-            _, support_mask = self.transform(rng, image, cv2.LUT(mask, to_class), out=place)
+            _, support_mask = self.transform(rng, image, look_up(mask, to_class), out=place)
             masks.append(support_mask)
         item: dict[str, Any] = {
             "query": query,

@@ -2,9 +2,10 @@
 
 Everything is drawn from numpy's legacy generator. For PASCAL the queries are the pairs of image and
 class in the order of the list, and after the last one the first follows again. For COCO the class is
-drawn, then the query among the images of the class. The supports are drawn from these images until
-there are enough that are not the query, and may repeat. These episodes have not been compared with
-those of HSNet's own code.
+drawn, then the query among the images of the class. The cross-domain sets of PATNet (Lei et al., ECCV
+2022) take the classes in turn. The supports are drawn from the images of the class until there are
+enough that are not the query, and may repeat. These episodes have not been compared with those of
+HSNet's own code.
 """
 
 import os
@@ -29,7 +30,7 @@ def draw_hsnet_runs(
     number: int,
     runs: int,
     list_file: str | None = None,
-    by_class: bool = False,
+    class_order: str = "listed",
 ) -> list[DrawnRun]:
     """Return `runs` runs of `number` test episodes, with the seeds 0, 1, 2, … (HSNet's is 0).
 
@@ -39,9 +40,10 @@ def draw_hsnet_runs(
         number: Episodes per run.
         runs: The number of runs.
         list_file: A fold list of HSNet: lines IMAGE__CLASS with classes from 1, as for PASCAL, or a
-            pickle (.pkl) of {class from 0: [image, …]}, as for COCO, with which `by_class` holds.
-            None takes the images of each class in `lists`, in the order of the images.
-        by_class: Whether class and query are drawn, as for COCO.
+            pickle (.pkl) of {class from 0: [image, …]}, as for COCO, whose classes are drawn. None
+            takes the images of each class in `lists`, in the order of the images.
+        class_order: "listed": query and class are the next pair; "drawn": both are drawn, as for
+            COCO; "cyclic": the class is the next one, and the query drawn.
 
     Raises:
         UserError: The file cannot be read or has another form, names an image that `lists` does not
@@ -50,12 +52,16 @@ def draw_hsnet_runs(
     if list_file is None:
         pairs = sorted((i, class_id) for class_id, of in lists.class_files.items() for i in of)
     else:
-        by_class = list_file.endswith(".pkl")
-        pairs = _find_images(_read_pickle(list_file) if by_class else _read_lines(list_file), lists)
+        pickled = list_file.endswith(".pkl")
+        class_order = "drawn" if pickled else "listed"
+        pairs = _find_images(_read_pickle(list_file) if pickled else _read_lines(list_file), lists)
     classes = list(lists.class_files)
     of_class = {class_id: [i for i, c in pairs if c == class_id] for class_id in classes}
     for class_id, images in of_class.items():
-        if len({lists.entries[i] for i in images}) < 2 and (images or by_class):
+        if list_file is None and class_order == "listed":
+            # FSS-1000 has its images as text, 1, 10, 2, …, but numbers its supports.
+            images.sort(key=lambda i: len(lists.entries[i][0]))
+        if len({lists.entries[i] for i in images}) < 2 and (images or class_order != "listed"):
             raise UserError(f"{list_file or 'val_list'}: class {class_id} needs two images")
     drawn = []
     for seed in range(runs):
@@ -63,8 +69,9 @@ def draw_hsnet_runs(
         draws = []
         for episode in range(number):
             query, class_id = pairs[episode % len(pairs)]
-            if by_class:
-                class_id = _choose(stream, classes)
+            if class_order != "listed":
+                cyclic = class_order == "cyclic"
+                class_id = classes[episode % len(classes)] if cyclic else _choose(stream, classes)
                 query = _choose(stream, of_class[class_id])
             supports: list[int] = []
             while len(supports) < shot:

@@ -6,21 +6,56 @@ these counts by the rules of PFENet and BAM.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from util.data.cells import Grid
-from util.data.folds import Fold
-from util.data.images import Entry, unknown_class
+from util.data.folds import Fold, mask_type
+from util.data.images import Entry, MarkedEntry, unknown_class
 from util.data.list_cache import Counts, file_stamps, load_counts
 from util.runtime.errors import UserError
 from util.runtime.texts import is_comment, read_text
 
 
 @dataclass(frozen=True)
+class MaskForm:
+    """How the masks of a dataset hold its classes.
+
+    Attributes:
+        num_classes: The number of classes, which decides the type of class ids.
+        folders: The folders of binary masks of the classes 1, 2, …; None: there are index masks.
+    """
+
+    num_classes: int = 1
+    folders: Sequence[str] | None = None
+
+    def read(self, entries: Sequence[Entry], problems: list[str]) -> list[Entry]:
+        """Return entries that say how their masks are read; `problems` receives what is wrong."""
+        kind = mask_type(self.num_classes)
+        if self.folders is None:
+            plain = kind == np.uint8
+            return [*entries] if plain else [MarkedEntry(one, kind) for one in entries]
+        ids = {name: class_id for class_id, name in enumerate(self.folders, 1)}
+        of_image: dict[str, dict[str, int]] = defaultdict(dict)
+        for image, mask in entries:
+            name = os.path.basename(os.path.dirname(mask))
+            if name in ids:
+                of_image[image][mask] = ids[name]
+            else:
+                problems.append(f"mask {mask} is in no folder of a class; see class_names")
+        return [
+            MarkedEntry(one, kind, masks.pop(one[1]), masks.items())
+            for one in entries
+            if one[1] in (masks := {**of_image[one[0]]})
+        ]
+
+
+@dataclass(frozen=True)
 class ImageLists:
-    """The images of one part ("train" or "val") of a fold.
+    """The images of one part ("train", "val" or "test") of a fold.
 
     Attributes:
         entries: Image and mask relative to the data root, in the order of the list file.
@@ -46,30 +81,32 @@ def load_lists(
     mixed_images: str = "drop",
     min_cells: int = 0,
     grid: Grid | None = None,
+    form: MaskForm = MaskForm(),
 ) -> ImageLists:
     """Return the lists of one part of a fold from a list file.
 
     "train" takes the images in which at least one base class counts and, with `mixed_images` "drop",
-    all classes are base classes; "val" takes the images with a held-out class that counts, whatever
-    base classes they show.
+    all classes are base classes; "val" and "test" take the images with a class of theirs that
+    counts, whatever base classes they show.
 
     Args:
         data_root: The folder that the list's paths are relative to.
         list_file: The list file.
         fold: The fold.
-        part: "train" or "val".
+        part: "train", "val" or "test".
         cache_dir: The folder in which the scan of the masks is cached.
         min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
-        workers: Threads of the scan; None is all cores.
+        workers: Processes of the scan; None is all cores.
         progress: Whether to show a progress bar.
         mixed_images: "drop" leaves out training images that also show a held-out class.
         min_cells: A class counts in an image if it also covers so many cells of `grid`.
         grid: The network's grid; needed where `min_cells` is not 0.
+        form: How the masks hold the classes.
 
     Raises:
         UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
-    entries = read_entries(data_root, list_file)
+    entries = read_entries(data_root, list_file, form)
     place = (data_root, list_file, entries, cache_dir, workers, progress)
     counts = counting_sizes(*place, min_cells, grid)
     check_classes(counts, list_file)
@@ -87,13 +124,14 @@ def counting_sizes(
     progress: bool = True,
     min_cells: int = 0,
     grid: Grid | None = None,
+    known: Mapping[str, Counts] | None = None,
 ) -> list[Counts]:
     """Return `load_counts`, with 0 pixels of a class in an image where its cells are too few.
 
     The arguments are those of `load_counts` and `load_lists`.
     """
     place = (data_root, list_file, entries, cache_dir, workers, progress)
-    counts = load_counts(*place)
+    counts = load_counts(*place, known=known)
     if not min_cells:
         return counts
     return [
@@ -133,8 +171,8 @@ def check_any(
 
 
 def filter_entries(
-    entries: Iterable[Entry],
-    counts: Iterable[Counts],
+    entries: Sequence[Entry],
+    counts: Sequence[Counts],
     fold: Fold,
     part: str,
     min_pixels: int,
@@ -149,15 +187,18 @@ def filter_entries(
     Raises:
         UserError: A mask holds a value that is no class of the dataset.
     """
-    wanted = fold.classes(part)
-    lists = ImageLists([], [], {class_id: [] for class_id in wanted})
+    lists = ImageLists([], [], {class_id: [] for class_id in fold.classes(part)})
+    wanted = lists.class_files.keys()
+    shown: dict[str, set[int]] = defaultdict(set)
+    for (image, _), pixels in zip(entries, counts, strict=True):
+        shown[image].update(pixels)
     for entry, pixels in zip(entries, counts, strict=True):
         if pixels and max(pixels) > fold.num_classes:
             path = os.path.join(data_root, entry[1])
             raise unknown_class(path, max(pixels), fold.num_classes)
         present = tuple(class_id for class_id in sorted(pixels) if class_id in wanted)
         counting = [class_id for class_id in present if pixels[class_id] >= max(1, min_pixels)]
-        mixed = part == "train" and len(present) < len(pixels)
+        mixed = part == "train" and not shown[entry[0]] <= wanted
         if (mixed and mixed_images == "drop") or not counting:
             continue
         for class_id in counting:
@@ -197,22 +238,24 @@ def shortages(
             )
 
 
-def existing_entries(data_root: str, list_file: str) -> list[Entry]:
+def existing_entries(data_root: str, list_file: str, form: MaskForm = MaskForm()) -> list[Entry]:
     """Read a list file like `read_entries` and raise a UserError if a file in it does not exist."""
-    entries = read_entries(data_root, list_file)
+    entries = read_entries(data_root, list_file, form)
     file_stamps(data_root, list_file, entries)
     return entries
 
 
-def read_entries(data_root: str, list_file: str) -> list[Entry]:
+def read_entries(data_root: str, list_file: str, form: MaskForm = MaskForm()) -> list[Entry]:
     """Read all entries of a list file, in order; UserError for the first problem."""
-    entries, problems = parse_entries(data_root, list_file)
+    entries, problems = parse_entries(data_root, list_file, form)
     for problem in problems:
         raise UserError(problem)
     return entries
 
 
-def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str]]:
+def parse_entries(
+    data_root: str, list_file: str, form: MaskForm = MaskForm()
+) -> tuple[list[Entry], list[str]]:
     """Read the entries of a list file and collect the problems of lines that are no pair.
 
     Image and mask are separated by a tab or a blank. A line without a tab and with several blanks
@@ -250,4 +293,4 @@ def parse_entries(data_root: str, list_file: str) -> tuple[list[Entry], list[str
             entries += pairs
         else:
             problems.append(f'{list_file} line {number} is not "IMAGE MASK":{reason} {line!r}')
-    return entries, problems
+    return form.read(entries, problems), problems

@@ -17,8 +17,8 @@ from util.data.cells import Grid
 from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
-from util.data.folds import Fold, fold_classes
-from util.data.lists import check_enough, existing_entries, load_lists
+from util.data.folds import MAX_CLASSES, Fold, fold_classes
+from util.data.lists import MaskForm, check_enough, existing_entries, load_lists
 from util.data.transform import Compose, EvalTransform, base_train_transform, train_transform
 from util.runtime.errors import DataError, UserError, errors_as
 
@@ -61,17 +61,18 @@ def build_episodes(
 
     Args:
         cfg: The settings.
-        part: "train" (base classes) or "val" (held-out classes).
+        part: "train" (base classes), "val" or "test" (held-out classes; where the division into
+            classes is fixed, those of this part).
         testing: Whether to use the transform of the test and to add labels at the original size;
             else the random transforms of training are used.
         progress: Whether to show a progress bar if masks have to be scanned.
-        list_part: The part whose list of images is used; None is `part`.
+        list_part: The part whose list of images is used; None is `part`, or "val" for "test".
 
     Raises:
         UserError: There are too few images.
     """
     transform: Compose
-    list_part = list_part or part
+    list_part = list_part or {"test": "val"}.get(part, part)
     data_root, list_file = data_paths(cfg, list_part)
     fold = config_fold(cfg)
     lists = load_lists(
@@ -85,6 +86,7 @@ def build_episodes(
         mixed_images=cfg.mixed_images,
         min_cells=cfg.min_cells,
         grid=training_grid(cfg) if cfg.min_cells else None,
+        form=mask_form(cfg),
     )
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
@@ -110,6 +112,7 @@ def build_base_data(
     processes and accumulated batches, rounded up to the same number in each. The dataset holds
     every image of the val list.
     """
+    learner_classes(cfg)
     batch_size = base_batch_size(cfg, world_size)
     size = (cfg.base_h, cfg.base_w)
     scale = (cfg.base_scale_min, cfg.base_scale_max)
@@ -135,6 +138,11 @@ def config_fold(cfg: Config) -> Fold:
     return fold_classes(cfg.num_classes, cfg.effective_folds, cfg.split, cfg.num_folds)
 
 
+def mask_form(cfg: Config) -> MaskForm:
+    """Return how the masks of the dataset hold its classes."""
+    return MaskForm(cfg.num_classes, cfg.class_names if cfg.masks == "folders" else None)
+
+
 def training_grid(cfg: Config) -> Grid:
     """Return the grid of the backbone at the size of training."""
     return backbone_grid(cfg.backbone, cfg.train_h)
@@ -152,8 +160,18 @@ def ignored_classes(cfg: Config) -> tuple[int, ...]:
 
 
 def learner_classes(cfg: Config) -> int:
-    """Return the number of classes of the base learner; 0 where the settings have none."""
-    return 0 if cfg.base_learner == "none" else len(config_fold(cfg).base)
+    """Return the number of classes of the base learner; 0 where the settings have none.
+
+    Raises:
+        UserError: There are too many for a base learner.
+    """
+    classes = 0 if cfg.base_learner == "none" else len(config_fold(cfg).base)
+    if classes > MAX_CLASSES:
+        raise UserError(
+            f"the fold has {classes} base classes and a base learner at most {MAX_CLASSES}: set "
+            "base_learner none"
+        )
+    return classes
 
 
 def data_paths(cfg: Config, part: str) -> tuple[str, str]:
@@ -197,7 +215,7 @@ def check_batch(
         accumulated = " or grad_accum" if grad_accum > 1 else ""
         processes = " or the number of processes" if world_size > 1 else ""
         raise UserError(
-            f"{list_file} gives {images} training images, and an iteration takes {needed} "
+            f"{list_file}: training images: {images}, and an iteration takes {needed} "
             f"({batch_size} × {world_size} process{'es' * (world_size > 1)} × "
             f"{grad_accum} accumulated); lower {key}{accumulated}{processes}"
         )
@@ -205,7 +223,10 @@ def check_batch(
 
 def _base_images(cfg: Config, part: str, transform: Compose) -> BaseDataset:
     data_root, list_file = data_paths(cfg, part)
-    entries = existing_entries(data_root, list_file)
+    entries = existing_entries(data_root, list_file, mask_form(cfg))
+    if cfg.masks == "folders":
+        # An image has an entry for each of its classes.
+        entries = list({entry[0]: entry for entry in entries}.values())
     folder = _base_label_folder(cfg, part)
     ignored = ignored_classes(cfg) if part == "train" else ()
     return BaseDataset(entries, config_fold(cfg), part, data_root, transform, folder, ignored)

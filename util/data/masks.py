@@ -65,8 +65,8 @@ class MaskFile:
         self.image = image
         self.stretched = image.mode == "L" and ("L;2" in packing or "L;4" in packing)
 
-    def class_ids(self) -> np.ndarray:
-        """Return the class ids, uint8 (H, W): indices of a palette, or values of one channel.
+    def class_ids(self, kind: type[np.integer] = np.uint8) -> np.ndarray:
+        """Return the class ids, (H, W) of a type: indices of a palette, or values of one channel.
 
         Raises:
             UserError: The file is lossy, transparent, coloured, or holds other numbers.
@@ -99,9 +99,10 @@ class MaskFile:
                 "it with 8 bits"
             )
         with np.errstate(invalid="ignore"):
-            ids = values.astype(np.uint8)
+            ids = values.astype(kind)
         if (wrong := ids != values).any():
-            raise self._wrong(f"holds the value {values[wrong][0]}; class ids are 0..255")
+            most = np.iinfo(kind).max
+            raise self._wrong(f"holds the value {values[wrong][0]}; class ids are 0..{most}")
         return turn(ids, self.orientation)
 
     def region(self) -> Region:

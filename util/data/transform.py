@@ -198,7 +198,9 @@ class FitInside:
 
     def __call__(self, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
         image, labels = resize(self.fitted_size(*image.shape[:2]), rng, image, labels)
-        return self._paste(image, 0), [self._paste(label, self.padding_label) for label in labels]
+        # Class ids of 16 bits are ignored at their highest value.
+        fills = [self.padding_label if one.itemsize == 1 else 65535 for one in labels]
+        return self._paste(image, 0), [*map(self._paste, labels, fills)]
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width takes on the canvas."""

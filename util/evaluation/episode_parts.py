@@ -15,7 +15,7 @@ from util.data.annotations import annotate, annotation_stream
 from util.data.dataset import read_pair
 from util.data.draws import PROTOCOL_SEED
 from util.data.episodes import EpisodeDataset
-from util.data.folds import IGNORE, class_label_table
+from util.data.folds import class_label_table, ignore_value
 from util.data.transform import EvalTransform
 
 # A support: the position of its image in the lists, and its class.
@@ -27,7 +27,7 @@ class Query(NamedTuple):
     """A query, whatever class an episode asks for; its labels have the size that is compared."""
 
     image: Tensor  # transformed, (3, S, S)
-    mask: np.ndarray  # class ids of the dataset, uint8 (H, W), 255 = ignore
+    mask: np.ndarray  # class ids of the dataset, (H, W), uint8 or uint16; its highest = ignore
     base_label: np.ndarray  # labels 0..N of the base learner, likewise
     fitted: tuple[int, int]  # the part (h, w) of S×S that the image fills
     classes: int  # in the image
@@ -65,7 +65,7 @@ class EpisodeParts(Dataset):
         entry = episodes.lists.entries[index]
         image, mask = read_pair(episodes.data_root, entry)
         base_label = episodes.base_labels(mask, episodes.data_root, entry)
-        classes = len(set(np.unique(mask).tolist()) - {0, IGNORE})
+        classes = len(set(np.unique(mask).tolist()) - {0, ignore_value(mask.dtype)})
         transform = cast(EvalTransform, episodes.transform)
         fitted = transform.fitted_size(*mask.shape)
         labels = [] if self.original_size else [mask, base_label]
@@ -84,4 +84,5 @@ class EpisodeParts(Dataset):
         entry = self.episodes.lists.entries[index]
         image, mask = read_pair(self.episodes.data_root, entry)
         stream = annotation_stream(entry[0], class_id, PROTOCOL_SEED)
-        return image, annotate(class_label_table(class_id)[mask], self.ann_type, stream)
+        label = class_label_table(class_id, kind=mask.dtype)[mask]
+        return image, annotate(label, self.ann_type, stream)

@@ -212,7 +212,8 @@ class Predictor:
             base = self._fit(out.base[one], query)
             label = torch.from_numpy(query.base_label).to(self.device)
             encoded.base_counts = pixel_counts(base.argmax(0), label, len(base)).cpu().numpy()
-        label = torch.from_numpy(class_label_table(class_id)).to(self.device)[encoded.mask.long()]
+        table = class_label_table(class_id, kind=query.mask.dtype)
+        label = torch.from_numpy(table).to(self.device)[encoded.mask.long()]
         meta = self._fit(out.meta[one], query)
         final = self._fit(out.final[one], query) if self.ensemble else meta
         foreground = [logits[1] > logits[0] for logits in (final, meta)]

@@ -7,23 +7,27 @@ from typing import Any
 import numpy as np
 import yaml
 
+from util.config import given_values
 from util.data.folds import SEEN, count_folds
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 
 MANY_CLASSES = 8  # From here on there are four folds, as in PASCAL-5^i and COCO-20^i.
-_HEADER = "# Written by `python -m util.prepare_custom`"
 
 
-def require_free_name(name: str) -> None:
-    """Raise a UserError if a dataset of this name exists that was not prepared here."""
+def require_free_name(name: str, command: str = "custom") -> None:
+    """Raise a UserError if a dataset of this name exists that `prepare_COMMAND` did not prepare."""
     place, folder = _places(name)
     if place.is_file():
-        taken = not place.read_text("utf-8", "replace").startswith(_HEADER)
+        taken = not place.read_text("utf-8", "replace").startswith(_header(command))
     else:
         place, taken = folder, any(folder.glob("*.yaml"))
     if taken:
         raise UserError(f"--name {name}: {place} is not from this command; give another name")
+
+
+def _header(command: str) -> str:
+    return f"# Written by `python -m util.prepare_{command}`"
 
 
 def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
@@ -49,7 +53,9 @@ def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
     return {"folds": [block.tolist() for block in blocks]}
 
 
-def write_config(name: str, data: Mapping[str, Any], notes: Mapping[str, str]) -> None:
+def write_config(
+    name: str, data: Mapping[str, Any], notes: Mapping[str, str], command: str = "custom"
+) -> None:
     """Write the YAML files of the dataset `name` with the settings `data` and comments on some.
 
     The description is written each time; the others, which the user may have edited, only where
@@ -58,10 +64,10 @@ def write_config(name: str, data: Mapping[str, Any], notes: Mapping[str, str]) -
     description, folder = _places(name)
     comments = {key: f"  # {note}" for key, note in notes.items()}
     lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in data.items()]
-    header = f"{_HEADER}, again by each run: settings go into config/{name}/{name}.yaml."
+    header = f"{_header(command)}, again by each run: settings go into config/{name}/{name}.yaml."
     write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {
-        name: f"{_HEADER}. Your settings go here, over those of PASCAL-5^i.\n"
+        name: f"{_header(command)}. Your settings go here, over those of PASCAL-5^i.\n"
         f"_base_: ../base/pascal.yaml\nTrain:\n  data_set: {_flow(name)}\n"
     }
     for split in range(count_folds(data["folds"], data.get("num_folds", 1))):
@@ -71,6 +77,12 @@ def write_config(name: str, data: Mapping[str, Any], notes: Mapping[str, str]) -
         path = folder / f"{stem}.yaml"
         if not path.exists():
             write_atomically(path, text)
+
+
+def own_settings(name: str) -> dict[str, Any]:
+    """Return the settings of config/NAME/NAME.yaml, which the user may have edited, if it exists."""
+    path = _places(name)[1] / f"{name}.yaml"
+    return {key: one.value for key, one in given_values(path).items()} if path.is_file() else {}
 
 
 def path_in_config(path: str) -> str:

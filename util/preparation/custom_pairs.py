@@ -20,8 +20,9 @@ from util.data.masks import HALF, MaskFile
 from util.preparation.exports import ImageNames, left_behind, normal_form
 from util.preparation.masks import Placed, prepare_pair, stack_regions
 from util.preparation.segmentations import Drawable
-from util.preparation.shared import DataRoot, run_parallel
+from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
+from util.runtime.parallel import run_parallel
 from util.runtime.texts import is_comment, read_text
 
 PARTS = ("train", "val")

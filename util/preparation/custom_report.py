@@ -86,8 +86,8 @@ def report_lines(
         names = ", ".join(_name(data, class_id) for class_id in fold.novel)
         holds = f"{names} out" if fold.held_out else "no class out"
         lines.append(
-            f"fold {split} holds {holds}: {images['train']:,} images to train, {images['val']:,} "
-            "to test"
+            f"fold {split} holds {holds}; images to train: {images['train']:,}, to test: "
+            f"{images['val']:,}"
         )
         lines += [f"warning: fold {split}: {warning}" for warning in warnings]
         warned |= bool(warnings)

@@ -79,7 +79,7 @@ class AnnotatedImage(NamedTuple):
         """
         height, width = self.height, self.width
         if height is None or width is None:
-            height, width = read_whole_image(image).shape[:2]
+            height, width = read_whole_image(image, pixels=False).shape[:2]
         where = f"{self.file}: {self.file_name}"
         return draw_mask(height, width, json.loads(self.annotations), where, self.region)
 

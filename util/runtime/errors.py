@@ -39,7 +39,14 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something given by the user is wrong; the message is one line saying what and what to do."""
+    """Something given by the user is wrong; the message is one line saying what and what to do.
+
+    Args:
+        message: the line. Line breaks in it, as in a name that it quotes, become blanks.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class DataError(UserError):

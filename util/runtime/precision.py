@@ -18,15 +18,14 @@ class Precision:
         device: where the model is.
 
     Raises:
-        UserError: another word, or float16 on the CPU, where torch cannot train with a scaled loss.
+        UserError: another word, or the device does not compute in this type, see `require_type`.
     """
 
     def __init__(self, amp: str, device: torch.device):
         amp = resolve_amp(amp, device)
         if amp not in ("off", *DTYPES):
             raise UserError(f"amp {amp}: expected off, auto, {' or '.join(DTYPES)}")
-        if amp == "fp16" and device.type == "cpu":
-            raise UserError("amp fp16 needs a CUDA device; on the CPU set amp to bf16 or off")
+        require_type("amp", amp, device)
         self.device = device
         self.dtype = DTYPES.get(amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
@@ -34,6 +33,29 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         """Return a context in which convolutions and products use the reduced type."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+def require_type(key: str, value: str | None, device: torch.device) -> None:
+    """Require that a device computes in the type that a setting asks for.
+
+    Args:
+        key: name of the setting, for the message.
+        value: "bf16", "fp16" or something else, for which nothing is required.
+        device: where the model is.
+
+    Raises:
+        UserError: float16 on the CPU, where torch cannot train with a scaled loss, or bfloat16 on a
+            GPU that only emulates it.
+    """
+    if value == "fp16" and device.type == "cpu":
+        raise UserError(f"{key} fp16 needs a CUDA device; on the CPU set {key} to bf16")
+    if value == "bf16" and device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            raise UserError(
+                f"{key} bf16 needs a GPU of compute capability 8.0 or more, and this one has "
+                f"{major}.{minor}; set {key} to fp16"
+            )
 
 
 def resolve_amp(amp: str, device: torch.device) -> str:

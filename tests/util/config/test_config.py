@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.paths import ROOT
+from tests.util.config import settings_page
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, dump_config, fields, load_config
 from util.config.fields import SECTIONS
@@ -299,18 +300,18 @@ WRONG = [
     ("start_epoch = 200", "must be below the number of epochs, 200"),
     ("batch_size_val = 0", "should be greater than or equal to 1"),
     ("split = 4", "the folds are 0..3"),
-    ("num_classes = 300", "should be less than or equal to 254"),
+    ("num_classes = 65535", "should be less than or equal to 65534"),
     ("num_classes = 0", "should be greater than or equal to 1"),
     ("num_classes = 1", "a single class cannot be both trained on and held out; set folds to seen"),
-    ("num_folds = 3", "8 classes do not split into 3 equal folds"),
+    ("num_folds = 3", "8 classes do not divide into 3 contiguous folds; give the held-out"),
     ("class_names = [a, b]", "2 class names for num_classes 8"),
     ("class_names = [a, b, c, d, e, f, g, a]", "the name a occurs twice"),
     ("folds = thirds", "should be 'contiguous', 'interleaved' or 'seen'"),
-    ("folds = []", "the list of folds is empty"),
-    ("folds = [[1], [2, 9]]", "fold 1: class 9 is not within 1..8"),
-    ("folds = [[1], [2, 2]]", "fold 1: a class occurs twice"),
-    ("folds = [[1], []]", "fold 1: no class is held out"),
-    ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0: all classes are held out, none is left"),
+    ("folds = []", "there are 0 folds"),
+    ("folds = [[1], [2, 9]]", "fold 1 holds out class 9; ids are 1..8"),
+    ("folds = [[1], [2, 2]]", "fold 1 names a class twice: [2, 2]"),
+    ("folds = [[1], []]", "fold 1 of 8 classes has no held-out class"),
+    ("folds = [[1, 2, 3, 4, 5, 6, 7, 8]]", "fold 0 of 8 classes has no base class"),
     ("exp_name = a/b", "names a folder"),
 ]
 
@@ -435,3 +436,9 @@ def test_every_setting_is_described_where_it_stands():
 def test_sections_share_no_key():
     keys = [key for fields in SECTIONS.values() for key in fields.model_fields]
     assert len(keys) == len(set(keys)) == len(Config.model_fields)
+
+
+def test_the_page_of_settings_says_what_the_code_says():
+    assert settings_page.page_text() == settings_page.PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", settings_page.page_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(Config.model_fields)

@@ -61,7 +61,7 @@ def test_folds_are_counted():
         ((20, [[3, 3]], 0), r"twice: \[3, 3\]"),
         ((20, [[]], 0), "no held-out class"),
         ((2, [[1, 2]], 0), "no base class"),
-        ((255, "interleaved", 0), "255"),
+        ((65535, "interleaved", 0), "1..65534"),
     ],
 )
 def test_impossible_folds_are_named(arguments, named):

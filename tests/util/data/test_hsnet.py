@@ -89,7 +89,7 @@ def test_without_a_file_the_images_of_each_class_are_taken_in_their_order(lists)
     (run,) = draw_hsnet_runs(lists, 2, 25, 1)
     assert named(run, short) == pascal_episodes(lines, 2, 25, 0)
     images_of = {c - 1: [short[i] for i in of] for c, of in lists.class_files.items()}
-    (run,) = draw_hsnet_runs(lists, 2, 25, 1, by_class=True)
+    (run,) = draw_hsnet_runs(lists, 2, 25, 1, class_order="drawn")
     assert named(run, short) == coco_episodes(images_of, [1, 5, 9], 2, 25, 0)
 
 

@@ -14,6 +14,7 @@ from tests.util.voc_files import mask_of, write_dataset
 from util.config import load_config
 from util.data.cells import Grid
 from util.data.folds import Fold, fold_classes
+from util.data.list_cache import load_counts
 from util.data.lists import (
     ImageLists,
     check_enough,
@@ -36,13 +37,13 @@ GRID = Grid(64, 8, 8)  # the corner of each 8×8 block of the masks here
 def masks_read(monkeypatch):
     """Paths of the masks read so far."""
     paths = []
-    read = util.data.list_cache.read_mask
+    read = util.data.list_cache.read_labels
 
-    def counting(path):
-        paths.append(path)
-        return read(path)
+    def counting(root, entry, **options):
+        paths.append(os.path.join(root, entry[1]))
+        return read(root, entry, **options)
 
-    monkeypatch.setattr(util.data.list_cache, "read_mask", counting)
+    monkeypatch.setattr(util.data.list_cache, "read_labels", counting)
     return paths
 
 
@@ -178,6 +179,26 @@ def test_one_scan_serves_every_fold_and_later_calls(tmp_path, masks_read):
     assert load(tmp_path, list_file) == first
 
 
+def test_masks_whose_counts_are_known_are_not_read(tmp_path, masks_read):
+    masks = {name: mask_of((2, 300)) for name in "abc"}
+    list_file = write_dataset(tmp_path, masks)
+    entries = read_entries(str(tmp_path), list_file)
+    place = (str(tmp_path), list_file, entries, str(tmp_path / "lists"))
+    known = {entries[0][1]: {3: 7}, entries[2][1]: {2: 300}}
+    assert load_counts(*place, known=known) == [{3: 7}, {2: 300}, {2: 300}]
+    assert masks_read == [str(tmp_path / "b mask.png")]
+    assert load_counts(*place) == [{3: 7}, {2: 300}, {2: 300}] and len(masks_read) == 1
+
+
+def test_processes_count_as_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(util.data.list_cache, "MASKS_OF_PROCESS", 2)
+    masks = {str(number): mask_of((1 + number % 3, 300 + number)) for number in range(9)}
+    list_file = write_dataset(tmp_path, masks)
+    entries = read_entries(str(tmp_path), list_file)
+    found = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"), workers=3)
+    assert found == [{1 + number % 3: 300 + number} for number in range(9)]
+
+
 def test_a_changed_mask_is_read_again_alone(tmp_path, masks_read):
     list_file = write_dataset(tmp_path, {"a": mask_of((2, 300)), "b": mask_of((2, 300))})
     load(tmp_path, list_file)
@@ -224,8 +245,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 def _load_counting(root, list_file, barrier, results):
     reads = []
-    read = util.data.list_cache.read_mask
-    util.data.list_cache.read_mask = lambda path: reads.append(path) or read(path)
+    read = util.data.list_cache.read_labels
+    util.data.list_cache.read_labels = lambda *words, **_: reads.append(words) or read(*words)
     barrier.wait()
     lists = load(root, list_file)
     results.put((len(reads), lists))
@@ -376,8 +397,9 @@ def test_lists_of_the_real_pascal_equal_those_in_circulation(part, split, pascal
 )
 def test_training_images_of_the_real_pascal_are_as_many_as_the_pages_say(rule, sizes, pascal_masks):
     names, counts = zip(*pascal_masks["train"], strict=True)
+    entries = [(name, name) for name in names]
     folds = [fold_classes(20, "contiguous", split) for split in range(4)]
-    lists = [filter_entries(names, counts, fold, "train", 2048, rule) for fold in folds]
+    lists = [filter_entries(entries, counts, fold, "train", 2048, rule) for fold in folds]
     assert [len(of_fold.entries) for of_fold in lists] == sizes
     page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     assert f"| {', '.join(f'{size:,}' for size in sizes)} |" in page

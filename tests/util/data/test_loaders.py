@@ -100,7 +100,7 @@ def test_fewer_images_than_a_global_batch_are_refused(make_config):
             build_train_loader,
             {"batch_size": 60, "grad_accum": 3},
             1,
-            r"160 training images, and an iteration takes 180 \(60 × 1 .*; lower batch_size or grad",
+            r"training images: 160, and an iteration takes 180 \(60 × 1 .*; lower batch_size or grad",
         ),
         (
             build_base_data,

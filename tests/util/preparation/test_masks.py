@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from util.data.images import read_whole_image
+from util.data.list_cache import count_labels
 from util.data.masks import MaskFile
 from util.preparation.masks import fingerprint, prepare_pair
 from util.preparation.shared import DataRoot
@@ -36,9 +37,13 @@ def prepare(image, tmp_path):
             return label
 
         root = DataRoot(tmp_path / "out", tmp_path / "lists")
-        return prepare_pair(root, image, ("images/a.jpg", "masks/a.png"), sources, make_mask)
+        placed = prepare_pair(root, image, ("images/a.jpg", "masks/a.png"), sources, make_mask)
+        # What was made need not be read again to be counted.
+        assert placed.counts is None or placed.counts == count_labels(label)
+        run.counted = placed.counts is not None
+        return placed[:2]
 
-    run.made = 0
+    run.made = run.counted = 0
     return run
 
 
@@ -60,6 +65,9 @@ def test_fingerprints_tell_sources_apart():
 def test_a_pair_is_made_once_and_a_missing_image_comes_back(prepare, mask, tmp_path):
     assert prepare() == ("linked", True)
     np.testing.assert_array_equal(read(mask), LABEL)
+    assert prepare.counted
+    with Image.open(mask) as written:  # The fingerprint is a chunk of the format, not only bytes.
+        assert len(written.text["made from"]) == 32
     for _ in range(2):
         (tmp_path / "out" / "images" / "a.jpg").unlink()
         assert prepare() == ("linked", False)
@@ -123,8 +131,9 @@ def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
     cut(path, kind, None)
     assert read_whole_image(path).shape == (100, 120, 3)
     cut(path, kind, bytes_kept)
-    with pytest.raises(UserError, match=r"image .*é a\.jpg is damaged or truncated"):
-        read_whole_image(path)
+    for pixels in (True, False):
+        with pytest.raises(UserError, match=r"image .*é a\.jpg is damaged or truncated"):
+            read_whole_image(path, pixels=pixels)
     with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
         MaskFile(path, path.read_bytes())
 
@@ -135,4 +144,6 @@ def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
     tags = Image.Exif()
     tags[0x0112] = orientation
     Image.fromarray(noise(20, 30)).save(path, exif=tags)
-    assert read_whole_image(path).shape[:2] == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
+    for pixels in (True, False):
+        size = read_whole_image(path, pixels=pixels).shape[:2]
+        assert size == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]

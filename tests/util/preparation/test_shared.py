@@ -20,9 +20,9 @@ from util.preparation.shared import (
     link_or_copy,
     open_folder,
     resumable,
-    run_parallel,
 )
 from util.runtime.errors import UserError
+from util.runtime.parallel import run_parallel
 
 NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 

@@ -3,7 +3,7 @@ import torch
 
 from model import build_hdmnet, hdmnet_loss
 from util.runtime.errors import UserError
-from util.runtime.precision import Precision
+from util.runtime.precision import Precision, require_type, resolve_amp
 from util.training.schedule import hdmnet_optimizer
 
 CPU = torch.device("cpu")
@@ -12,6 +12,19 @@ CPU = torch.device("cpu")
 def test_float16_is_for_cuda():
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
         Precision("fp16", CPU)
+
+
+def test_types_that_a_device_does_not_compute_in_are_named(monkeypatch):
+    with pytest.raises(UserError, match="backbone_dtype fp16 needs a CUDA device"):
+        require_type("backbone_dtype", "fp16", CPU)
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match=r"amp bf16 needs .* this one has 7\.5; set amp to fp16"):
+        require_type("amp", "bf16", cuda)
+    assert resolve_amp("auto", cuda) == "off"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    require_type("amp", "bf16", cuda)
+    assert resolve_amp("auto", cuda) == "bf16"
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
