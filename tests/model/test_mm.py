@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -12,11 +13,14 @@ from tests.paths import ROOT
 
 def imported(program):
     """What an interpreter of its own prints that runs this program with all warnings on."""
-    command = [sys.executable, "-W", "default", "-c", program]
+    # Torch 2.6 leaves the removal of a folder of its own to the end.
+    warnings = ["-W", "default", "-W", "ignore::ResourceWarning"]
+    command = [sys.executable, *warnings, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_import_is_silent_and_leaves_out_what_takes_long():
     program = """import sys, model.mm
 assert not {"torchvision", "torch._dynamo"} & set(sys.modules)
@@ -26,6 +30,7 @@ print(torchvision.__name__)"""
     assert imported(program) == (0, "torchvision\n")
 
 
+@pytest.mark.slow
 def test_without_mmseg_resize_is_that_of_torch():
     program = """import sys
 sys.modules["mmseg"] = None
