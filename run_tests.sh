@@ -1,10 +1,22 @@
 #!/bin/sh
 # Install what the tests need, check style and types, and run the tests:
-#     sh run_tests.sh [--quick | --faults] [PYTEST ARGUMENT ...]
+#     sh run_tests.sh [--quick | --oldest | --faults] [PYTEST ARGUMENT ...]
 # --quick runs what depends most on the versions of Python and the packages, in about three minutes: the
 # published model's numbers, settings, checkpoints, lists and episodes.
+# --oldest runs the same with the oldest versions that the requirements allow, in the environment
+# .venv-oldest of Python 3.10; BASE=… in front names another Python.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2
 . ./util/shell.sh
+if [ "${1:-}" = --oldest ]; then
+    shift
+    base=${BASE:-python3.10}
+    "$base" -m venv --clear .venv-oldest || fail "$base cannot make .venv-oldest"
+    oldest=.venv-oldest/bin/python
+    "$oldest" -m pip install --quiet uv
+    "$oldest" -m uv pip install --quiet --python "$oldest" --resolution lowest-direct \
+        --build-constraint "$constraints" -r requirements.txt -r requirements-dev.txt || exit
+    PYTHON=$oldest exec sh run_tests.sh --quick "$@"
+fi
 prepare_environment requirements.txt requirements-dev.txt
 case ${1:-} in
 --quick)

@@ -96,7 +96,7 @@ class MaskGrids:
         if self._fixed is not None:
             return
         longest = torch.stack([count.amax() for count in self._counts])
-        # Other devices have no event in every torch from 2.4 on: there the copy waits.
+        # Other devices have no event in every torch from 2.6 on: there the copy waits.
         self._longest = longest.to("cpu", non_blocking=mask.is_cuda)
         self._arrived = None
         if mask.is_cuda:

@@ -4,25 +4,23 @@ Below Python 3.13 these are mmcv-full 1.x and mmsegmentation. Newer Pythons cann
 there mmcv-lite 2.x has the same modules, and torch the function that mmseg's `resize` calls.
 """
 
-import logging
+import io
 import sys
 import warnings
+from contextlib import redirect_stderr
 from functools import partial
 from importlib import import_module
 from types import ModuleType
 
 from torch.nn import functional as F
 
-_cpp_logger = logging.getLogger("torch.utils.cpp_extension")
-_level = _cpp_logger.level
-# mmcv imports torch's module for compiled operators, which are not used here; it warns where no
-# CUDA toolkit is installed.
-_cpp_logger.setLevel(logging.ERROR)
 # mmcv also imports torchvision, and with it the compiler of torch. That would double the time and add
 # 0.2 GB to the memory of every command. So mmcv gets a module that imports it at its first use.
 _torchvision = ModuleType("torchvision")
 sys.modules.setdefault("torchvision", _torchvision)
-with warnings.catch_warnings():
+# mmcv imports torch's module for compiled operators, which are not used here; it writes notices where
+# the CUDA toolkit or the GPU is missing.
+with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")
     from mmcv.cnn import ConvModule
     from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -34,7 +32,6 @@ with warnings.catch_warnings():
     else:
         # mmseg advises on the ratio of sizes at every call; PSPNet's pooled maps never have it.
         resize = partial(_resize, warning=False)
-_cpp_logger.setLevel(_level)
 if sys.modules["torchvision"] is _torchvision:
     del sys.modules["torchvision"]
     _torchvision.__getattr__ = lambda name: getattr(  # type: ignore[method-assign]

@@ -14,6 +14,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the tests of faults and other slow ones too; minutes",
     )
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=2000,
+        metavar="CASES",
+        help="damaged inputs of tests/test_fuzz.py (%(default)s)",
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -14,7 +14,7 @@ SCRIPTS = ("train.sh", "train_base.sh", "test.sh")
 DATASETS = ("coco", "demo", "pascal")  # those that come with the repository
 SETTINGS = (
     *("NET", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    *("MAX_RESTARTS", "VIRTUAL_ENV"),
+    *("MAX_RESTARTS", "VIRTUAL_ENV", "SHOTS", "SLURM_STEP_NUM_NODES"),
 )
 
 STAND_IN = """#!/bin/sh
@@ -32,7 +32,7 @@ def repository(tmp_path):
     """
     root = tmp_path / "a repository  with blanks"
     (root / "util").mkdir(parents=True)
-    for name in (*SCRIPTS, "util/shell.sh", "util/build-constraints.txt"):
+    for name in (*SCRIPTS, "reproduce.sh", "util/shell.sh", "util/build-constraints.txt"):
         shutil.copy(ROOT / name, root / name)
     for name in ("base", *DATASETS):
         shutil.copytree(ROOT / "config" / name, root / "config" / name)
@@ -288,3 +288,37 @@ def test_quick_tests_are_a_selection(repository):
     assert words[-1] == "-x" and "--quick" not in words
     selected = [ROOT / word for word in words if word.startswith("tests/")]
     assert selected and all(path.exists() for path in selected)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"), [((), "exp"), (("exp_dir", "a b"), "a b"), (("exp_dir=x",), "x")]
+)
+def test_reproduce_trains_and_tests_all_folds_and_prints_the_table(repository, words, folder):
+    done, calls = run(repository, "reproduce.sh", "coco", "1", *words, NET="vgg")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("coco, vgg: folds 0, 1, 2, 3, supports 1, 5.")
+    expected = []
+    for fold in range(4):
+        for shot in "15":
+            settings = options("coco", fold, "vgg", *words, "shot", shot)
+            expected += [
+                ("train_base.py", *settings, "--if-missing"),
+                ("train.py", *settings),
+                ("test.py", *settings, "--if-missing"),
+            ]
+    expected.append(("-m", "util.report", f"{folder}/coco"))
+    assert calls == [call(*words) for words in expected]
+    # The first that fails ends it.
+    done, calls = run(repository, "reproduce.sh", "coco", "1", failing="train.py", SHOTS="5")
+    assert done.returncode == 7 and len(calls) == 2 and "<shot> <5>" in calls[1]
+
+
+def test_reproduce_asks_for_what_it_needs(repository):
+    for words, text in (
+        (("pascal",), "usage: sh reproduce.sh DATASET GPUS"),
+        (("pasca", "1"), "DATASET = pasca: must be one of coco, demo, pascal"),
+        (("pascal", "x"), "GPUS = x: must be a whole number"),
+    ):
+        done, calls = run(repository, "reproduce.sh", *words)
+        assert (done.returncode, calls) == (2, []) and text in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -97,7 +97,14 @@ class Laboratory:
             f"list_dir={folder}/lists",
             "folds=[[20]]",
             "save_freq=1",
-            *("batch_size=6", "workers=1", "print_freq=1", "evaluate=False", "min_pixels=1"),
+            *(
+                "batch_size=6",
+                "workers=1",
+                "print_freq=1",
+                "evaluate=False",
+                "min_pixels=1",
+                "amp=off",
+            ),
             *(f"epochs={EPOCHS}", f"save_iters={SAVE_ITERS}", "base_epochs=1", "base_batch_size=8"),
         ]
         base = self._start("base", "train_base.py", 1)

@@ -102,7 +102,7 @@ def _plain_errors(batches: Iterator) -> Iterator:
         yield from batches
     except UserError as error:
         # The message that torch passes on is the worker's whole stack trace.
-        line = str(error).rstrip().rpartition("\n")[2]
+        line = error.args[0].rstrip().rpartition("\n")[2]
         raise DataError(line.removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
 

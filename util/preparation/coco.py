@@ -196,7 +196,7 @@ def _order(record: _Image | _Category) -> tuple[bool, int, str]:
 def _parents(categories: Iterable[_Category], used: set[str]) -> list[_Category]:
     """Return the categories that Roboflow adds: they group others and own nothing."""
     categories = list(categories)
-    above = {one.supercategory for one in categories if one.supercategory != one.name}
+    above = {str(one.supercategory) for one in categories if one.supercategory != one.name}
     tops = [one for one in categories if one.supercategory == "none"]
     return [
         one

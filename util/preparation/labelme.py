@@ -60,11 +60,16 @@ def _load(path: str) -> _File:
         content = json.loads(Path(path).read_bytes())
         # Old files do not say the kind of a shape.
         shapes = [
-            (str(one["label"]), one.get("shape_type") or "polygon", one["points"], one.get("mask"))
+            (
+                str(one["label"]),
+                str(one.get("shape_type") or "polygon"),
+                one["points"],
+                one.get("mask"),
+            )
             for one in content["shapes"]
         ]
         height, width = (int(content.get(f"image{side}") or 0) or None for side in SIDES)
-        return _File(content.get("imagePath") or "", height, width, shapes)
+        return _File(str(content.get("imagePath") or ""), height, width, shapes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no file of labelme ({error!r}): save it again") from error
 

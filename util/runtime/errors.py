@@ -41,6 +41,10 @@ T = TypeVar("T")
 class UserError(Exception):
     """Something given by the user is wrong; the message is one line saying what and what to do."""
 
+    def __str__(self) -> str:
+        """Return the line; line breaks, as in a name that it quotes, become blanks."""
+        return " ".join(super().__str__().splitlines())
+
 
 class DataError(UserError):
     """Something about the data is wrong: one problem, of which there may be more."""

@@ -194,4 +194,4 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _gradient_norm(optimizer: Optimizer) -> Tensor:
     gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return torch.nn.utils.get_total_norm(gradients)
