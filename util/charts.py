@@ -141,7 +141,7 @@ def class_bars(report: Mapping[str, Any], class_names: Sequence[str] | None) -> 
     mean = 100 * report["mean"]["mIoU"]
     axes.axvline(mean, color=_LINE_COLOUR, linestyle="--", label=f"mIoU {mean:.1f} %")
     axes.set_yticks(range(len(names)), names, size=8, parse_math=False)
-    axes.set(xlim=(0, 110), ylim=(len(names) - 0.5, -0.5), xticks=range(0, 101, 20))
+    axes.set(xlim=(0, 110), ylim=(max(len(names), 1) - 0.5, -0.5), xticks=range(0, 101, 20))
     count = f", mean and 95 % interval of {len(runs)} runs" if len(runs) > 1 else ""
     axes.set(xlabel=f"IoU (%){count}", ylabel="class")
     axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderpad=0)

@@ -59,7 +59,9 @@ def test_curves_are_a_file_beside_the_scalars(tmp_path, caplog):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and not caplog.records
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), ImportError("no matplotlib"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), ImportError("no matplotlib"), MemoryError()]
+)
 def test_curves_that_fail_are_a_line_in_the_log(error, tmp_path, caplog, monkeypatch):
     def fails(path):
         raise error
