@@ -22,6 +22,7 @@ class OverlapLoss(NamedTuple):
     overlap: Tensor
 
 
+@pytest.mark.slow
 def test_another_loss_is_minimised_and_logged_and_what_is_not_trained_gets_no_gradient(
     tiny_voc, tmp_path, monkeypatch
 ):

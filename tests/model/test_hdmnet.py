@@ -194,6 +194,7 @@ def test_a_net_for_another_shot_shares_the_weights(net, batch):
     assert {id(parameter) for parameter in other.parameters()} < shared
 
 
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same_and_keep_the_names_of_weights(batch, monkeypatch):
     # What makes code of the graphs is left out, since it takes minutes.
     backend = CompileCounter()

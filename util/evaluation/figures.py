@@ -176,7 +176,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
     height, width = panel.image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.set_axis_off()
-    axes.set_title(panel.caption, size=9, pad=3)
+    axes.set_title(panel.caption, size=9, pad=3, y=1)
     axes.imshow(panel.image)
     if panel.values is not None:
         axes.imshow(panel.values, "viridis", alpha=0.65, interpolation="bilinear", extent=extent)

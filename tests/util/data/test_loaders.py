@@ -40,6 +40,7 @@ def make_config(tiny_voc, list_cache):
     return make_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shot", [1, 5])
 def test_val_loader_gives_the_published_episodes(make_config, shot):
     episodes = build_episodes(make_config(shot=shot, split=2), "val", testing=True)

@@ -61,6 +61,7 @@ def losses_of_training(amp, backbone_dtype=None):
     return torch.tensor(rows)
 
 
+@pytest.mark.slow
 def test_reduced_precision_follows_float32_within_two_percent():
     expected = losses_of_training("off")
     assert expected[-1, 0] < expected[0, 0] - 0.1

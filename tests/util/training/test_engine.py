@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from itertools import pairwise
 
@@ -134,6 +135,8 @@ class Training:
         )
         with pytest.raises(SystemExit) as stop:
             self.run()
+        # Ends the loader processes. Left to the garbage collector, each would be waited for 5 s.
+        traceback.clear_frames(stop.tb)
         return stop.value.code
 
     def stop_in_validation(self, step):
@@ -179,6 +182,7 @@ def plain(tmp_path_factory):
     return folder, Training(folder).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 10, 11])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, whole, tmp_path):
@@ -424,6 +428,7 @@ def train_together(processes, folder):
     sys.exit(0)
 
 
+@pytest.mark.slow
 def test_two_processes_validate_alike_and_save_and_leave_together_after_a_signal(tmp_path):
     spawn_two(train_together, tmp_path)
     (code, grouped, one), (other_code, other_grouped, other) = (
