@@ -229,6 +229,7 @@ def test_the_page_has_the_tables_of_the_text(tmp_path):
     assert "<p>A mean is shown where" in text
 
 
+@pytest.mark.slow
 def test_the_page_shows_bars_curves_and_episodes(tmp_path):
     path = write(tmp_path, runs=[{"class_iou": {"1": 0.5, "2": None}}])
     other = write(tmp_path, "split1", split=1)
