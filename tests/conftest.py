@@ -50,3 +50,9 @@ def tiny_voc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny voc")
     make(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def list_cache(tmp_path_factory):
+    """The folder that keeps the scan of the masks of the tiny dataset."""
+    return str(tmp_path_factory.mktemp("lists"))

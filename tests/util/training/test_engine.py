@@ -254,6 +254,44 @@ def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_pat
     assert again.position == (3, 0)
 
 
+def test_only_the_epochs_that_the_recipe_names_end_with_a_validation(tmp_path):
+    training, asked, validated = Training(tmp_path), [], []
+
+    def validates(epoch):
+        asked.append(epoch)
+        return epoch == 2
+
+    def validate(epochs):
+        validated.append((epochs, training.position))
+        return {"mIoU": 0.5}
+
+    recipe = training.trainer.recipe
+    training.trainer.recipe = replace(recipe, validates=validates, validate=validate)
+    training.run()
+    assert asked == [1, 2, 3] and validated == [(1, (1, 4))]
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_iterations_and_validations_compute_in_the_chosen_precision(amp, dtype, tmp_path):
+    training, types = Training(tmp_path, amp=amp), {"pass": set(), "loss": set(), "val": set()}
+    ones = torch.ones(2, 2)
+
+    def losses_of(forward, batch):
+        output = forward(batch["x"])
+        types["pass"].add(output.dtype)
+        types["loss"].add((ones @ ones).dtype)
+        return {"loss": (output.float() - 1).square().mean()}
+
+    def validate():
+        types["val"].add(training.net(ones).dtype)
+        return {"mIoU": 0.5}
+
+    training.losses_of, training.validate = losses_of, validate
+    training.run()
+    # The loss is computed in float32 either way.
+    assert types == {"pass": {dtype}, "loss": {torch.float32}, "val": {dtype}}
+
+
 def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
     training = Training(tmp_path, stop_interval=1)
     training.run()
