@@ -57,7 +57,7 @@ def test_scores_equal_the_published_ones(name, tiny_voc, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
-def test_the_test_computes_in_the_chosen_precision(amp, dtype, tmp_path, monkeypatch):
+def test_the_test_computes_in_the_chosen_precision(amp, dtype, monkeypatch):
     seen = []
 
     def keep(cfg, processes, args):
@@ -69,6 +69,7 @@ def test_the_test_computes_in_the_chosen_precision(amp, dtype, tmp_path, monkeyp
         command, "resolve_amp", lambda word, device: amp if word == "auto" else word
     )
     for word in (amp, "auto"):
-        monkeypatch.setattr(sys, "argv", ["test.py", *options(tmp_path, 1, f"amp={word}")])
+        words = ["--config", "config/pascal/pascal_split0_resnet50.yaml", "--opts", f"amp={word}"]
+        monkeypatch.setattr(sys, "argv", ["test.py", *words])
         command.main()
     assert seen == [(amp, dtype)] * 2

@@ -182,6 +182,7 @@ def test_both_stages_train_on_two_processes(scripts, trained):
         assert f"_{content['run']['best']:.4f}.pth" in best.name
         assert "mIoU" in (folder / "log.txt").read_text()
         assert list(folder.glob("events*"))
+        assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert load_config(folder / "config.yaml").base_epochs == 2
 
 
@@ -255,7 +256,9 @@ def test_an_interrupted_test_goes_on_to_the_same_end(scripts, trained, run_test,
         pictures = [picture.name for picture in result.glob("*.png")]
         named = f"1shot-2x60-{weight.stem}"
         assert {f"episode-{named}-0.png", f"contact-{named}.png"} <= set(pictures)
-        assert sum(picture.startswith(f"worst-{named}-") for picture in pictures) == 20
+        assert f"test-{named}.png" in pictures
+        for kind, number in (("best", 3), ("median", 3), ("worst", 20)):
+            assert sum(picture.startswith(f"{kind}-{named}-") for picture in pictures) == number
     whole, cut = reports["whole"], reports["cut"]
     assert cut["runs"] == whole["runs"] and cut["drawn"] == whole["drawn"]
     assert 0 < cut["work"]["episodes"] <= 110 < whole["work"]["episodes"] == 120

@@ -35,6 +35,19 @@ from util.training.signals import STOPPED
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def drawn():
+    """The number of validations written when the curves were drawn, each time; draws nothing."""
+    times = []
+
+    def draw(folder, logger):
+        times.append((folder / "scalars.jsonl").read_text().count("val/"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "draw_curves", draw)
+        yield times
+
+
 class Points(Dataset):
     """Twelve points, moved at random; some of them are not numbers."""
 
@@ -296,6 +309,20 @@ def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
     assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
     assert "rates 1.0e-01 for 0.00 M" in log
+
+
+def test_curves_are_drawn_after_every_validation_and_at_the_end(tmp_path, drawn):
+    for validates, expected in ((True, [1, 2, 3]), (False, [0])):
+        training = Training(tmp_path / str(validates))
+        recipe = replace(training.trainer.recipe, validates=lambda _, wanted=validates: wanted)
+        training.trainer.recipe = recipe
+        drawn.clear()
+        training.run()
+        assert drawn == expected
+    drawn.clear()
+    other = Training(tmp_path / "second", processes=Processes(1, 1, torch.device("cpu")))
+    other.trainer._draw_curves()
+    assert not drawn
 
 
 def test_a_second_training_in_the_folder_is_refused(tmp_path, monkeypatch):
