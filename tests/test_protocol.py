@@ -54,22 +54,3 @@ def test_scores_equal_the_published_ones(name, tiny_voc, tmp_path, monkeypatch):
         values = [run[score] for run in report["runs"]]
         assert report["mean"][score] == pytest.approx(sum(values) / len(values))
         assert report["best"][score] == max(values)
-
-
-@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
-def test_the_test_computes_in_the_chosen_precision(amp, dtype, monkeypatch):
-    seen = []
-
-    def keep(cfg, processes, args):
-        seen.append((cfg.amp, torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype))
-
-    monkeypatch.setattr(command, "test", keep)
-    # What "auto" means depends on the machine.
-    monkeypatch.setattr(
-        command, "resolve_amp", lambda word, device: amp if word == "auto" else word
-    )
-    for word in (amp, "auto"):
-        words = ["--config", "config/pascal/pascal_split0_resnet50.yaml", "--opts", f"amp={word}"]
-        monkeypatch.setattr(sys, "argv", ["test.py", *words])
-        command.main()
-    assert seen == [(amp, dtype)] * 2
