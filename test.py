@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import util
-from util.charts import as_png, class_bars
 from util.checkpoints.run_files import RunFiles
 from util.config import Config, config_parser, given_values, load_config
 from util.data.draws import PROTOCOL_SEED, DrawnRun, draw_test_episodes, run_seeds
@@ -15,6 +14,7 @@ from util.data.episodes import EpisodeDataset
 from util.data.hsnet import draw_hsnet_runs
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
+from util.evaluation.charts import as_png, class_bars
 from util.evaluation.episode_records import (
     episode_records,
     shown_episodes,

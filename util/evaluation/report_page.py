@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from util.charts import as_png, class_bars, training_curves
+from util.evaluation.charts import as_png, class_bars, training_curves
 from util.evaluation.episode_records import TYPICAL, EpisodeRecord, read_csv, shown_episodes
 from util.runtime.errors import UserError
 

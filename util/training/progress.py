@@ -59,7 +59,7 @@ def draw_curves(folder: Path, logger: logging.Logger) -> None:
     """Write FOLDER/curves.png from the scalars of a run; a failure is one line in its log."""
     try:
         # Imported here, as loading matplotlib takes time, and a training can do without it.
-        from util.charts import as_png, training_curves
+        from util.evaluation.charts import as_png, training_curves
 
         write_atomically(folder / "curves.png", as_png(training_curves(folder / "scalars.jsonl")))
     except Exception as error:  # Whatever it is, a picture is no reason to end a training.

@@ -66,7 +66,7 @@ def test_curves_that_fail_are_a_line_in_the_log(error, tmp_path, caplog, monkeyp
     def fails(path):
         raise error
 
-    monkeypatch.setattr("util.charts.training_curves", fails)
+    monkeypatch.setattr("util.evaluation.charts.training_curves", fails)
     draw_curves(tmp_path, logging.getLogger("table"))
     (record,) = caplog.records
     assert record.message == f"{tmp_path}/curves.png is not written: {error}"

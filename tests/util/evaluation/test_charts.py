@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from util.charts import as_png, class_bars, training_curves
+from util.evaluation.charts import as_png, class_bars, training_curves
 
 
 def write(path, rows, ending="\n"):
