@@ -10,11 +10,15 @@ export PYTHON
 sh train.sh split0 demo 1 || exit
 sh test.sh split0 demo 1 baselines True --if-missing || exit
 sh test.sh split0 demo 1 shot 5 --if-missing || exit
-cat <<'END'
+run=exp/demo/HDMNet/split0/resnet18
+cat <<END
 
-dataset                   data/demo
-base learner              exp/demo/PSPNet/split0/resnet18
-HDMNet                    exp/demo/HDMNet/split0/resnet18
-1-shot results, pictures  exp/demo/HDMNet/split0/resnet18/result
-5-shot results, pictures  exp/demo/HDMNet/split0_5shot/resnet18/result
+Both stages are trained and tested. Look at these pictures, each an episode of the test:
+$(ls $run/result/episode-1shot-*.png)
+The tables are beside them, and those with five supports in exp/demo/HDMNet/split0_5shot/resnet18/result.
+
+Now try to find an object of a class that the training has never seen, which a box marks in one picture, in another:
+$python predict.py --weights $run --support data/demo/JPEGImages/val_0004.jpg 5,74,125,199 --query data/demo/JPEGImages/val_0042.jpg --out exp/demo/labels
+
+Then do the same with your own pictures (docs/own_pictures.md), or train on them (docs/data.md).
 END

@@ -14,10 +14,11 @@ from util.data.episodes import EpisodeDataset
 from util.data.hsnet import draw_hsnet_runs
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
+from util.evaluation.charts import as_png, class_bars
 from util.evaluation.episode_records import (
     episode_records,
+    shown_episodes,
     slice_tables,
-    worst_episodes,
     write_csv,
 )
 from util.evaluation.evaluator import evaluate_episodes
@@ -47,7 +48,10 @@ from util.runtime.seed import choose_kernels
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if there is one"),
-    ("--per_episode", "also write every episode to a CSV file, tables by size, and the worst ones"),
+    (
+        "--per_episode",
+        "also write every episode to a CSV file, tables by size, and the best and worst in pictures",
+    ),
 )
 BASELINE_EPISODES = 200
 # What HSNet tests with, over the configuration and below --opts. Its 400 px are 401 for our networks.
@@ -164,16 +168,21 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
             settings, loaded, evaluation, threshold, published_miou(cfg), processes
         )
         report["environment"] = environment
-        text, worst = report_text(report, cfg.class_names), []
+        text, shown = report_text(report, cfg.class_names), {}
         if args.per_episode:
             images = [image for image, _ in episodes.lists.entries]
             records = episode_records(runs, evaluation.counts.records, images, cfg.class_names)
             write_csv(output.with_suffix(".csv"), records)
             text += "\n" + slice_tables(records)
-            worst = [records.index(record) for record in worst_episodes(records)]
+            shown = {
+                name: [records.index(record) for record in chosen]
+                for name, chosen in shown_episodes(records).items()
+            }
         artist = predictor_of(episodes, original_size=True, batch_size=1)
         suffix = output.stem.removeprefix("test-")
-        draw_pictures(artist, runs, cfg.vis_num, worst, cfg.class_names, folder, suffix)
+        draw_pictures(artist, runs, cfg.vis_num, shown, cfg.class_names, folder, suffix)
+        bars = as_png(class_bars(report, cfg.class_names))
+        write_atomically(output.with_suffix(".png"), bars)
         write_atomically(output.with_suffix(".md"), text)
         # The last file: a test that has it is complete.
         write_atomically(output, json.dumps(report, indent=1) + "\n")

@@ -139,7 +139,8 @@ def main() -> None:
             write_demo(options.data, train=1, val=options.pictures, size=max(160, options.size))
         settings = [f"data_root={options.data}", f"val_list={options.data}/val.txt"]
         settings += [f"list_dir={folder}", f"val_size={options.size}"]
-        settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", *options.opts]
+        settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", "amp=off"]
+        settings += options.opts
         cfg = load_config(f"config/demo/demo_split0_{options.net}.yaml", settings)
         results = {}
         for way in WAYS:

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, and the option that runs the slow tests of faults."""
+"""Fixtures that several test files share, the order of the files, and the option --faults."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--faults",
         action="store_true",
-        help="run the tests of faults and other slow ones too; minutes",
+        help="run the tests of faults and other long ones, too; minutes",
     )
     parser.addoption(
         "--fuzz",
@@ -24,11 +24,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--faults"):
-        return
-    slow = [item for item in items if {"faults", "slow"} & {m.name for m in item.iter_markers()}]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    if not config.getoption("--faults"):
+        left_out = [item for item in items if item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    # Files that take long come first, so that no process of several is left with one at the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,3 +50,9 @@ def tiny_voc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny voc")
     make(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def list_cache(tmp_path_factory):
+    """The folder that keeps the scan of the masks of the tiny dataset."""
+    return str(tmp_path_factory.mktemp("lists"))

@@ -3,23 +3,29 @@
 They start in a fraction of a second; to import torch takes several.
 """
 
+import logging
 import multiprocessing
 import os
 import resource
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 
 import torch
 import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from tests.paths import ROOT
 from util.runtime.distributed import start_processes
 
 # CUDA cannot be used in a process that is forked from one which has looked for GPUs.
 START = "spawn" if torch.cuda.is_available() else "forkserver"
-multiprocessing.set_forkserver_preload(["train", "train_base", "util.launch"])
+COMMANDS = ("train", "train_base", "test", "predict", "util.launch")
+# Loaded for models of timm, and for repeatable kernels.
+LATER = ("model.timm_backbone", "torch._inductor.config")
+multiprocessing.set_forkserver_preload([*COMMANDS, *LATER])
 
 
 def spawn_two(function, *arguments):
@@ -47,36 +53,72 @@ def _run(rank, world_size, port, function, arguments):
         processes.barrier()
 
 
-def start_python(words, stdout, stderr=None, environment=None, limit=0):
-    """Start `python WORDS` in this repository, in a session of its own; returns the process.
+def start_python(words, stdout, stderr=None, environment=None, limit=0, folder=ROOT, ranks=True):
+    """Start `python WORDS` in a session of its own; returns the process.
 
     Args:
         words: of the command line: a script or `-m MODULE`, and its arguments.
         stdout, stderr: files that get the output; by default both the same.
         environment: variables that are set beside those of the tests.
         limit: size that no file may exceed, in bytes; 0 for none.
+        folder: that it runs in, by default this repository.
+        ranks: whether the processes that `-m util.launch` starts are forked, too.
     """
-    arguments = (words, stdout, stderr or stdout, os.environ | (environment or {}), limit)
+    environment = os.environ | (environment or {})
+    arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks)
     process = multiprocessing.get_context(START).Process(target=_python, args=arguments)
     process.start()
     return process
 
 
-def _python(words, stdout, stderr, environment, limit):
+def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False):
+    words = [str(word) for word in words]
     os.setsid()
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.clear()
     os.environ |= environment
-    for number, path in ((1, stdout), (2, stderr)):
+    os.fsync = lambda _: None  # as in tests/conftest.py
+    for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if limit:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if ranks and START == "forkserver":
+        SubprocessHandler._popen = _Rank
     if words[0] == "-m":
-        sys.argv = list(map(str, words[1:]))
+        sys.argv = words[1:]
         sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = list(map(str, words))
-        runpy.run_path(str(words[0]), run_name="__main__")
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+class _Rank:
+    """What torchrun takes for the Popen of a process: one that is forked from the launcher."""
+
+    def __init__(self, arguments, environment):
+        words = arguments[arguments.index("-u") + 1 :]
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_rank, args=(words, environment))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("a process of torchrun", timeout)
+        return self.poll()
+
+
+def _rank(words, environment):
+    # What the launcher has set up for itself.
+    logging.disable(logging.NOTSET)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _python(words, environment)

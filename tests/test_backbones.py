@@ -26,6 +26,7 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.training.model import initial_model, needs_stage_1
 
+pytestmark = pytest.mark.slow
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 

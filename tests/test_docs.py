@@ -192,6 +192,7 @@ def own_pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_examples_of_own_pictures_run(own_pictures, capsys):
     page: dict = {"repository": str(ROOT)}
     for block in blocks("docs/own_pictures.md", "python"):
@@ -217,6 +218,7 @@ def test_the_examples_of_own_pictures_run(own_pictures, capsys):
     assert (own_pictures / "query.png").exists()
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_tour_run(tmp_path, monkeypatch, capsys):
     write_demo(tmp_path / "data" / "demo", train=1, val=60)
     (tmp_path / "config").symlink_to(ROOT / "config")

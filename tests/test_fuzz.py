@@ -302,6 +302,7 @@ def limited():
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")
 def test_any_input_gives_an_answer_or_one_line(kind, request, tmp_path):

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 
 import cv2
@@ -18,6 +16,7 @@ from PIL import Image
 import predict
 from segmenter import FewShotSegmenter, Support
 from tests.paths import ROOT
+from tests.processes import start_python
 from tests.small_model import SIZE, small_episodes, small_net
 from util.predict import formats
 from util.preparation.coco import read_instances
@@ -79,6 +78,7 @@ def masks_in(folder):
     }
 
 
+@pytest.mark.slow
 def test_every_format_holds_the_masks(run, place, tmp_path):
     two = ("--support", "first=a.png", "a_mask.png", "--support", "second=b.png", "10,10,90,80")
     code, out, err = run("--format", *ALL, "--review", supports=two)
@@ -165,6 +165,7 @@ def test_parts_are_exact_run_lengths_and_outlines():
     assert list(formats.parts_of(np.zeros((4, 4), np.uint8))) == []
 
 
+@pytest.mark.slow
 def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
     labels = tmp_path / "labels"
     run("--format", "overlay")
@@ -222,6 +223,7 @@ def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
     assert len(json.loads((tmp_path / "labels" / "coco.json").read_text())["images"]) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(run, place, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -231,15 +233,12 @@ def test_a_killed_run_continues(run, place, tmp_path, monkeypatch):
     words = ["--weights", "best.pth", "--support", "a.png", "a_mask.png", "--device", "cpu"]
     words += ["--query", str(photos), "--out", str(tmp_path / "labels"), "--format", "overlay"]
     masks = tmp_path / "labels" / "masks"
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "predict.py"), *words],
-        cwd=place,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        while process.poll() is None and len(list(masks.glob("*.png"))) < 3:
-            time.sleep(0.005)
-        process.kill()
+    words, environment = [ROOT / "predict.py", *words], {"OMP_NUM_THREADS": "1"}
+    process = start_python(words, tmp_path / "log", None, environment, folder=place)
+    while process.exitcode is None and len(list(masks.glob("*.png"))) < 3:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     done = len(list(masks.glob("*.png")))
     assert 3 <= done < 60
 

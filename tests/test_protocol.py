@@ -1,8 +1,6 @@
 """test.py gives the scores that the published test code gives."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +10,7 @@ import test as command
 from tests.golden import DATA, published_state
 from util.evaluation.metrics import SCORES
 
+pytestmark = pytest.mark.slow
 PROTOCOL = json.loads((DATA / "golden_protocol.json").read_text())
 
 
@@ -37,10 +36,14 @@ def test_scores_equal_the_published_ones(name, tiny_voc, tmp_path, monkeypatch):
     settings += [f"{part}_list={tiny_voc}/{part}.txt" for part in ("train", "val")]
     settings += [f"data_root={tiny_voc}", f"list_dir={tmp_path}/lists", "vis_num=1"]
     settings += [f"weight={checkpoint}", f"val_size={golden['size']}"]
-    torch.set_num_threads(1)  # as in the processes below, for sums that are rounded alike
-    monkeypatch.setattr(sys, "argv", ["test.py", *options(tmp_path / "one", 3, *settings)])
+    config = "config/pascal/pascal_split0_resnet50.yaml"
+    settings += [f"exp_dir={tmp_path}/exp", "test_runs=3"]
+    monkeypatch.setattr(sys, "argv", ["test.py", "--config", config, "--opts", *settings])
     command.main()
-    report = report_in(tmp_path / "one")
+    results = tmp_path / "exp"
+    assert list(results.rglob("episode-*.png")) and not list(results.rglob("journal-*"))
+    (path,) = results.rglob("test-*.json")
+    report = json.loads(path.read_text())
     assert report["environment"]["torch"] == torch.__version__
     used = golden["test_num"] * golden["shot"] * len(golden["rows"])
     assert report["work"]["misses"] == used - report["work"]["hits"] < used
@@ -51,22 +54,3 @@ def test_scores_equal_the_published_ones(name, tiny_voc, tmp_path, monkeypatch):
         values = [run[score] for run in report["runs"]]
         assert report["mean"][score] == pytest.approx(sum(values) / len(values))
         assert report["best"][score] == max(values)
-    if golden["shot"] == 1:
-        # One run on three processes that keep no features: equal to the last digit.
-        words = options(tmp_path / "three", 1, "feature_cache_gb=0", *settings)
-        launch = [sys.executable, "-m", "util.launch", "3", "test.py", *words]
-        subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        other = report_in(tmp_path / "three")
-        assert other["work"]["processes"] == 3 and other["work"]["hits"] == 0
-        assert other["runs"] == report["runs"][:1]
-
-
-def options(exp_dir, runs, *settings):
-    config = "config/pascal/pascal_split0_resnet50.yaml"
-    return ["--config", config, "--opts", f"exp_dir={exp_dir}", f"test_runs={runs}", *settings]
-
-
-def report_in(exp_dir):
-    assert list(exp_dir.rglob("episode-*.png")) and not list(exp_dir.rglob("journal-*"))
-    (report,) = exp_dir.rglob("test-*.json")
-    return json.loads(report.read_text())

@@ -74,6 +74,7 @@ def iou(first, second):
     return (first & second).sum() / (first | second).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained", "shot"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_masks_are_those_of_the_test(episodes, nets, trained, shot):
     of_shot, net = episodes[shot], nets[trained]
@@ -144,6 +145,7 @@ def test_one_gives_one_a_list_a_list_and_an_iterator_streams(seg, two_classes):
     assert read == [0, 1]
 
 
+@pytest.mark.slow
 def test_threads_share_a_segmenter(seg, two_classes):
     given, queries = two_classes
     sets = [seg.fit(given["first"]), seg.fit(given["second"]), seg.fit(given)]
@@ -162,6 +164,7 @@ def test_threads_share_a_segmenter(seg, two_classes):
     assert all(np.array_equal(found[number], expected[number % 3]) for number in range(6))
 
 
+@pytest.mark.slow
 def test_supports_are_saved_and_loaded(seg, two_classes, tmp_path):
     given, queries = two_classes
     supports = seg.fit(given)
@@ -183,6 +186,7 @@ def test_supports_are_saved_and_loaded(seg, two_classes, tmp_path):
             SupportSet.load(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_weights_come_from_files_runs_and_folders(nets, tmp_path):
     net, folder = nets[2], tmp_path / "run" / "snapshot"
     folder.mkdir(parents=True)
@@ -225,6 +229,7 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_hub(seg, tmp_path, hub):
     seg.save_pretrained(tmp_path / "shared")
     for file, name in (("config.json", "/config.json"), ("model.safetensors", "")):

@@ -3,14 +3,17 @@
 `python -m util.report exp` finds every test-*.json below the folder and prints a table per dataset:
 a row per experiment and backbone, with the folds, their mean and FB-IoU for each number of supports. A
 mean needs all folds. Tests of different settings (size, episodes, runs, …) never share a row; of two
-tests for one cell the newer one is shown. Each test says how many folds there are.
+tests for one cell the newer one is shown. Each test says how many folds there are. With --format html
+the tables are part of a page with charts, pictures of episodes and the curves of the trainings.
 """
 
+import argparse
 import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +21,19 @@ from util.config import Parser
 from util.evaluation.metrics import BASE_SCORE, SCORES
 from util.evaluation.published_results import PUBLISHED
 from util.runtime.errors import UserError, exits_on_user_error
-from util.runtime.tables import latex_table, markdown_table, write_or_print
+from util.runtime.tables import html_table, latex_table, markdown_table, write_or_print
 
 SHOTS = (1, 5)
 FOLDS = 4  # in the paper, and where neither the tests nor --folds give their number
 MEANS = ("mean", "FB-IoU")
 MISSING = "-"
 PUBLISHED_NAME = "HDMNet (published)"
+# {style: (function of a table, title of a dataset's table, note below)}
+_STYLES = {
+    "markdown": (markdown_table, "### {}\n\n", "{}"),
+    "latex": (latex_table, "% {}\n", "% {}"),
+    "html": (html_table, "<h2>{}</h2>\n", "<p>{}</p>"),
+}
 _LAYOUT = ("HDMNet", "result")  # .../DATASET/HDMNet/EXP/NET/result/test-*.json
 _FOLD_OR_SHOT = re.compile(r"split\d+|\d+shot")
 # Settings that tests in one row may differ in.
@@ -154,7 +163,7 @@ def paper_tables(
         metric: One of SCORES.
         folds: The number of folds that a mean needs. None: what the results of a row say, else those
             of the dataset, else FOLDS.
-        style: "markdown" or "latex".
+        style: "markdown", "latex" or "html".
 
     Raises:
         UserError: There is a result of a fold beyond.
@@ -162,9 +171,8 @@ def paper_tables(
     newest, notes = _newest(results)
     names = _row_names(sorted({result.experiment for result in newest}))
     shots = sorted({*SHOTS, *(result.shot for result in newest)})
-    mark, title, table = "", "### {}, {} in %\n\n", markdown_table
-    if style == "latex":
-        mark, title, table = "% ", "% {}, {} in %\n", latex_table
+    table, title_line, note_line = _STYLES[style]
+    plain = escape if style == "html" else str
     parts = []
     for dataset in sorted({experiment.dataset for experiment in names}):
         of_dataset = [result for result in newest if result.experiment.dataset == dataset]
@@ -188,9 +196,10 @@ def paper_tables(
             [name, backbone, *(f"{cells[key]:.1f}" if key in cells else MISSING for key in keys)]
             for name, backbone, cells in rows
         ]
-        parts.append(title.format(dataset, metric) + table(header, text, left=(0, 1)))
+        title = title_line.format(plain(f"{dataset}, {metric} in %"))
+        parts.append(title + table(header, text, left=(0, 1)))
     notes = ["A mean is shown where the results of all folds were found.", *notes]
-    return "\n".join([*parts, *(f"{mark}{note}" for note in notes)]) + "\n"
+    return "\n".join([*parts, *(note_line.format(plain(note)) for note in notes)]) + "\n"
 
 
 def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
@@ -243,24 +252,48 @@ def _published(dataset: str, backbone: str) -> Cells:
     return cells
 
 
+def _write_page(options: argparse.Namespace, results: Sequence[Result], tables: str) -> None:
+    """Write the page to --out, else to report.html in the first folder that was given."""
+    # Imported here, since it loads matplotlib.
+    from util.evaluation.report_page import report_page
+
+    paths = [Path(path) for path in options.paths]
+    runs: list[Path] = []
+    for path in paths:
+        own = path.absolute().parent.parent / "scalars.jsonl"
+        runs += sorted(path.rglob(own.name)) if path.is_dir() else [own] * own.exists()
+    tests = sorted(result.path for result in _newest(results)[0])
+    folder = paths[0] if paths[0].is_dir() else paths[0].parent
+    text = report_page(tables, tests, list(dict.fromkeys(runs)))
+    # A name may be any bytes.
+    text = text.encode(errors="backslashreplace").decode()
+    write_or_print(options.out or folder / "report.html", text)
+
+
 @exits_on_user_error
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = Parser(description="The paper's table from the results of tests.")
     parser.add_argument("paths", nargs="+", metavar="DIR_OR_FILE", help="where test-*.json are")
-    parser.add_argument("--format", choices=("markdown", "latex"), default="markdown")
+    parser.add_argument("--format", choices=tuple(_STYLES), default="markdown")
     parser.add_argument("--metric", choices=SCORES, default="mIoU", help="(%(default)s)")
     parser.add_argument(
         "--folds", type=int, help=f"number of folds (what the tests say, else {FOLDS})"
     )
-    parser.add_argument("--out", metavar="FILE", help="write there, not to the console")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write there, not to the console; html: not to DIR/report.html",
+    )
     options = parser.parse_args(arguments)
     if options.folds is not None and options.folds < 1:
         parser.error(f"argument --folds: {options.folds} is no number of folds")
     results = find_results(options.paths)
-    write_or_print(
-        options.out, paper_tables(results, options.metric, options.folds, options.format)
-    )
+    tables = paper_tables(results, options.metric, options.folds, options.format)
+    if options.format == "html":
+        _write_page(options, results, tables)
+    else:
+        write_or_print(options.out, tables)
 
 
 if __name__ == "__main__":

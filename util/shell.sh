@@ -111,6 +111,10 @@ install_once() {
     fi
     log=$environment/hdmnet-pip-errors.log
     echo "Installing $requirements into $environment"
+    if [ "$requirements" = requirements.txt ] && [ "$(uname 2>/dev/null)" = Linux ] && ! "$python" -c 'import torch' 2>/dev/null; then
+        echo "This is about 6 GB, most of it CUDA libraries, and takes some minutes. Without a GPU, 2 GB suffice if you"
+        echo "install torch first: $python -m pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+    fi
     # A relative path, since pip splits these variables at blanks.
     PIP_CONSTRAINT="${PIP_CONSTRAINT:+$PIP_CONSTRAINT }$constraints" \
         PIP_BUILD_CONSTRAINT="${PIP_BUILD_CONSTRAINT:+$PIP_BUILD_CONSTRAINT }$constraints" \

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.paths import ROOT
 
 
+@pytest.mark.slow
 def test_steps_and_profiles_are_measured_and_kept(tmp_path):
     result = subprocess.run(
         [

@@ -1,8 +1,11 @@
 """The benchmark of own pictures, with a small network."""
 
+import pytest
+
 from benchmark import predict
 
 
+@pytest.mark.slow
 def test_own_pictures_are_measured(monkeypatch, capsys):
     monkeypatch.setattr(predict, "_in_new_process", lambda function: function())
     options = ["--net", "resnet18", "--size", "65", "--shot", "2", "--repeats", "1"]

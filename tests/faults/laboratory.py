@@ -10,10 +10,13 @@ from pathlib import Path
 
 from tests.processes import start_python
 from util.checkpoints.io import read_checkpoint
+from util.config.schema import net_name
 from util.demo_data import write_demo
 from util.runtime.machine import environment_line
 
-EPOCHS, SAVE_ITERS = 4, 4
+EPOCHS, SAVE_ITERS = 3, 4
+BACKBONE = "timm:test_resnet"  # a small one, whose checkpoints are quickly written
+UNDISTURBED = "undisturbed{}"  # name of the run on a number of processes
 # Of the table that a training logs: epoch/epochs, iteration/iterations.
 _ITERATION = re.compile(r"^\S+ \S+ +\d+/\d+ +(\d+)/(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"resumed from .*: (\d+) epochs and (\d+) iterations done")
@@ -95,15 +98,25 @@ class Laboratory:
             *(f"{part}_list={data}/{part}.txt" for part in ("train", "val")),
             f"data_root={data}",
             f"list_dir={folder}/lists",
+            f"backbone={BACKBONE}",
+            "backbone_weight=none",
             "folds=[[20]]",
             "save_freq=1",
-            *("batch_size=6", "workers=1", "print_freq=1", "evaluate=False", "min_pixels=1"),
+            *(
+                "batch_size=6",
+                "workers=1",
+                "print_freq=1",
+                "evaluate=False",
+                "min_pixels=1",
+                "amp=off",
+            ),
             *(f"epochs={EPOCHS}", f"save_iters={SAVE_ITERS}", "base_epochs=1", "base_batch_size=8"),
         ]
         base = self._start("base", "train_base.py", 1)
         if base.wait():
             raise RuntimeError(base.text)
-        (self.base,) = (folder / "base/demo/PSPNet/split0/resnet18/snapshot").glob("best*")
+        self.net = net_name(BACKBONE)
+        (self.base,) = (folder / f"base/demo/PSPNet/split0/{self.net}/snapshot").glob("best*")
         self._rows: list[str] = []
 
     def start(self, name: str, processes: int = 1, limit: int = 0, **environment: str) -> Run:
@@ -132,7 +145,7 @@ class Laboratory:
 
     def snapshot(self, name: str) -> Path:
         """The folder of a run's checkpoints."""
-        return self.folder / name / "demo/HDMNet/split0/resnet18/snapshot"
+        return self.folder / name / f"demo/HDMNet/split0/{self.net}/snapshot"
 
     def finish(self, fault: str, name: str, reached: int, processes: int = 1) -> Run:
         """Give the command of a disturbed run again and record the fault.
@@ -175,9 +188,18 @@ class Laboratory:
             end = "yes, bit for bit"
         self._rows.append(f"| {fault} | {times} | {lost} | {end} |")
 
+    def time_undisturbed(self) -> tuple[float, float]:
+        """Do a run without faults; returns its seconds to the first iteration and to the end."""
+        start = time.monotonic()
+        run = self.start(UNDISTURBED.format(1))
+        run.wait_for(lambda: run.iteration() > 0)
+        begun = time.monotonic() - start
+        assert run.wait() == 0, run.text
+        return begun, time.monotonic() - start
+
     def check_end(self, name: str, processes: int = 1) -> None:
         """Check that a run has ended with the weights of a run without faults."""
-        undisturbed = f"undisturbed{processes}"
+        undisturbed = UNDISTURBED.format(processes)
         if not self.snapshot(undisturbed).exists():
             run = self.start(undisturbed, processes)
             assert run.wait() == 0, run.text

@@ -16,7 +16,7 @@ from tests.faults.laboratory import EPOCHS, SAVE_ITERS, Laboratory
 from util.checkpoints.io import read_checkpoint
 from util.training.signals import STOPPED
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 KILLS = 10
 
 
@@ -29,13 +29,15 @@ def lab(tmp_path_factory):
 
 def test_kill_at_random_moments(lab):
     """Every second kill comes while it trains, the others from its start on."""
+    begun, ended = lab.time_undisturbed()
+    share = (ended - begun) / (4 * KILLS)  # so that the last kill finds it in its first half
     rng = random.Random(0)
     lost = position = 0
     run = lab.start("killed")
     for number in range(KILLS):
         if number % 2 == 0:
             run.wait_for(lambda run=run: run.iteration() > 0)
-        time.sleep(rng.uniform(0, 0.4 if number % 2 == 0 else 1.2))
+        time.sleep(rng.uniform(0, 2 * share if number % 2 == 0 else begun + 2 * share))
         assert run.process.exitcode is None, "the training was over before the last kill"
         run.kill()
         position = run.iteration() or position

@@ -22,6 +22,7 @@ def f4_of(net):
     return torch.cat([features.f4 for features in net.features(IMAGES)])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_features_head_and_logits_are_those_of_the_base_learner(base):
     expected, f5 = base.features(IMAGES)
@@ -39,6 +40,7 @@ def test_features_head_and_logits_are_those_of_the_base_learner(base):
         torch.testing.assert_close(fast.head_at(features.f4, positions), some)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_slices_change_nothing(base, monkeypatch):
     whole = f4_of(FrozenBase(base))
@@ -48,6 +50,7 @@ def test_slices_change_nothing(base, monkeypatch):
     torch.testing.assert_close(torch.cat([features.f4 for features in slices]), whole)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_changed_weights_are_folded_again():
     base = random_net("resnet18").base.double()
@@ -134,6 +137,7 @@ def test_folding_leaves_the_model_and_its_state_dict_alone():
     assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_reduced_type_of_the_backbone_is_close():
     net = random_net("resnet50")

@@ -10,6 +10,7 @@ def test_outputs_in_eval_mode(name):
     check_outputs(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_three_training_steps(name):
     check_training_steps(name)

@@ -7,12 +7,26 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from model import build_hdmnet, hdmnet_loss
+from model import HDMNetOutput, build_hdmnet, build_pspnet, hdmnet_loss
 from model.backbone import OWN_BACKBONES, build_backbone
+from model.hierarchy import MixFFN, TransformerLayer
+from model.matching import MatchingLayer
 from tests.golden import golden_episode
 from tests.model.random_nets import random_net
 
 CONFIG = {"size": 65, "shot": 2, "batch": 2, "base_classes": 5, "seed": 1, "empty": False}
+
+STAGES = [f"hierarchy.stages.{stage}.layers.{layer}" for stage in range(3) for layer in range(2)]
+MATCHING = [f"matching.{stage}" for stage in range(3)]
+# Kind and p of every dropout, as published, and how often one forward pass in training drops there.
+# The base learner is frozen, so its own dropout does not act.
+DROPOUTS = {
+    "base.classifier.1": (nn.Dropout2d, 0.1, 0),
+    "reduce_query.2": (nn.Dropout2d, 0.5, 1),
+    "reduce_support.2": (nn.Dropout2d, 0.5, 1),
+    **{f"{layer}.dropout": (nn.Dropout, 0.1, 1) for layer in STAGES + MATCHING},
+    **{f"{layer}.ffn.dropout": (nn.Dropout, 0.1, 2) for layer in STAGES + MATCHING},
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +107,77 @@ def test_training_mode_leaves_the_base_learner_and_batch_norms_alone():
     norms = [m for m in free.modules() if isinstance(m, nn.BatchNorm2d)]
     frozen = set(free.base.modules())
     assert all(m.training == (m not in frozen) for m in norms)
+
+
+def dropouts_of(net):
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd)
+    }
+
+
+def dropped_in(net, forward):
+    """How often each dropout of a net gives something else than it gets, in a call of `forward`."""
+    modules = dropouts_of(net)
+    times = dict.fromkeys(modules, 0)
+
+    def count(name, inputs, output):
+        times[name] += not torch.equal(inputs[0], output)
+
+    handles = [
+        module.register_forward_hook(lambda _, *given, name=name: count(name, *given))
+        for name, module in modules.items()
+    ]
+    with torch.no_grad():
+        forward()
+    for handle in handles:
+        handle.remove()
+    return times
+
+
+def test_every_dropout_has_its_rate_and_acts_in_training_alone(batch):
+    torch.manual_seed(0)
+    net = build_hdmnet("resnet18", 5, shot=2)
+    found = {name: (type(module), module.p) for name, module in dropouts_of(net).items()}
+    assert found == {name: (kind, p) for name, (kind, p, _) in DROPOUTS.items()}
+    episode = [batch[key][..., :33, :33] for key in ("query", "support", "support_mask")]
+    times = {name: passes for name, (_, _, passes) in DROPOUTS.items()}
+    assert dropped_in(net.train(), lambda: net(*episode)) == times
+    # The reference takes queries and supports through the hierarchy one after the other.
+    twice = {name: (1 + name.startswith("hierarchy")) * passes for name, passes in times.items()}
+    assert dropped_in(net, lambda: net.reference_forward(*episode)) == twice
+    assert not any(dropped_in(net.eval(), lambda: net(*episode)).values())
+
+
+def test_layers_drop_what_they_are_told():
+    layer = TransformerLayer(8, 2, 1, dropout=0.3)
+    matching = MatchingLayer(8, dropout=0.4)
+    found = [module.p for net in (layer, matching) for module in dropouts_of(net).values()]
+    assert found == [0.3, 0.3, 0.4, 0.4] and MixFFN(8).dropout.p == 0.1
+
+
+def test_the_dropout_of_the_base_learner_acts_in_its_training_alone(batch):
+    torch.manual_seed(0)
+    net = build_pspnet("resnet18", 5)
+    (module,) = dropouts_of(net).values()
+    assert type(module) is nn.Dropout2d and module.p == 0.1
+    for mode in (True, False):
+        net.train(mode)
+        assert dropped_in(net, lambda: net(batch["query"])) == {"classifier.1": mode}
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_each_weight_of_the_loss_is_that_of_its_term(classes):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 2, 9, 9)
+    base, correlations = torch.randn(2, classes + 1, 9, 9), [torch.randn(2, 3, 3)]
+    out = HDMNetOutput(*logits, base, correlations, torch.ones(2), torch.ones(2, 2, 9, 9))
+    labels = torch.randint(0, 2, (2, 9, 9))
+    terms = hdmnet_loss(out, labels, labels, 0.5, 3.0)
+    assert terms.distillation > 0 and (terms.base > 0) == (classes > 0)
+    total = terms.main + 0.5 * terms.distillation + 3 * terms.base
+    torch.testing.assert_close(terms.total, total)
 
 
 def test_every_trained_parameter_gets_a_gradient(net, batch):
@@ -194,6 +279,7 @@ def test_a_net_for_another_shot_shares_the_weights(net, batch):
     assert {id(parameter) for parameter in other.parameters()} < shared
 
 
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same_and_keep_the_names_of_weights(batch, monkeypatch):
     # What makes code of the graphs is left out, since it takes minutes.
     backend = CompileCounter()

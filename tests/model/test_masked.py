@@ -70,6 +70,7 @@ def test_counts_are_waited_for_on_the_stream_that_copies_them(device, monkeypatc
         assert (OnDevice.copies, events) == ([False], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", ["bbbb", "epep", "fbpi", "eeee"])
 def test_fixed_lengths_are_eighths_of_the_grids_and_change_nothing(masks):
     net = random_net(shot=2).double().train()

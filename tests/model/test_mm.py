@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ def imported(program):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_import_is_silent_and_leaves_out_what_takes_long():
     program = """import sys, model.mm
 assert not {"torchvision", "torch._dynamo"} & set(sys.modules)
@@ -28,6 +30,7 @@ print(torchvision.__name__)"""
     assert imported(program) == (0, "torchvision\n")
 
 
+@pytest.mark.slow
 def test_without_mmseg_resize_is_that_of_torch():
     program = """import sys
 sys.modules["mmseg"] = None

@@ -17,7 +17,7 @@ from model.matching import MatchingAttention, MatchingLayer
 from tests.model.random_nets import in_double, random_episode, random_net
 from util.training.schedule import hdmnet_optimizer
 
-SIZE = (57, 73)
+SIZE, MASKS = (57, 73), "bfepbi"
 
 
 class DotTokens(NamedTuple):
@@ -100,9 +100,10 @@ def net(request):
 
 @pytest.fixture(scope="module")
 def episode():
-    return in_double(random_episode(SIZE, 3, 2, "bfepbi"))
+    return in_double(random_episode(SIZE, 3, 2, MASKS))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_features_kept_apart_give_what_one_call_gives(net, episode):
     query, support, mask, _ = episode
@@ -113,15 +114,18 @@ def test_features_kept_apart_give_what_one_call_gives(net, episode):
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_reference_calls_the_module(net, episode):
     torch.testing.assert_close(net.reference_forward(*episode), net(*episode), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [hdmnet_loss, overlap_loss])
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_a_training_step_lowers_the_loss(net, episode, loss, checkpoint_activations):
-    net.train().checkpoint_activations = checkpoint_activations
+def test_a_training_step_lowers_the_loss(net, loss, checkpoint_activations):
+    net.float().train().checkpoint_activations = checkpoint_activations
+    episode = random_episode(SIZE, 3, 2, MASKS)
     mask = episode[2][:, 0]
     optimizer = hdmnet_optimizer(net, 1e-4)
     totals = []

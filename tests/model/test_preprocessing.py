@@ -55,6 +55,7 @@ def test_other_masks_are_refused():
             preprocess_mask(mask, 33)
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_page_runs_as_it_stands(tmp_path):
     (snippet,) = re.findall(
         r"^## Use the model\n+```python\n(.*?)^```$",

@@ -22,6 +22,7 @@ def random_case(backbone, shot, masks):
     return random_net(backbone, shot), random_episode(SIZE, 2, shot, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "shot", "masks"), CASES)
 @torch.no_grad()
 def test_outputs_of_the_test(backbone, shot, masks):
@@ -65,6 +66,7 @@ def losses_and_gradients(net, forward, episode):
     return torch.stack(losses), gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "shot", "masks"), CASES)
 def test_losses_and_gradients_of_a_training_step(backbone, shot, masks):
     net, episode = random_case(backbone, shot, masks)

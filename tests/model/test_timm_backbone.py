@@ -75,6 +75,7 @@ def test_sizes_and_channels_are_those_of_a_run():
     assert backbone.training and backbone.net.training
 
 
+@pytest.mark.slow
 def test_every_entry_says_what_timm_says():
     for name in sorted(BACKBONES.keys() - set(OWN_BACKBONES)):
         entry = find_backbone(name)
@@ -130,6 +131,7 @@ def test_outputs_are_those_of_the_reference(model, classes):
     assert difference(net.segment(*features, episode[0].shape[-2:]), expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "classes"), [("timm:test_vit", 5), ("resnet18", 0)])
 def test_losses_and_gradients_are_those_of_the_reference(backbone, classes):
     net = random_net(backbone, 2, classes=classes).double().train()

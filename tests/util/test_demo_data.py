@@ -36,6 +36,7 @@ def entries(folder, part):
     return [line.split(" ") for line in (folder / f"{part}.txt").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_layout(demo):
     names = {"train.txt", "val.txt", "classes.txt", "demo.json"}
     for part, count in zip(PARTS, (TRAIN, VAL), strict=True):

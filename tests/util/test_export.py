@@ -15,6 +15,7 @@ from tests.model.random_nets import random_net
 from tests.paths import ROOT
 from util import export
 
+pytestmark = pytest.mark.slow
 needs_onnx = pytest.mark.skipif(
     not all(map(find_spec, export.PACKAGES)), reason="requirements-export.txt is not installed"
 )
@@ -118,7 +119,7 @@ def test_what_fails_writes_nothing(size, reason, weights, exported, tmp_path, mo
 
 
 @needs_onnx
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("backbone", "size", "options"),
     [

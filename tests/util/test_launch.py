@@ -156,9 +156,11 @@ def launched(folder, script, *words, **environment):
     path.write_text(script)
     out.touch()
     words = ["-m", "util.launch", "2", path, *words]
-    return start_python(words, out, err, {"PYTHONPATH": str(ROOT), **environment}), out, err
+    environment["PYTHONPATH"] = str(ROOT)
+    return start_python(words, out, err, environment, ranks=False), out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code", "stderr"),
     [
@@ -247,6 +249,7 @@ except KeyboardInterrupt:
 TOO_SOON = "processes were ended before they could save; a larger STOP_TIMEOUT gives them more time"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hows", "number", "code", "stderr"),
     [

@@ -9,6 +9,7 @@ import pytest
 from tests.paths import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train.py", "train_base.py", "test.py", "-m util.verify"])
 def test_a_missing_system_library_of_opencv_is_one_line(tmp_path, command):
     (tmp_path / "cv2.py").write_text(

@@ -236,6 +236,7 @@ def test_suim_is_read_from_colours_or_from_folders_of_classes(folder, capsys):
     assert (read_pair("other", val[5])[1] == masks[val[5][1]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["isic", "suim", "fss"])
 def test_a_model_of_pascal_is_tested_on_another_domain(folder, capsys, monkeypatch, name):
     prepare(folder, name, capsys)

@@ -685,6 +685,7 @@ def test_running_again_takes_in_new_data_and_keeps_what_the_user_edited(
     assert config().data_root == elsewhere
 
 
+@pytest.mark.slow
 def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
     """What docs/data.md tells a new user, with a stand-in for the hub."""
     clone = tmp_path / "clone"
@@ -733,6 +734,7 @@ def test_the_command_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 def test_one_class_from_folders_to_the_test(folder, capsys, monkeypatch):
     write_data(folder, count=16, classes=1, binary=True)
     for path in (*(folder / "pics").iterdir(), *(folder / "masks/class1").iterdir()):
@@ -804,6 +806,7 @@ def test_the_better_rule_for_images_of_held_out_classes(mixed, pure, rule):
     )
 
 
+@pytest.mark.slow
 def test_scenes_of_small_objects_from_folders_to_the_test(folder, capsys, monkeypatch):
     """All settings of scenes, from the description of the dataset, and over it by --opts."""
     write_scenes(folder)

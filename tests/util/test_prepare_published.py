@@ -102,6 +102,7 @@ def test_the_folder_of_the_dataset_can_be_the_data_root(case, data, whole):
     assert contents(root) == after
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_half_and_the_next_continues(case, originals, whole, tmp_path):
     out = tmp_path / "out"
     renames = 0

@@ -1,8 +1,16 @@
+import io
 import json
 import os
+import re
+from base64 import b64decode
+from html import unescape
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from util.evaluation.episode_records import EpisodeRecord, write_csv
+from util.evaluation.figures import write_png
 from util.evaluation.metrics import SCORES
 from util.report import find_results, main, paper_tables
 from util.runtime.errors import UserError
@@ -13,12 +21,12 @@ SETTINGS = {
 }
 
 
-def write(root, exp="split0", miou=0.5, name="best", trained_shot=None, **changed):
+def write(root, exp="split0", miou=0.5, name="best", trained_shot=None, runs=(), **changed):
     """A result as the test writes it; mIoU_m is half of mIoU, FBIoU a tenth more."""
     settings = {**SETTINGS, **changed}
     mean = {**dict.fromkeys(SCORES, 0.0), "mIoU": miou, "mIoU_m": miou / 2, "FBIoU": miou + 0.1}
     shot = trained_shot or settings["shot"]
-    content = {"settings": settings, "trained_shot": shot, "runs": [], "mean": mean}
+    content = {"settings": settings, "trained_shot": shot, "runs": [*runs], "mean": mean}
     content["published_mIoU_percent"] = None if "protocol" in changed else 71.0
     folder = root / settings["dataset"] / "HDMNet" / exp / settings["backbone"] / "result"
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +195,106 @@ def test_the_command_writes_latex(tmp_path, capsys):
     assert all(line.startswith("%") for line in text.splitlines()[-1:])
     main([str(tmp_path)])
     assert "### pascal, mIoU in %" in capsys.readouterr().out
+
+
+def page(*words):
+    """The page of a command, and its figures: [(caption, picture)]; what every page must keep."""
+    main([*map(str, words), "--format", "html"])
+    out = words[0] / "report.html" if words[0].is_dir() else words[0].parent / "report.html"
+    text = out.read_text(encoding="utf-8")
+    assert not re.search(r"http:|https:|<script|<link|url\(|@import", text)
+    found = re.findall(r'src="(.*?)"><figcaption>(.*?)</figcaption>', text)
+    assert len(found) == text.count("src=") and text.endswith("</html>\n")
+    figures = []
+    for source, caption in found:
+        kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", source).groups()
+        picture = Image.open(io.BytesIO(b64decode(data)))
+        assert picture.format == kind.upper()
+        figures.append((unescape(caption), picture))
+    return text, figures
+
+
+def test_the_page_has_the_tables_of_the_text(tmp_path):
+    write_folds(tmp_path, exp="a<b_")
+    write_folds(tmp_path, dataset="mine&yours", folds=range(3), fold_count=3)
+    text, _ = page(tmp_path)
+    cells = [
+        [unescape(cell) for cell in re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row)]
+        for row in re.findall("<tr>(.*)</tr>", text)
+    ]
+    assert cells == [row for row in table(tmp_path) if not row[0].startswith("---")]
+    assert ["a<b", "resnet50", *PASCAL, *NONE] in cells
+    assert "<h2>mine&amp;yours, mIoU in %</h2>" in text
+    assert text.count(">HDMNet (published)<") == 1
+    assert "<p>A mean is shown where" in text
+
+
+@pytest.mark.slow
+def test_the_page_shows_bars_curves_and_episodes(tmp_path):
+    path = write(tmp_path, runs=[{"class_iou": {"1": 0.5, "2": None}}])
+    other = write(tmp_path, "split1", split=1)
+    for run in (path, other):
+        run.parents[1].joinpath("scalars.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    assert [caption for caption, _ in page(path)[1]] == [
+        f"IoU per class, from {path}",
+        f"Curves of {path.parents[1]}",
+    ]
+    image = np.zeros((20, 30, 3), np.uint8)
+    write_png(path.with_name("contact-1shot-best.png"), image)
+    assert page(path)[1][1][0] == "The first episodes."
+    records = [
+        EpisodeRecord(f"<{n}>\udce9.jpg", "cat", n / 10, 0.25, 7, 0.1, 1, 510, ("s",))
+        for n in range(9)
+    ]
+    write_csv(path.with_suffix(".csv"), records)
+    write_png(path.with_name("median-1shot-best-1.png"), image + 50)
+    write_png(path.with_name("worst-1shot-best-0.png"), image + 90)
+    write_png(path.with_suffix(".png"), image[:5])
+    text, figures = page(tmp_path)
+    median, worst = (
+        f"cat in <{n}>\\udce9.jpg, 10.0% of the image: IoU {n}0.0 %, of the meta learner 25.0 %."
+        for n in (4, 0)
+    )
+    captions = [
+        *(f"IoU per class, from {path}", median, worst.replace("00.0", "0.0")),
+        f"IoU per class, from {other}",
+        *(f"Curves of {run.parents[1]}" for run in (path, other)),
+    ]
+    assert [caption for caption, _ in figures] == captions
+    assert [picture.size for _, picture in figures[:3]] == [(30, 5), (30, 20), (30, 20)]
+    assert [picture.getpixel((9, 9))[0] for _, picture in figures[1:3]] == [50, 90]
+    order = [text.index(f"&lt;{n}&gt;") for n in (8, 7, 6, 3, 5, 1)]
+    assert order == sorted(order)  # without a picture, an episode is a line
+    (tmp_path / "elsewhere").mkdir()
+    out = tmp_path / "elsewhere" / "page.html"
+    main([str(path), "--format", "html", "--out", str(out)])
+    assert out.exists() and not (tmp_path / "elsewhere" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("contact-1shot-best.png", b"\x89PNG\r\n\x1a\nxxxx"),
+        ("test-1shot-best.csv", b"a,b\n"),
+        ("../scalars.jsonl", None),
+    ],
+)
+def test_files_that_the_page_cannot_show_are_one_line(name, content, tmp_path, capsys):
+    damaged = write(tmp_path).parent / name
+    damaged.mkdir() if content is None else damaged.write_bytes(content)
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--format", "html"])
+    line = capsys.readouterr().err
+    assert caught.value.code == 2 and line.count("\n") == 1 and damaged.name in line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_result_without_classes_is_one_line_on_the_page(tmp_path, capsys):
+    path = write(tmp_path, runs=[{}])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--format", "html"])
+    line = f"error: {path} cannot be read: it is damaged, or another file\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(

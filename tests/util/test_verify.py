@@ -123,6 +123,7 @@ def bad(rows):
     return {subject: row.status for subject, row in rows.items() if row.status != OK}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_all_is_ok_where_all_is_there(experiment, full, capsys):
     rows = experiment.rows("batch_size", "9", full=full)
@@ -246,6 +247,7 @@ def test_a_missing_root_and_a_missing_list_are_both_told(experiment):
     }
 
 
+@pytest.mark.slow
 def test_all_problems_are_told_at_once(experiment, capsys):
     SPOIL["half an image"](experiment)
     experiment.image(1).write_bytes(b"")
@@ -336,6 +338,7 @@ def test_fewer_images_than_an_iteration_of_stage_1_are_an_error(opts, processes,
     assert f"lower base_batch_size{named}" in row.found
 
 
+@pytest.mark.slow
 def test_stage_1_is_checked_where_it_is_to_be_trained(experiment):
     stage_1 = ("base_weight", "none", "batch_size", "1", "base_batch_size", "12")
     assert bad(experiment.rows(*stage_1)) == {"base learner": WARNING}
@@ -397,6 +400,7 @@ def test_only_counts_of_a_whole_list_are_kept_for_training(experiment):
     assert {path.name[:3] for path in lists.glob("*.json")} == {"val"}
 
 
+@pytest.mark.slow
 def test_several_workers_find_the_same(experiment):
     SPOIL["half an image"](experiment)
     several, one = (experiment.rows(workers=workers) for workers in (2, 1))
@@ -483,6 +487,7 @@ def test_a_base_learner_whose_training_is_not_complete_is_a_warning(experiment):
     assert bad(experiment.rows(*opts, "base_epochs", "1")) == {}
 
 
+@pytest.mark.slow
 def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
     path = tmp_path / "hdmnet.pth"
     opts = ("pre_weight", str(path), "weight", str(path), "base_weight", "none")
@@ -497,6 +502,7 @@ def test_given_weights_of_the_whole_model_are_checked(experiment, tmp_path):
     assert bad(experiment.rows(*opts, *other)) == {"pre_weight": ERROR, "weight": ERROR}
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_go_with_the_run_s_own_base_learner(experiment, tmp_path):
     path = tmp_path / "coco.pth"
     experiment.save(
@@ -531,6 +537,7 @@ def test_the_run_s_own_checkpoint_is_checked_as_the_weights_of_the_test(experime
     assert bad(experiment.rows()) == {"weight": ERROR}
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error(experiment, monkeypatch):
     usage = shutil.disk_usage
     cfg = load_config(experiment.config)
@@ -661,6 +668,7 @@ def test_data_errors_within_a_pass_name_the_check(workers, experiment):
         next(iter(train))
 
 
+@pytest.mark.slow
 def test_the_scripts_name_the_command_and_it_finds_the_problem(experiment, monkeypatch, capsys):
     SPOIL["no mask"](experiment)
     words = ["train_base.py", *experiment.arguments("workers", "0"), "--viz"]

@@ -70,6 +70,7 @@ def timm_state(name):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "model", "file"),
     [("resnet50", "resnet50s", "resnet50_v2.pth"), ("vgg", "vgg16_bn", "vgg16_bn.pth")],
@@ -171,6 +172,7 @@ def test_list_names_all_that_can_be_had(capsys):
     assert run(capsys) == run(capsys, "list")
 
 
+@pytest.mark.slow
 def test_list_tells_good_files_from_bad_ones(capsys):
     learner = "initmodel/PSPNet/{}/split{}/{}/best.pth"
     save(learner.format("pascal", 0, "resnet50"), published("pspnet_pascal_resnet50"))

@@ -16,7 +16,7 @@ from util.runtime.tables import markdown_table
 
 SMALL, LARGE = 0.05, 0.20  # shares of the image that bound the middle size
 MANY_CLASSES = 4
-WORST = 20
+TYPICAL, WORST = 3, 20  # episodes that are shown
 
 
 class EpisodeRecord(NamedTuple):
@@ -115,12 +115,22 @@ def read_csv(path: str | Path) -> list[EpisodeRecord]:
     return records
 
 
-def worst_episodes(records: Sequence[EpisodeRecord]) -> list[EpisodeRecord]:
-    """Return the WORST records of lowest IoU of the final prediction, the lowest first.
+def shown_episodes(records: Sequence[EpisodeRecord]) -> dict[str, list[EpisodeRecord]]:
+    """Return the episodes to look at, by the IoU of the final prediction.
 
     An episode that is drawn again, in this or another run, has the same result and comes once.
+
+    Returns:
+        "best": the TYPICAL highest, the highest first; "median": the TYPICAL in the middle; "worst":
+        the WORST lowest, the lowest first.
     """
-    return sorted(_different(records), key=lambda r: (r.iou, r.query, r.class_name))[:WORST]
+    ranked = sorted(_different(records), key=lambda r: (r.iou, r.query, r.class_name))
+    middle = max(0, len(ranked) - TYPICAL) // 2
+    return {
+        "best": ranked[::-1][:TYPICAL],
+        "median": ranked[middle : middle + TYPICAL],
+        "worst": ranked[:WORST],
+    }
 
 
 def _different(records: Sequence[EpisodeRecord]) -> Collection[EpisodeRecord]:
@@ -143,7 +153,7 @@ def slice_tables(records: Sequence[EpisodeRecord]) -> str:
     numbers[f"{MANY_CLASSES} or more"] = [r for r in records if r.classes >= MANY_CLASSES]
     header = ["IoU", "IoU_m", "class", "share", "query", "supports", "seed"]
     rows = []
-    for r in worst_episodes(records):
+    for r in shown_episodes(records)["worst"]:
         scores, query = [_percent(r.iou), _percent(r.iou_meta)], _printable(r.query)
         supports = _printable(" ".join(r.supports))
         rows.append([*scores, r.class_name, _percent(r.share), query, supports, str(r.seed)])

@@ -5,7 +5,7 @@ viridis for the maps.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,26 +59,27 @@ def draw_pictures(
     predictor: Predictor,
     runs: list[DrawnRun],
     first: int,
-    worst: list[int],
+    chosen: Mapping[str, Sequence[int]],
     class_names: list[str] | None,
     folder: Path,
     suffix: str,
 ) -> None:
-    """Write a PNG of each of the first and of the worst tested episodes, and a contact sheet of all.
+    """Write a PNG of each of the first and of chosen tested episodes, and a contact sheet of all.
 
     Args:
         predictor: One that gives maps at the original size.
         runs: The episodes.
         first: Number of episodes of the first run to draw, from its start.
-        worst: Positions of further episodes, counted over all runs.
+        chosen: Positions of further episodes, counted over all runs, by a name for files.
         class_names: The names of the classes 1, 2, …
         folder: The folder of the files.
-        suffix: Of the files' names: episode-SUFFIX-N.png, worst-SUFFIX-N.png, contact-SUFFIX.png.
+        suffix: Of the files' names: episode-SUFFIX-N.png, NAME-SUFFIX-N.png, contact-SUFFIX.png.
     """
     drawn = [(run.seed, number, draw) for run in runs for number, draw in enumerate(run.draws)]
     draws = [draw for _, _, draw in drawn]
     wanted = {f"episode-{suffix}-{n}": n for n in range(min(first, len(runs[0].draws)))}
-    wanted |= {f"worst-{suffix}-{n}": position for n, position in enumerate(worst)}
+    for name, positions in chosen.items():
+        wanted |= {f"{name}-{suffix}-{n}": position for n, position in enumerate(positions)}
     units = plan_units(draws, 1, sorted(set(wanted.values())))
     predictions = {p.position: p for unit in predictor.predict(draws, units) for p in unit}
     parts, episodes = predictor.parts, predictor.episodes
@@ -175,7 +176,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
     height, width = panel.image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.set_axis_off()
-    axes.set_title(panel.caption, size=9, pad=3)
+    axes.set_title(panel.caption, size=9, pad=3, y=1)
     axes.imshow(panel.image)
     if panel.values is not None:
         axes.imshow(panel.values, "viridis", alpha=0.65, interpolation="bilinear", extent=extent)

@@ -1,12 +1,13 @@
 """Work in processes, with a progress bar and an end at the first error, or when the main process ends."""
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -49,7 +50,9 @@ def run_parallel(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        return list(bar(pool.map(function, items, chunksize=size)))
+        with _interrupt_postponed():
+            results = pool.map(function, items, chunksize=size)
+        return list(bar(results))
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed (out of memory?); run the same command again to continue, "
@@ -57,6 +60,26 @@ def run_parallel(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupt_postponed() -> Iterator[None]:
+    """Let Ctrl-C act only at the end.
+
+    Where it ends the main thread in the middle of an executor's work, that may leave a lock behind for
+    which a thread of the executor waits for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker() -> None:

@@ -1,6 +1,7 @@
-"""Tables as markdown and LaTeX text."""
+"""Tables as markdown, LaTeX and HTML text."""
 
 from collections.abc import Collection, Sequence
+from html import escape
 from pathlib import Path
 
 from util.runtime.errors import UserError
@@ -62,6 +63,21 @@ def latex_table(
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)
+) -> str:
+    """Return an HTML table of the same arguments; cells at the left have the class `left`."""
+    lines = []
+    for number, row in enumerate((header, *rows)):
+        tag = "td" if number else "th"
+        cells = [
+            f"<{tag}{' class=left' * (column in left)}>{escape(cell)}</{tag}>"
+            for column, cell in enumerate(row)
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>\n")
+    return f'<div class="wide"><table>\n{"".join(lines)}</table></div>\n'
 
 
 def write_or_print(path: str | Path | None, text: str) -> None:

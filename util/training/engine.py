@@ -22,7 +22,7 @@ from util.runtime.precision import Precision, require_type, resolve_amp
 from util.runtime.seed import choose_kernels, seed_everything, untouched_random_streams
 from util.training.iteration import Batch, Iteration, Recipe
 from util.training.parallel import running_statistics, synchronises
-from util.training.progress import Progress, Scalars
+from util.training.progress import Progress, Scalars, draw_curves
 from util.training.resume import RunState, Saved, check_lists, find_saved, restore, save_run
 from util.training.schedule import freeze_untrained, set_rate
 from util.training.signals import STOPPED, StopRequest
@@ -170,6 +170,8 @@ class Trainer:
                 state.epoch, state.step, state.shuffle = epoch, 0, 0
                 stops = validated and state.waited(cfg.stop_interval)
                 last = stops or epoch == recipe.epochs
+                if last and not validated:
+                    self._draw_curves()
                 if last or epoch % cfg.save_freq == 0 or epoch == state.best_epoch:
                     self._save()
                 if stops:
@@ -280,6 +282,11 @@ class Trainer:
                 save_best(self.run.snapshot, state.best_epoch, state.best, content)
         if epoch != round(epoch):
             state.half_validated = state.epoch + 1
+        self._draw_curves()
+
+    def _draw_curves(self) -> None:
+        if self.processes.is_main:
+            draw_curves(self.run.folder, self.logger)
 
     def _save(self) -> None:
         loader = self.recipe.loader

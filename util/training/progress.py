@@ -1,4 +1,4 @@
-"""The reports of a training: rows of a table in its log, and scalars in files."""
+"""The reports of a training: rows of a table in its log, scalars in files, and their curves."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from util.runtime.files import write_atomically
 
 
 class Scalars:
@@ -51,6 +53,17 @@ class Scalars:
         for sink in (self._lines, self._writer):
             if sink is not None:
                 sink.close()
+
+
+def draw_curves(folder: Path, logger: logging.Logger) -> None:
+    """Write FOLDER/curves.png from the scalars of a run; a failure is one line in its log."""
+    try:
+        # Imported here, as loading matplotlib takes time, and a training can do without it.
+        from util.evaluation.charts import as_png, training_curves
+
+        write_atomically(folder / "curves.png", as_png(training_curves(folder / "scalars.jsonl")))
+    except Exception as error:  # Whatever it is, a picture is no reason to end a training.
+        logger.warning(f"{folder / 'curves.png'} is not written: {error}")
 
 
 class Progress:

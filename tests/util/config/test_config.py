@@ -1,13 +1,16 @@
 """Configuration: what loads, what wins, and one clear line for everything that is wrong."""
 
 import glob
+import inspect
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from model import HDMNet
 from tests.paths import ROOT
 from tests.util.config import settings_page
 from util.checkpoints.run_files import RunFiles
@@ -159,6 +162,27 @@ def test_opts_forms_and_order(tmp_path):
     )
     assert (cfg.shot, cfg.split, cfg.rotate_min, cfg.base_lr, cfg.vgg) == (3, 1, -20.0, 1e-3, True)
     assert (cfg.folds, cfg.exp_name, cfg.merge) == ([[1, 2], [3]], "2024", "final")
+
+
+def test_every_setting_of_the_model_is_handed_to_it(tmp_path):
+    given = {
+        "backbone": "resnet18",
+        "shot": 3,
+        "kshot_trans_dim": 0,
+        "low_fea": "layer3",
+        "kshot_order": "restored",
+        "prior": "minmax",
+        "fix_bn": False,
+        "checkpoint_activations": True,
+        "backbone_dtype": "bf16",
+    }
+    cfg = load(tmp_path, SMALL, *(f"{key}={value}" for key, value in given.items()))
+    assert cfg.model_arguments == given | {"backbone_dtype": torch.bfloat16}
+    assert load(tmp_path).model_arguments["backbone_dtype"] is None
+    # What the model takes besides comes from the weights, or is for code that extends it.
+    others = {"self", "base", "trained_shot", "matching", "decoder"}
+    taken = set(inspect.signature(HDMNet.__init__).parameters) - others
+    assert taken == given.keys() - {"backbone"}
 
 
 def test_an_empty_opt_takes_an_earlier_one_back(tmp_path):

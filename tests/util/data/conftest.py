@@ -8,12 +8,6 @@ from util.data.lists import load_lists
 
 
 @pytest.fixture(scope="session")
-def list_cache(tmp_path_factory):
-    """The folder that keeps the scan of the masks of the tiny dataset."""
-    return str(tmp_path_factory.mktemp("lists"))
-
-
-@pytest.fixture(scope="session")
 def tiny_lists(tiny_voc, list_cache):
     """A function that returns the fold and its lists on the tiny dataset."""
 

@@ -40,6 +40,7 @@ def drawn(batches):
     return [(batch["index"].tolist(), batch["draws"].tolist()) for batch in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_batches_are_those_of_a_plain_loader(workers):
     plain = DataLoader(Draws(), batch_size=2, shuffle=True, drop_last=True, num_workers=workers)
@@ -50,6 +51,7 @@ def test_the_batches_are_those_of_a_plain_loader(workers):
     assert [drawn(loader), drawn(loader)] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "done"), [(0, 1), (0, 10), (1, 3), (2, 1), (2, 2), (2, 7), (2, 10)]
 )
@@ -71,6 +73,7 @@ def test_a_pass_goes_on_in_its_middle_as_if_it_had_not_stopped(workers, done):
     assert (drawn(other), drawn(other), random.random()) == expected
 
 
+@pytest.mark.slow
 def test_workers_go_on_alike_however_the_platform_starts_them():
     """On macOS processes are spawned, which takes everything that Python 3.14's forkserver does."""
     loader = make(1)
@@ -89,6 +92,7 @@ def test_workers_go_on_alike_however_the_platform_starts_them():
         multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_pass_can_be_resumed_again():
     loader = make(2)
     seed_everything(5)

@@ -11,6 +11,7 @@ from util.data.loaders import (
     build_base_data,
     build_episodes,
     build_train_loader,
+    build_validation_episodes,
     evaluation_loader,
 )
 from util.runtime.errors import UserError
@@ -40,6 +41,7 @@ def make_config(tiny_voc, list_cache):
     return make_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shot", [1, 5])
 def test_val_loader_gives_the_published_episodes(make_config, shot):
     episodes = build_episodes(make_config(shot=shot, split=2), "val", testing=True)
@@ -62,6 +64,16 @@ def test_episodes_of_both_parts_know_their_classes(make_config):
     val = build_episodes(make_config(split=1), "val", testing=True, progress=False)
     assert val.classes == (6, 7, 8, 9, 10) and len(train.classes) == 15
     assert train.base_classes == val.base_classes == train.classes
+
+
+@pytest.mark.parametrize("select_on", ["novel", "base"])
+def test_training_validates_on_the_classes_of_select_on_in_the_val_list(make_config, select_on):
+    episodes = build_validation_episodes(make_config(split=1, select_on=select_on))
+    held_out = (6, 7, 8, 9, 10)
+    others = tuple(c for c in range(1, 21) if c not in held_out)
+    assert episodes.classes == (held_out if select_on == "novel" else others)
+    assert all("val_" in image for image, _ in episodes.lists.entries)
+    assert episodes.originals and episodes[0]["query"].shape == (3, 97, 97)
 
 
 def test_train_loader_shuffles_and_drops_the_rest(make_config):

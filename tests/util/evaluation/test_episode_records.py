@@ -10,8 +10,8 @@ from util.evaluation.episode_records import (
     EpisodeRecord,
     episode_records,
     read_csv,
+    shown_episodes,
     slice_tables,
-    worst_episodes,
     write_csv,
 )
 from util.runtime.errors import UserError
@@ -106,14 +106,24 @@ def test_the_worst_episodes_come_first():
     assert named == [r"caf\udce9.jpg", *(f"q{number}.jpg" for number in range(1, 20))]
 
 
+def test_the_best_and_those_in_the_middle_are_shown():
+    records = [record(iou=number / 50, query=f"q{number:02}.jpg") for number in range(30)]
+    shown = shown_episodes(records[::-1])
+    assert list(shown) == ["best", "median", "worst"] and len(shown["worst"]) == 20
+    assert [r.query for r in shown["best"]] == ["q29.jpg", "q28.jpg", "q27.jpg"]
+    assert [r.query for r in shown["median"]] == ["q13.jpg", "q14.jpg", "q15.jpg"]
+    two = shown_episodes(records[:2])
+    assert two == {"best": records[1::-1], "median": records[:2], "worst": records[:2]}
+
+
 def test_an_episode_that_is_drawn_again_comes_once():
     records = [
         record(query=f"q{number % 23}.jpg", iou=(number % 23) / 50, seed=seed)
         for seed in (510, 365)
         for number in range(46)
     ]
-    worst = worst_episodes(records)
+    worst = shown_episodes(records)["worst"]
     assert worst == records[:20]
     other = record(query="q0.jpg", iou=0.0, supports=("another.jpg",))
-    assert {worst[0], other} <= set(worst_episodes([*records, other]))
+    assert {worst[0], other} <= set(shown_episodes([*records, other])["worst"])
     assert "All episodes, by IoU" in slice_tables([*records[:20], *records[:20]])

@@ -16,6 +16,7 @@ from util.evaluation.prior_baseline import Threshold, best_threshold, threshold_
 from util.runtime.distributed import Processes
 from util.runtime.log import LOGGER_NAME
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
 SEEDS, LENGTH = (510, 365), 6

@@ -51,6 +51,7 @@ def test_at_the_shot_of_training_the_weights_are_all_there(write, published, opt
     assert_same_weights(net, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained_shot", "shot", "published"), [(1, 5, False), (5, 1, False), (5, 2, True)]
 )

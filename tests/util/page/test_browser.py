@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import zipfile
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 from segmenter import FewShotSegmenter, Support
 from tests.small_model import SIZE, small_episodes, small_net
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+if find_spec("gradio") is None:
+    pytest.skip("gradio is not installed (requirements-app.txt)", allow_module_level=True)
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
 )
@@ -26,6 +28,7 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 if BROWSER is None:
     pytest.skip("there is no Chromium to open the page with", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 WIDTH, HEIGHT, RADIUS = 320, 240, 50
 # Painting needs WebGL, which Chromium computes itself where there is no GPU.

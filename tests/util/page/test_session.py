@@ -104,6 +104,7 @@ def test_uploads_are_checked_before_they_are_decoded(tmp_path, monkeypatch):
     assert work.shrink(np.zeros((100, 4000, 3), np.uint8)).shape == (26, 1024, 3)
 
 
+@pytest.mark.slow
 def test_queries_have_the_masks_of_the_segmenter(seg, session, pictures, tmp_path):
     with pytest.raises(ValueError, match="add a support first"):
         work.find_objects(seg, session, pictures[1:])

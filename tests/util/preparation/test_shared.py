@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,7 @@ def wait_for_end(processes):
     assert not any(map(running, processes))
 
 
+@pytest.mark.slow
 def test_interrupted_work_ends_in_order(at_work, tmp_path):
     process, workers = at_work
     # Ctrl-C reaches all of them; the workers leave it to the main process
@@ -283,6 +285,22 @@ def test_interrupted_work_ends_in_order(at_work, tmp_path):
     wait_for_end(workers)
     errors = (tmp_path / "errors.txt").read_text()
     assert errors == "interrupted; run the same command again to continue\n"
+
+
+def test_an_interruption_waits_until_all_work_is_handed_over(monkeypatch):
+    handed_over, submit = [], ProcessPoolExecutor.submit
+
+    def submit_and_interrupt(pool, *arguments):
+        handed_over.append(arguments)
+        if len(handed_over) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return submit(pool, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_parallel(abs, range(64), workers=2)
+    assert len(handed_over) == 16
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux for processes")

@@ -57,6 +57,7 @@ def compute_and_end(processes, folder):
     sys.exit(0)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one_and_leave_their_group(tmp_path):
     spawn_two(compute_and_end, tmp_path)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["False"] * 2
@@ -137,6 +138,7 @@ def test_variables_left_from_another_command_are_named(place, values, message):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monkeypatch, capsys):
     with socket.socket() as probe:

@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 import torch
 
+import test as command
 from model import build_hdmnet, hdmnet_loss
 from util.runtime.errors import UserError
 from util.runtime.precision import Precision, require_type, resolve_amp
@@ -33,6 +36,24 @@ def test_products_are_computed_in_the_chosen_type(amp, dtype):
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_the_test_computes_in_the_chosen_precision(amp, dtype, tmp_path, monkeypatch):
+    seen = []
+
+    def keep(cfg, processes, args):
+        seen.append((cfg.amp, torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype))
+
+    monkeypatch.setattr(command, "test", keep)
+    # What "auto" means depends on the machine.
+    resolve = {"auto": amp}
+    monkeypatch.setattr(command, "resolve_amp", lambda word, device: resolve.get(word, word))
+    words = ["test.py", "--config", "config/pascal/pascal_split0_resnet50.yaml", "--opts"]
+    for word in (amp, "auto"):
+        monkeypatch.setattr(sys, "argv", [*words, f"exp_dir={tmp_path}", f"amp={word}"])
+        command.main()
+    assert seen == [(amp, dtype)] * 2
+
+
 def losses_of_training(amp, backbone_dtype=None):
     """Losses of ten iterations on one batch, (10, 3): total, main, distillation."""
     torch.manual_seed(0)
@@ -61,6 +82,7 @@ def losses_of_training(amp, backbone_dtype=None):
     return torch.tensor(rows)
 
 
+@pytest.mark.slow
 def test_reduced_precision_follows_float32_within_two_percent():
     expected = losses_of_training("off")
     assert expected[-1, 0] < expected[0, 0] - 0.1

@@ -59,6 +59,7 @@ def trained(captured):
     return values, [p.detach() for p in net.parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 def test_iterations_of_passes_with_fixed_shapes_are_those_of_others(monkeypatch):
     values, weights = trained(False)
     monkeypatch.setattr(iteration, "CapturedPass", Uncaptured)

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sys
+import traceback
 from dataclasses import replace
 from itertools import pairwise
 
@@ -32,6 +33,19 @@ from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn():
+    """The number of validations written when the curves were drawn, each time; draws nothing."""
+    times = []
+
+    def draw(folder, logger):
+        times.append((folder / "scalars.jsonl").read_text().count("val/"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "draw_curves", draw)
+        yield times
 
 
 class Points(Dataset):
@@ -121,6 +135,8 @@ class Training:
         )
         with pytest.raises(SystemExit) as stop:
             self.run()
+        # Ends the loader processes. Left to the garbage collector, each would be waited for 5 s.
+        traceback.clear_frames(stop.tb)
         return stop.value.code
 
     def stop_in_validation(self, step):
@@ -166,6 +182,7 @@ def plain(tmp_path_factory):
     return folder, Training(folder).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 10, 11])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, whole, tmp_path):
@@ -237,6 +254,44 @@ def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_pat
     assert again.position == (3, 0)
 
 
+def test_only_the_epochs_that_the_recipe_names_end_with_a_validation(tmp_path):
+    training, asked, validated = Training(tmp_path), [], []
+
+    def validates(epoch):
+        asked.append(epoch)
+        return epoch == 2
+
+    def validate(epochs):
+        validated.append((epochs, training.position))
+        return {"mIoU": 0.5}
+
+    recipe = training.trainer.recipe
+    training.trainer.recipe = replace(recipe, validates=validates, validate=validate)
+    training.run()
+    assert asked == [1, 2, 3] and validated == [(1, (1, 4))]
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("off", torch.float32)])
+def test_iterations_and_validations_compute_in_the_chosen_precision(amp, dtype, tmp_path):
+    training, types = Training(tmp_path, amp=amp), {"pass": set(), "loss": set(), "val": set()}
+    ones = torch.ones(2, 2)
+
+    def losses_of(forward, batch):
+        output = forward(batch["x"])
+        types["pass"].add(output.dtype)
+        types["loss"].add((ones @ ones).dtype)
+        return {"loss": (output.float() - 1).square().mean()}
+
+    def validate():
+        types["val"].add(training.net(ones).dtype)
+        return {"mIoU": 0.5}
+
+    training.losses_of, training.validate = losses_of, validate
+    training.run()
+    # The loss is computed in float32 either way.
+    assert types == {"pass": {dtype}, "loss": {torch.float32}, "val": {dtype}}
+
+
 def test_the_best_is_kept_and_waiting_for_a_better_one_ends(tmp_path):
     training = Training(tmp_path, stop_interval=1)
     training.run()
@@ -254,6 +309,20 @@ def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
     assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
     assert "rates 1.0e-01 for 0.00 M" in log
+
+
+def test_curves_are_drawn_after_every_validation_and_at_the_end(tmp_path, drawn):
+    for validates, expected in ((True, [1, 2, 3]), (False, [0])):
+        training = Training(tmp_path / str(validates))
+        recipe = replace(training.trainer.recipe, validates=lambda _, wanted=validates: wanted)
+        training.trainer.recipe = recipe
+        drawn.clear()
+        training.run()
+        assert drawn == expected
+    drawn.clear()
+    other = Training(tmp_path / "second", processes=Processes(1, 1, torch.device("cpu")))
+    other.trainer._draw_curves()
+    assert not drawn
 
 
 def test_a_second_training_in_the_folder_is_refused(tmp_path, monkeypatch):
@@ -397,6 +466,7 @@ def train_together(processes, folder):
     sys.exit(0)
 
 
+@pytest.mark.slow
 def test_two_processes_validate_alike_and_save_and_leave_together_after_a_signal(tmp_path):
     spawn_two(train_together, tmp_path)
     (code, grouped, one), (other_code, other_grouped, other) = (

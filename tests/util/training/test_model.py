@@ -53,6 +53,7 @@ def started(**settings):
     return initial_model(config(**settings), logging.getLogger()).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shot", [1, 2, 5])
 def test_weights_of_another_shot_can_be_trained_further(shot, saved):
     path, expected = saved
@@ -64,6 +65,7 @@ def test_weights_of_another_shot_can_be_trained_further(shot, saved):
     assert (weights <= same) == (shot != 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shot", [1, 2])
 @pytest.mark.parametrize("donor", ["foreign", "saved"])
 def test_the_base_learner_is_the_run_s_own(donor, shot, base, request):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from util.training import progress
-from util.training.progress import Progress, Scalars
+from util.training.progress import Progress, Scalars, draw_curves
 
 LOSSES = {"loss": 1.23456, "main": 0.98766, "distillation": 0.12345, "base": 0.12346}
 
@@ -49,3 +49,25 @@ def test_skipped_iterations_are_told_and_losses_may_be_missing(clock, caplog):
     clock[0] = 1.0
     table.report(4, 1e-4, -1.0, 0)
     assert caplog.records[-1].message.endswith("0:00:01  4 skipped: not finite")
+
+
+def test_curves_are_a_file_beside_the_scalars(tmp_path, caplog):
+    scalars = Scalars(tmp_path)
+    scalars.add("train", {"loss": 2.0, "rate": 0.1}, 10)
+    scalars.close()
+    draw_curves(tmp_path, logging.getLogger("table"))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), ImportError("no matplotlib"), MemoryError()]
+)
+def test_curves_that_fail_are_a_line_in_the_log(error, tmp_path, caplog, monkeypatch):
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr("util.evaluation.charts.training_curves", fails)
+    draw_curves(tmp_path, logging.getLogger("table"))
+    (record,) = caplog.records
+    assert record.message == f"{tmp_path}/curves.png is not written: {error}"
+    assert not list(tmp_path.iterdir())

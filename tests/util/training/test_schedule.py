@@ -28,7 +28,8 @@ def test_each_trained_parameter_is_in_exactly_one_group(net, train_kshot_rw):
     grouped = [i for group in optimizer.param_groups for i in ids(group["params"])]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == set(ids(p for p in net.parameters() if p.requires_grad))
-    assert set(ids(net.ensemble.shot_weights.parameters())) <= set(grouped) or not train_kshot_rw
+    of_supports = set(ids(net.ensemble.shot_weights.parameters()))
+    assert of_supports & set(grouped) == (of_supports if train_kshot_rw else set())
 
 
 def test_all_but_the_transformer_learns_ten_times_as_fast(net):
@@ -37,6 +38,8 @@ def test_all_but_the_transformer_learns_ten_times_as_fast(net):
     assert (slow["lr"], fast["lr"]) == (1e-4, pytest.approx(1e-3))
     assert set(ids(net.decoder.parameters())) <= set(ids(slow["params"]))
     assert set(ids(net.merge_query.parameters())) <= set(ids(fast["params"]))
+    # As published, the weights of the supports are not trained.
+    assert not {*ids(net.ensemble.shot_weights.parameters())} & {*ids(fast["params"])}
     set_rate(optimizer, 5e-5)
     assert (slow["lr"], fast["lr"]) == (5e-5, pytest.approx(5e-4))
 
@@ -44,11 +47,14 @@ def test_all_but_the_transformer_learns_ten_times_as_fast(net):
 def test_base_learner_groups_cover_it_once():
     with torch.device("meta"):
         net = build_pspnet("resnet18", 5)
-    optimizer = base_optimizer(net, 0.01, 0.9, 1e-4, encoder_ratio=1, head_ratio=10)
+    optimizer = base_optimizer(net, 0.01, 0.9, 1e-4)
     encoder, head = optimizer.param_groups
     assert (encoder["lr"], head["lr"]) == (0.01, 0.1)
     assert sorted(ids(encoder["params"] + head["params"])) == sorted(ids(net.parameters()))
     assert ids(encoder["params"]) == ids(net.backbone.parameters())
+    (head,) = base_optimizer(net, 0.01, 0.9, 1e-4, encoder_ratio=0, head_ratio=3).param_groups
+    assert head["lr"] == pytest.approx(0.03)
+    assert {*ids(head["params"])}.isdisjoint(ids(net.backbone.parameters()))
 
 
 def test_poly_rate_decays_to_zero():
