@@ -346,7 +346,8 @@ ENTRIES = [("a", "A"), ("b", "B"), ("c", "C")]
 def test_a_class_needs_one_file_more_than_supports():
     lists = ImageLists(ENTRIES, [(2,)] * 3, {2: [0, 1, 2], 3: []})
     check_enough(lists, 2)
-    with pytest.raises(UserError, match=r"class 2 \(cat\) has 3 usable images in x .*shot 3.*4"):
+    text = r"class 2 \(cat\) has 3 usable images in x .*shot 3.*4; it is in 3 of the images that queries"
+    with pytest.raises(UserError, match=text):
         check_enough(lists, 3, ["ant", "cat"], where="x")
 
 
