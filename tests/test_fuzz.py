@@ -37,7 +37,7 @@ from util.runtime.errors import UserError
 SECONDS = 120  # until a case counts as hanging; most take a few milliseconds
 # Numbers at which arithmetic or memory may break, and words that mean something somewhere.
 NUMBERS = [0, 1, -1, 2, 254, 255, 256, 65536, 2**31, 2**63, 10**30, 0.5, -1e300, 1e-300]
-NUMBERS += [float("nan"), float("inf")]
+NUMBERS += [float("nan"), float("inf"), 10**400]
 WORDS = ["", " ", "none", "auto", "split0", "a.png", "../a.png", "/", "polygon", "rectangle", "\0"]
 PLAIN = st.one_of(
     st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(WORDS), st.text(max_size=8)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from util.data.folds import IGNORE, MAX_CLASSES
 from util.preparation.exports import Export, json_files
-from util.preparation.segmentations import AnnotatedImage, has_region
+from util.preparation.segmentations import LONGEST, AnnotatedImage, has_region
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
@@ -32,7 +32,8 @@ def _id(value: Any) -> Any:
 
 
 Id = Annotated[str, BeforeValidator(_id)]
-Size = Annotated[PositiveInt | None, BeforeValidator(lambda value: value or None)]
+Side = Annotated[int, Field(gt=0, le=LONGEST)]
+Size = Annotated[Side | None, BeforeValidator(lambda value: value or None)]
 
 
 class _Image(BaseModel):

@@ -14,7 +14,7 @@ from PIL import Image
 from util.data.folds import IGNORE
 from util.data.masks import UNREADABLE
 from util.preparation.exports import Export, json_files
-from util.preparation.segmentations import AnnotatedImage, segmentation_region
+from util.preparation.segmentations import LONGEST, AnnotatedImage, segmentation_region
 from util.runtime.errors import UserError
 
 LABELS = {"_background_": 0, "__ignore__": IGNORE}  # those of labelme's own examples
@@ -69,8 +69,10 @@ def _load(path: str) -> _File:
             for one in content["shapes"]
         ]
         height, width = (int(content.get(f"image{side}") or 0) or None for side in SIDES)
+        if not all(side is None or 0 < side <= LONGEST for side in (height, width)):
+            raise ValueError(f"its image has {width}×{height} pixels")
         return _File(str(content.get("imagePath") or ""), height, width, shapes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no file of labelme ({error!r}): save it again") from error
 
 
@@ -81,12 +83,18 @@ def shape_region(shape: tuple[str, Any, str | None], height: int, width: int) ->
         ValueError: It is malformed.
     """
     kind, points, mask = shape
-    polygon = np.reshape(np.array(points, np.float64), (-1, 2))
+    try:
+        polygon = np.reshape(np.array(points, np.float64), (-1, 2))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("its points are no pairs of numbers") from None
+    # This also finds NaN.
+    if not (np.abs(polygon) <= 2 * max(height, width)).all():
+        raise ValueError(f"a {kind} leaves the image of {width}×{height} pixels by far")
     if len(polygon) < POINTS.get(kind, 1):
         raise ValueError(f"a {kind} has {POINTS.get(kind, 1)} points or more, not {len(polygon)}")
     if kind == "mask":
         left, top = polygon[0].round().astype(int).tolist()
-        return _mask_region(mask or "", left, top, height, width)
+        return _mask_region(str(mask or ""), left, top, height, width)
     if kind in ("line", "linestrip"):
         canvas = np.zeros((height, width), np.uint8)
         cv2.polylines(canvas, [polygon.round().astype(np.int32)], False, 1, STROKE)

@@ -21,6 +21,9 @@ from util.preparation.pascal import Colour, ids_of_colours
 from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
+# Pixels of the longest side of an annotated image: pycocotools counts pixels in 32 bits, and crashes
+# where they do not suffice.
+LONGEST = 40_000
 LABEL_MAP = "labelmap.txt"  # It names the colours of masks of CVAT.
 
 
@@ -165,7 +168,7 @@ def _points(polygon: Any, height: int, width: int) -> list[float]:
     """Return the numbers of a polygon; ValueError if it is malformed."""
     try:
         points = np.asarray(polygon, np.float64)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError("a polygon holds something other than numbers") from error
     if points.ndim != 1 or len(points) % 2:
         raise ValueError("a polygon is no list of x, y, x, y, …")
