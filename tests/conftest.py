@@ -56,3 +56,17 @@ def tiny_voc(tmp_path_factory):
 def list_cache(tmp_path_factory):
     """The folder that keeps the scan of the masks of the tiny dataset."""
     return str(tmp_path_factory.mktemp("lists"))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_voc, list_cache):
+    """The settings that describe the tiny dataset."""
+    return {
+        "data_root": str(tiny_voc),
+        "train_list": str(tiny_voc / "train.txt"),
+        "val_list": str(tiny_voc / "val.txt"),
+        "list_dir": list_cache,
+        "num_classes": 20,
+        "data_set": "tiny",
+        "workers": 0,
+    }

@@ -23,23 +23,16 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
-def make_config(tiny_voc, list_cache, tmp_path):
+def make_config(tiny_settings, tmp_path):
     def make_config(**settings):
         defaults = {
-            "data_root": str(tiny_voc),
-            "train_list": str(tiny_voc / "train.txt"),
-            "val_list": str(tiny_voc / "val.txt"),
-            "list_dir": list_cache,
             "exp_dir": str(tmp_path / "exp"),
-            "num_classes": 20,
-            "data_set": "tiny",
             "layers": 18,
             "train_h": 33,
             "train_w": 33,
             "val_size": 33,
-            "workers": 0,
         }
-        return Config(**(defaults | settings))
+        return Config(**(tiny_settings | defaults | settings))
 
     return make_config
 

@@ -77,7 +77,7 @@ def training_curves(path: Path) -> Figure:
 def _read_scalars(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """Return {"train" or "val": {name: steps and values, (2, number)}}.
 
-    What a run repeated after an interruption, or when it began anew, replaces what was there.
+    Iterations that were trained again, after an interruption or a new start, replace the earlier ones.
     """
     found: Any = {"train": defaultdict(list), "val": defaultdict(list)}
     first = dict.fromkeys(found, math.inf)  # the step of the first line of those read so far

@@ -16,12 +16,11 @@ from util.data.data_loader import TrainLoader
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.precision import Precision
-from util.training.captured import CapturedPass
+from util.training.captured import Batch, CapturedPass
 from util.training.parallel import distributed, running_statistics
 from util.training.signals import StopRequest
 
 LossValues = dict[str, Tensor]  # scalars by name; "loss" is minimised
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)

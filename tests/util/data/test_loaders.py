@@ -20,23 +20,16 @@ GOLDEN = json.loads((DATA / "golden_data.json").read_text())
 
 
 @pytest.fixture
-def make_config(tiny_voc, list_cache):
+def make_config(tiny_settings):
     def make_config(**settings):
         defaults = {
-            "data_root": str(tiny_voc),
-            "train_list": str(tiny_voc / "train.txt"),
-            "val_list": str(tiny_voc / "val.txt"),
-            "list_dir": list_cache,
-            "num_classes": 20,
-            "data_set": "tiny",
             "train_h": 97,
             "train_w": 97,
             "val_size": 97,
             "base_h": 65,
             "base_w": 65,
-            "workers": 0,
         }
-        return Config(**(defaults | settings))
+        return Config(**(tiny_settings | defaults | settings))
 
     return make_config
 
