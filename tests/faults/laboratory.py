@@ -46,9 +46,11 @@ class Run:
         return _TOTAL.search(self.text) is not None
 
     def resumed_at(self) -> int:
-        """Iterations done at the checkpoint that this run went on from."""
-        found, total = _RESUMED.search(self.text), _TOTAL.search(self.text)
-        return int(found[1]) * int(total[1]) // EPOCHS + int(found[2]) if found and total else 0
+        """Iterations done at the checkpoint that this run went on from; only once it has begun."""
+        text = self.text
+        found, total = _RESUMED.search(text), _TOTAL.search(text)
+        assert total, text
+        return int(found[1]) * int(total[1]) // EPOCHS + int(found[2]) if found else 0
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened, or until the run has ended well."""
