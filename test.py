@@ -42,9 +42,8 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
-from util.runtime.machine import environment_line, require_compiler, run_environment
-from util.runtime.precision import Precision, require_type, resolve_amp
-from util.runtime.seed import choose_kernels
+from util.runtime.machine import environment_line, run_environment
+from util.runtime.precision import Precision, compute_as_set
 
 FLAGS = (
     ("--if-missing", "print the table of an earlier test with the same settings if there is one"),
@@ -86,12 +85,8 @@ def main() -> None:
         if "test_num" in given and given["test_num"].origin == given["protocol"].origin:
             rule.append(f"test_num={cfg.test_num}")
         cfg = load_config(args.config, [*HSNET_SETTINGS, *rule, *opts])
-    if cfg.compile:
-        require_compiler()
     with start_processes(PATIENCE) as processes:
-        require_type("backbone_dtype", cfg.backbone_dtype, processes.device)
-        choose_kernels(cfg.seed_deterministic, cfg.tf32)
-        cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
+        cfg = compute_as_set(cfg, processes.device)
         with Precision(cfg.amp, processes.device).autocast():
             test(cfg, processes, args)
 

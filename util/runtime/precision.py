@@ -5,7 +5,10 @@ from pathlib import Path
 
 import torch
 
+from util.config import Config
 from util.runtime.errors import UserError
+from util.runtime.machine import require_compiler
+from util.runtime.seed import choose_kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,6 +36,19 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         """Return a context in which convolutions and products use the reduced type."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+def compute_as_set(cfg: Config, device: torch.device) -> Config:
+    """Have this process compute as the settings say; returns them with what `amp` "auto" means here.
+
+    Raises:
+        UserError: this machine lacks what a setting needs.
+    """
+    if cfg.compile:
+        require_compiler()
+    require_type("backbone_dtype", cfg.backbone_dtype, device)
+    choose_kernels(cfg.seed_deterministic, cfg.tf32)
+    return cfg.model_copy(update={"amp": resolve_amp(cfg.amp, device)})
 
 
 def require_type(key: str, value: str | None, device: torch.device) -> None:

@@ -17,9 +17,9 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.lock import exclusive
 from util.runtime.log import get_logger
-from util.runtime.machine import environment_line, peak_memory, require_compiler
-from util.runtime.precision import Precision, require_type, resolve_amp
-from util.runtime.seed import choose_kernels, seed_everything, untouched_random_streams
+from util.runtime.machine import environment_line, peak_memory
+from util.runtime.precision import Precision, compute_as_set
+from util.runtime.seed import seed_everything, untouched_random_streams
 from util.training.iteration import Batch, Iteration, Recipe
 from util.training.parallel import running_statistics, synchronises
 from util.training.progress import Progress, Scalars, draw_curves
@@ -60,15 +60,11 @@ def open_run(cfg: Config, folder: Path, processes: Processes, viz: bool) -> Iter
             continued from, or this machine lacks what a setting needs.
     """
     with exclusive(folder / ".lock", processes.is_main):
-        if cfg.compile:
-            require_compiler()
         if cfg.cuda_graphs and (processes.device.type != "cuda" or processes.world_size > 1):
             raise UserError("cuda_graphs True is for one process with a GPU; set cuda_graphs False")
-        require_type("backbone_dtype", cfg.backbone_dtype, processes.device)
-        cfg = cfg.model_copy(update={"amp": resolve_amp(cfg.amp, processes.device)})
+        cfg = compute_as_set(cfg, processes.device)
         if cfg.manual_seed is not None:
             seed_everything(_seed(cfg, processes))
-        choose_kernels(cfg.seed_deterministic, cfg.tf32)
         logger = get_logger(folder, processes.is_main)
         logger.info(processes.describe())
         logger.info(environment_line())

@@ -46,7 +46,9 @@ def test_the_test_computes_in_the_chosen_precision(amp, dtype, tmp_path, monkeyp
     monkeypatch.setattr(command, "test", keep)
     # What "auto" means depends on the machine.
     resolve = {"auto": amp}
-    monkeypatch.setattr(command, "resolve_amp", lambda word, device: resolve.get(word, word))
+    monkeypatch.setattr(
+        "util.runtime.precision.resolve_amp", lambda word, device: resolve.get(word, word)
+    )
     words = ["test.py", "--config", "config/pascal/pascal_split0_resnet50.yaml", "--opts"]
     for word in (amp, "auto"):
         monkeypatch.setattr(sys, "argv", [*words, f"exp_dir={tmp_path}", f"amp={word}"])
