@@ -209,11 +209,11 @@ class HDMNet(FeatureEncoder):
             final = widened(meta)
             if self.base.base_classes:
                 final = self.ensemble(final, query.base, adjustment, class_index)  # (21), (22)
-        final, meta, base = (
+        final, meta = (
             resize(logits, size=size, mode="bilinear", align_corners=True)
-            for logits in (final, widened(meta), query.base)
+            for logits in (final, widened(meta))
         )
-        return HDMNetOutput(final, meta, base, correlations, adjustment, prior)
+        return HDMNetOutput(final, meta, query.base, correlations, adjustment, prior)
 
     def _match(
         self, query_maps: list[Tensor], support: SupportFeatures, prior: Tensor

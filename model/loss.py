@@ -91,16 +91,28 @@ def hdmnet_loss(
         for logits in (output.final, output.meta)
     )
     distillation = correlation_distillation(output.correlations, query_mask)
-    if output.base.shape[1] == 1:
+    if output.base_map.shape[1] == 1:
         return Losses(
             meta + distillation_weight * distillation, meta, distillation, 0 * meta.detach()
         )
-    main = final + meta
-    # These logits lie in memory channels last. As rows of classes they need no copy.
-    base = F.cross_entropy(
-        output.base.float().movedim(1, -1).flatten(0, 2),
-        base_mask.flatten(),
-        ignore_index=IGNORE_LABEL,
-    )
+    main, base = final + meta, _base_cross_entropy(output, base_mask)
     total = main + distillation_weight * distillation + base_weight * base
     return Losses(total, main, distillation, base)
+
+
+@torch.no_grad()
+def _base_cross_entropy(output: HDMNetOutput, base_mask: Tensor) -> Tensor:
+    """Return CE(base), whose logits at full size would be the largest tensor of a training step."""
+    total = torch.zeros((), device=base_mask.device)
+    for one in range(len(base_mask)):
+        logits = resize(
+            output.base_map[one : one + 1].float(),
+            size=base_mask.shape[-2:],
+            mode="bilinear",
+            align_corners=True,
+        )
+        # These logits lie in memory channels last. As rows of classes they need no copy.
+        rows = logits.movedim(1, -1).flatten(0, 2)
+        label = base_mask[one].flatten()
+        total += F.cross_entropy(rows, label, ignore_index=IGNORE_LABEL, reduction="sum")
+    return total / (base_mask != IGNORE_LABEL).sum()

@@ -46,7 +46,7 @@ class HDMNetOutput(NamedTuple):
     Attributes:
         final: (B, 2, H, W), the ensemble of meta and base learner; its argmax is the prediction.
         meta: (B, 2, H, W), logits of the meta learner.
-        base: (B, N+1, H, W), logits of the base learner on the query; N is 0 where there is none.
+        base_map: (B, N+1, h, w), logits of the base learner on the query; N is 0 where there is none.
         correlations: maps (B, h_i, w_i), coarsest first.
         adjustment: (B,), style distance between query and supports.
         prior: (B, 2, h, w), similarity prior of f5 (f3 without a base learner) and of f4.
@@ -54,10 +54,16 @@ class HDMNetOutput(NamedTuple):
 
     final: Tensor
     meta: Tensor
-    base: Tensor
+    base_map: Tensor
     correlations: list[Tensor]
     adjustment: Tensor
     prior: Tensor
+
+    @property
+    def base(self) -> Tensor:
+        """`base_map` at full size, (B, N+1, H, W); computed at each call, since few need it."""
+        size = self.final.shape[-2:]
+        return resize(self.base_map, size=size, mode="bilinear", align_corners=True)
 
 
 class FrozenFeatures(NamedTuple):
@@ -202,9 +208,8 @@ def segment(
         correlations.append(correlation)
     meta = decode(net.decoder, matched)
     final = net.ensemble(meta, base, adjustment, class_index) if net.base.base_classes else meta
-    final, meta, base = (
-        resize(logits, size=size, mode="bilinear", align_corners=True)
-        for logits in (final, meta, base)
+    final, meta = (
+        resize(logits, size=size, mode="bilinear", align_corners=True) for logits in (final, meta)
     )
     return HDMNetOutput(final, meta, base, correlations[::-1], adjustment, prior)
 

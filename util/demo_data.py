@@ -11,14 +11,15 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from util.demo.scene import Hues, SceneObject, draw_scene
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
+from util.runtime.parallel import run_parallel
 
 # PATTERN_SILHOUETTE of the classes 1..20. No two share both, and the five classes of a line, which a
 # fold holds out, share neither.
@@ -84,6 +85,24 @@ def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarra
     return draw_scene(rng, objects, height, width)
 
 
+class _Task(NamedTuple):
+    """A picture to draw, see `draw_picture`, and where it is to be."""
+
+    seed: int
+    part: int
+    index: int
+    size: int
+    image: Path
+    mask: Path
+
+
+def _write_picture(task: _Task) -> None:
+    image, label = draw_picture(task.seed, task.part, task.index, task.size)
+    jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
+    write_atomically(task.mask, cv2.imencode(".png", label)[1].tobytes())
+    write_atomically(task.image, jpeg.tobytes())
+
+
 def write_demo(
     out: str | os.PathLike[str], train: int = 1000, val: int = 400, seed: int = 0, size: int = 240
 ) -> bool:
@@ -120,19 +139,13 @@ def write_demo(
         pairs = [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
         texts[f"{part}.txt"] = "".join(f"{image} {mask}\n" for image, mask in pairs)
         missing += [
-            (number, index, out / image, out / mask)
+            _Task(seed, number, index, size, out / image, out / mask)
             for index, (image, mask) in enumerate(pairs)
             if not ((out / image).exists() and (out / mask).exists())
         ]
     if not missing and all((out / name).exists() for name in texts):
         return False
-    for number, index, image_path, mask_path in tqdm(
-        missing, desc="demo data", unit="image", disable=None
-    ):
-        image, label = draw_picture(seed, number, index, size)
-        jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
-        write_atomically(mask_path, cv2.imencode(".png", label)[1].tobytes())
-        write_atomically(image_path, jpeg.tobytes())
+    run_parallel(_write_picture, missing, description="demo data", progress=False)
     for name, text in texts.items():
         write_atomically(out / name, text)
     return True
