@@ -209,7 +209,7 @@ class Predictor:
         """Return the prediction of one sample of a batch, with its counts still on the device."""
         one, query, size = slice(number, number + 1), encoded.query, self.episodes.transform.size
         if encoded.base_counts is None and self.scored_base_classes:
-            base = self._fit(out.base[one], query)
+            base = self._fit(resize_logits(out.base_map[one], size), query)
             label = torch.from_numpy(query.base_label).to(self.device)
             encoded.base_counts = pixel_counts(base.argmax(0), label, len(base)).cpu().numpy()
         table = class_label_table(class_id, kind=query.mask.dtype)
