@@ -138,6 +138,11 @@ class FrozenBase:
         return self._folded
 
     @property
+    def _pools(self) -> list[nn.Sequential]:
+        """The branches of the pyramid: a pool and what follows it."""
+        return cast(list[nn.Sequential], list(self.base.pyramid.pools))
+
+    @property
     def _head_weight(self) -> Tensor:
         """The weight of the head's convolution."""
         return cast(nn.Conv2d, self.base.head[0]).weight
@@ -153,11 +158,10 @@ class FrozenBase:
 
     def _pool_part(self, f4: Tensor) -> Tensor:
         """Return the pools' part of the head's convolution, (N, h·w, 512), of f4 (N, C, h, w)."""
-        pools = cast(list[nn.Sequential], list(self.base.pyramid.pools))
-        branches = self._head_weight[:, f4.shape[1] :].chunk(len(pools), dim=1)
+        branches = self._head_weight[:, f4.shape[1] :].chunk(len(self._pools), dim=1)
         height, width = f4.shape[-2:]
         rows, across = [], []
-        for pool, pooled, taps in zip(pools, self._pooled(f4), branches, strict=True):
+        for pool, pooled, taps in zip(self._pools, self._pooled(f4), branches, strict=True):
             cells = pool[1:](pooled)  # (N, C/4, s, s)
             bins = cells.shape[-1]
             parts = torch.einsum("nirc,oiyx->noryxc", cells, taps)
@@ -169,8 +173,7 @@ class FrozenBase:
 
     def _pooled(self, f4: Tensor) -> Iterator[Tensor]:
         """Yield f4 (N, C, h, w) after the average pool to s×s cells of each branch: (N, C, s, s)."""
-        pools = cast(list[nn.Sequential], list(self.base.pyramid.pools))
-        sizes = [cast(int, cast(nn.AdaptiveAvgPool2d, pool[0]).output_size) for pool in pools]
+        sizes = [cast(int, cast(nn.AdaptiveAvgPool2d, pool[0]).output_size) for pool in self._pools]
         height, width = f4.shape[-2:]
         # The rows of all pools at once: the map is large and is read a single time.
         rows = torch.cat([self._cells(size, height, f4) for size in sizes])
