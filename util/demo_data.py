@@ -90,14 +90,14 @@ class _Task(NamedTuple):
 
     seed: int
     part: int
-    index: int
+    number: int
     size: int
     image: Path
     mask: Path
 
 
 def _write_picture(task: _Task) -> None:
-    image, label = draw_picture(task.seed, task.part, task.index, task.size)
+    image, label = draw_picture(task.seed, task.part, task.number, task.size)
     jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
     write_atomically(task.mask, cv2.imencode(".png", label)[1].tobytes())
     write_atomically(task.image, jpeg.tobytes())
