@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from util.config.fields import SECTION_NAMES, SECTION_OF, SECTIONS, Name
 from util.config.schema import KEEPS_NO_VALUE, NO_VALUE, Config
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, in_plain_words
 from util.runtime.files import ROOT, write_atomically
 
 DATASETS = os.fspath(ROOT / "config" / "datasets")
@@ -28,18 +28,6 @@ _TEXT = {
     key
     for key, field in Config.model_fields.items()
     if field.annotation in (str, str | None, Name | None)
-}
-# Words of pydantic's messages, and plainer ones.
-_PLAIN = {
-    "Input should": "should",
-    "a valid boolean": "True or False",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid string": "text",
-    "a valid list": "a list",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "above",
 }
 _FOLDS = (
     "should be contiguous, interleaved or seen, a list of the held-out classes of each fold, or the "
@@ -224,9 +212,7 @@ def _with_dataset(path: str, values: dict[str, Given]) -> dict[str, Given]:
 def _as_user_error(error: ValidationError, values: dict[str, Given]) -> UserError:
     """Return the error of the first wrong setting; in a combination, of a key given by `--opts`."""
     first = error.errors()[0]
-    text = _FOLDS if first["loc"][:1] == ("folds",) else first["msg"]
-    for theirs, plain in _PLAIN.items():
-        text = text.replace(theirs, plain)
+    text = _FOLDS if first["loc"][:1] == ("folds",) else in_plain_words(first["msg"])
     given = [key for key in first.get("ctx", {}).get("keys") or first["loc"][:1] if key in values]
     by_opts = [key for key in given if values[key].origin == OPTS]
     key = (by_opts or given)[0]

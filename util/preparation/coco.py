@@ -12,7 +12,7 @@ from util.data.folds import IGNORE, MAX_CLASSES
 from util.preparation.exports import Export, json_files
 from util.preparation.segmentations import LONGEST, AnnotatedImage, has_region
 from util.preparation.shared import FilePath
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, in_plain_words
 
 CROWDS = ("ignore", "object")  # what a region with iscrowd 1 may become
 
@@ -146,7 +146,8 @@ def _load(path: FilePath, advice: str) -> _File:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "file"
         raise UserError(
-            f"{path} is no COCO instances file ({where}: {problem['msg']}): {advice}"
+            f"{path} is no COCO instances file ({where}: {in_plain_words(problem['msg'])}): "
+            f"{advice}"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text ({error}): {advice}") from error

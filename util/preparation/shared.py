@@ -23,7 +23,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from util.config import given_values
 from util.data.images import Entry
-from util.runtime.errors import UserError, exits_on_user_error
+from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, write_atomically
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
@@ -62,7 +62,7 @@ def argument_type(kind: Any) -> Callable[[str], Any]:
         try:
             return adapter.validate_python(word)
         except ValidationError as error:
-            reasons = " or ".join(reason["msg"] for reason in error.errors())
+            reasons = " or ".join(in_plain_words(reason["msg"]) for reason in error.errors())
             raise argparse.ArgumentTypeError(f"{word}: {reasons}") from None
 
     return read

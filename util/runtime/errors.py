@@ -31,6 +31,21 @@ _LESS_MEMORY = {
     "test": "lower batch_size_val, or set ori_resize False, which compares at the size of the "
     "network instead of the image's",
 }
+# Words of pydantic about values, and ours.
+_PLAIN = {
+    "Input should": "should",
+    "a valid boolean": "True or False",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "Field required": "it is missing",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+}
 # The second is what loader processes say where no file can be opened to hand over a batch.
 _TOO_MANY_FILES = ("Too many open files", "received 0 items of ancdata")
 
@@ -144,3 +159,10 @@ def _verify_command() -> str:
     processes = os.environ.get("WORLD_SIZE", "1")
     words = [*(words or ["--config", "FILE"]), *(["--processes", processes] * (processes != "1"))]
     return shlex.join(["python", "-m", "util.verify", *words])
+
+
+def in_plain_words(message: str) -> str:
+    """Return what pydantic says of a wrong value in the words of our other messages."""
+    for theirs, plain in _PLAIN.items():
+        message = message.replace(theirs, plain)
+    return message

@@ -169,7 +169,7 @@ def test_workers_are_counted_from_one(workers, capsys):
     assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", "x", "--workers", workers])
-    assert f"argument --workers: {workers}: Input should be" in capsys.readouterr().err
+    assert f"argument --workers: {workers}: should be" in capsys.readouterr().err
 
 
 def square_and_process(number):
