@@ -42,7 +42,13 @@ done
 
 # shellcheck disable=SC2086
 echo "$dataset, $net: folds $(join $folds), supports $(join $shots). Each needs the training of stage 2 and a test,
-and each fold the training of stage 1. A training on real data takes hours to days; its log says when it will be done."
+and each fold the training of stage 1. A training on real data takes hours to days; its log says when it will be done.
+Everything is checked before that:"
+# shellcheck disable=SC2086
+most=$(printf '%s\n' $shots | sort -n | tail -n 1)
+# $preset is words without blanks.
+# shellcheck disable=SC2086
+"$python" -m util.verify --config "$config" --opts $preset "$@" shot "$most" --processes "$gpus" || exit
 for fold in $folds; do
     for shot in $shots; do
         printf '\n== fold %s, supports: %s\n' "$fold" "$shot"

@@ -303,7 +303,8 @@ def test_reproduce_trains_and_tests_all_folds_and_prints_the_table(repository, w
     done, calls = run(repository, "reproduce.sh", "coco", "1", *words, NET="vgg")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("coco, vgg: folds 0, 1, 2, 3, supports 1, 5.")
-    expected = []
+    checked = options("coco", 0, "vgg", *words, "shot", "5")
+    expected = [("-m", "util.verify", *checked, "--processes", "1")]
     for fold in range(4):
         for shot in "15":
             settings = options("coco", fold, "vgg", *words, "shot", shot)
@@ -316,7 +317,9 @@ def test_reproduce_trains_and_tests_all_folds_and_prints_the_table(repository, w
     assert calls == [call(*words) for words in expected]
     # The first that fails ends it.
     done, calls = run(repository, "reproduce.sh", "coco", "1", failing="train.py", SHOTS="5")
-    assert done.returncode == 7 and len(calls) == 2 and "<shot> <5>" in calls[1]
+    assert done.returncode == 7 and len(calls) == 3 and "<shot> <5>" in calls[2]
+    done, calls = run(repository, "reproduce.sh", "coco", "1", failing="-m")
+    assert done.returncode == 7 and len(calls) == 1
 
 
 def test_reproduce_asks_for_what_it_needs(repository):
