@@ -385,3 +385,19 @@ def test_weights_are_tested_on_another_dataset(scripts, trained, run_test):
 def test_hsnets_protocol_is_401_px_without_options():
     cfg = load_config(CONFIG, command.HSNET_SETTINGS)
     assert (cfg.val_size, cfg.ori_resize, cfg.test_num, cfg.test_runs) == (401, False, 1000, 1)
+
+
+@pytest.mark.faults  # It takes a minute.
+def test_reproduce_prints_the_table_of_all_folds(scripts, tmp_path):
+    settings = [*scripts.settings, f"exp_dir={tmp_path}", "base_epochs=1", "epochs=1"]
+    done = subprocess.run(
+        ["sh", ROOT / "reproduce.sh", "demo", "1", *settings],
+        env=os.environ | {"PYTHON": sys.executable, "SHOTS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("HDMNet: resnet18, fold") == 4
+    (row,) = re.findall(r"^\| HDMNet +\| resnet18 .*$", done.stdout, re.MULTILINE)
+    *folds, mean, _ = (float(score) for score in re.findall(r"\d+\.\d", row))
+    assert len(folds) == 4 and mean == pytest.approx(sum(folds) / 4, abs=0.1), done.stdout
