@@ -288,7 +288,14 @@ def test_a_failed_installation_names_the_python_and_the_tested_ones(repository):
 def test_an_installation_shows_large_downloads_and_its_log_holds_the_rest(repository):
     done, _ = run_tests_with(repository, {"python3": 13})
     shown = [line for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert shown == ["  Downloading torch-2.whl (899.8 MB)", "  Installing the packages"] * 2
+    assert (
+        shown
+        == [
+            "  Downloading torch-2.whl (899.8 MB)",
+            "  Installing the packages, which takes a minute or more",
+        ]
+        * 2
+    )
     log = (repository / ".venv/hdmnet-pip.log").read_text()
     assert "Collecting torch\n" in log and "packages: idna, torch\n" in log and "code" not in log
 

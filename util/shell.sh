@@ -141,7 +141,7 @@ show_pip() {
         fi
         case $line in
         *' Downloading '*[0-9][0-9][0-9].[0-9]' MB)') printf '%s\n' "$line" ;;
-        'Installing collected packages'*) echo "  Installing the packages" ;;
+        'Installing collected packages'*) echo "  Installing the packages, which takes a minute or more" ;;
         esac
     done
     [ ! -t 1 ] || printf '\r\033[K'
