@@ -46,7 +46,7 @@ def repository(tmp_path):
     return root
 
 
-def run(root, script, *words, cwd="/", failing="", **settings):
+def run(root, script, *words, cwd="/", failing="", stdout=subprocess.PIPE, **settings):
     """Run a script; returns the finished process and the calls of Python it made."""
     calls = root / "calls"
     calls.unlink(missing_ok=True)
@@ -56,7 +56,8 @@ def run(root, script, *words, cwd="/", failing="", **settings):
         [SHELL, str(root / script), *words],
         cwd=cwd,
         env=env | settings,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=60,
     )
@@ -217,12 +218,14 @@ exec(sys.argv[1])' "$2" ;;
     cp "$0" .venv/bin/python ;;
 "-m pip" | "-m pytest" | "-m ruff" | "-m mypy")
     echo "$*" >>"$CALLS"
+    [ "$2" != pip ] || printf '%s\\n' 'Collecting torch' '  Downloading torch-2.whl (899.8 MB)' \\
+        '  Downloading idna-3.whl (99.8 MB)' 'Installing collected packages: idna, torch'
     [ "$2" != "$FAILING" ] || {{ echo "ERROR: No matching distribution" >&2; exit 1; }} ;;
 esac
 """
 
 
-def run_tests_with(repository, pythons, *words, failing="", without_venv=()):
+def run_tests_with(repository, pythons, *words, without_venv=(), **settings):
     """Run run_tests.sh where only these Pythons exist: {name: minor version of 3}."""
     tools = repository / "tools"
     tools.mkdir()
@@ -236,7 +239,7 @@ def run_tests_with(repository, pythons, *words, failing="", without_venv=()):
         (tools / name).chmod(0o755)
     for name in ("run_tests.sh", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, repository / name)
-    return run(repository, "run_tests.sh", *words, failing=failing, PATH=str(tools), PYTHON="")
+    return run(repository, "run_tests.sh", *words, PATH=str(tools), PYTHON="", **settings)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +283,31 @@ def test_a_failed_installation_names_the_python_and_the_tested_ones(repository):
     done, _ = run_tests_with(repository, {"python3": 15}, failing="pip")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "requirements.txt for Python 3.15.1 (tested: 3.10 to 3.13): ERROR: No m" in done.stderr
+
+
+def test_an_installation_shows_large_downloads_and_its_log_holds_the_rest(repository):
+    done, _ = run_tests_with(repository, {"python3": 13})
+    shown = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert (
+        shown
+        == [
+            "  Downloading torch-2.whl (899.8 MB)",
+            "  Installing the packages, which takes a minute or more",
+        ]
+        * 2
+    )
+    log = (repository / ".venv/hdmnet-pip.log").read_text()
+    assert "Collecting torch\n" in log and "packages: idna, torch\n" in log and "code" not in log
+
+
+def test_an_installation_shows_its_last_step_in_one_line_of_a_terminal(repository):
+    terminal, end = os.openpty()
+    done, _ = run_tests_with(repository, {"python3": 13}, stdout=end)
+    os.close(end)
+    shown = os.read(terminal, 2**16).decode()
+    os.close(terminal)
+    assert done.returncode == 0 and shown.count("\n") == shown.count("Installing requirements")
+    assert "\r\033[KInstalling collected packages: idna, torch\r\033[K" in shown
 
 
 def test_quick_tests_are_a_selection(repository):

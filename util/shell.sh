@@ -110,17 +110,42 @@ install_once() {
         return
     fi
     log=$environment/hdmnet-pip-errors.log
-    echo "Installing $requirements into $environment"
+    echo "Installing $requirements into $environment; what pip says is in $environment/hdmnet-pip.log"
     if [ "$requirements" = requirements.txt ] && [ "$(uname 2>/dev/null)" = Linux ] && ! "$python" -c 'import torch' 2>/dev/null; then
         echo "This is about 6 GB, most of it CUDA libraries, and takes some minutes. Without a GPU, 2 GB suffice if you"
         echo "install torch first: $python -m pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
     fi
     # A relative path, since pip splits these variables at blanks.
-    PIP_CONSTRAINT="${PIP_CONSTRAINT:+$PIP_CONSTRAINT }$constraints" \
-        PIP_BUILD_CONSTRAINT="${PIP_BUILD_CONSTRAINT:+$PIP_BUILD_CONSTRAINT }$constraints" \
-        "$python" -m pip install --disable-pip-version-check -r "$requirements" 2>"$log" ||
+    {
+        PIP_CONSTRAINT="${PIP_CONSTRAINT:+$PIP_CONSTRAINT }$constraints" \
+            PIP_BUILD_CONSTRAINT="${PIP_BUILD_CONSTRAINT:+$PIP_BUILD_CONSTRAINT }$constraints" \
+            "$python" -m pip install --disable-pip-version-check --progress-bar off -r "$requirements" 2>"$log"
+        printf '\nexit code %s\n' $?
+    } | show_pip 3>"$environment/hdmnet-pip.log" ||
         fail "pip could not install $requirements for $("$python" --version 2>&1) (tested: $tested): $(pip_reason) (all of it: $log)"
     printf '%s\n' "$sum" >"$stamp"
+}
+
+# show_pip: writes what pip says, its input, to file descriptor 3. On a terminal it shows the last line, and
+# elsewhere the large downloads and the installation. Returns the exit code of pip, the last line of the input.
+show_pip() {
+    code=1
+    while IFS= read -r line; do
+        case $line in
+        'exit code '*) code=${line#exit code } ;;
+        *) printf '%s\n' "$line" >&3 ;;
+        esac
+        if [ -t 1 ]; then
+            printf '\r\033[K%.78s' "$line"
+            continue
+        fi
+        case $line in
+        *' Downloading '*[0-9][0-9][0-9].[0-9]' MB)') printf '%s\n' "$line" ;;
+        'Installing collected packages'*) echo "  Installing the packages, which takes a minute or more" ;;
+        esac
+    done
+    [ ! -t 1 ] || printf '\r\033[K'
+    return "$code"
 }
 
 pip_reason() {
