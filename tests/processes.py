@@ -26,6 +26,7 @@ COMMANDS = ("train", "train_base", "test", "predict", "util.launch")
 # Loaded for models of timm, and for repeatable kernels.
 LATER = ("model.timm_backbone", "torch._inductor.config")
 multiprocessing.set_forkserver_preload([*COMMANDS, *LATER])
+NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
 
 def spawn_two(function, *arguments):
@@ -53,7 +54,9 @@ def _run(rank, world_size, port, function, arguments):
         processes.barrier()
 
 
-def start_python(words, stdout, stderr=None, environment=None, limit=0, folder=ROOT, ranks=True):
+def start_python(
+    words, stdout, stderr=None, environment=None, limit=0, folder=ROOT, ranks=True, prepare=bool
+):
     """Start `python WORDS` in a session of its own; returns the process.
 
     Args:
@@ -63,15 +66,16 @@ def start_python(words, stdout, stderr=None, environment=None, limit=0, folder=R
         limit: size that no file may exceed, in bytes; 0 for none.
         folder: that it runs in, by default this repository.
         ranks: whether the processes that `-m util.launch` starts are forked, too.
+        prepare: called in the process before the command; a function of a module.
     """
     environment = os.environ | (environment or {})
-    arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks)
+    arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks, prepare)
     process = multiprocessing.get_context(START).Process(target=_python, args=arguments)
     process.start()
     return process
 
 
-def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False):
+def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False, prepare=bool):
     words = [str(word) for word in words]
     os.setsid()
     os.chdir(folder)
@@ -86,6 +90,7 @@ def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False):
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if ranks and START == "forkserver":
         SubprocessHandler._popen = _Rank
+    prepare()
     if words[0] == "-m":
         sys.argv = words[1:]
         sys.modules.pop(words[1], None)

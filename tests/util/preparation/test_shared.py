@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import NO_PROCESS
 from util.data.lists import read_entries
 from util.preparation.shared import (
     DataRoot,
@@ -23,8 +24,6 @@ from util.preparation.shared import (
 )
 from util.runtime.errors import UserError
 from util.runtime.parallel import run_parallel
-
-NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
 
 def refuse(*arguments):
