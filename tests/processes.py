@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
@@ -90,6 +92,8 @@ def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False, p
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if ranks and START == "forkserver":
         SubprocessHandler._popen = _Rank
+    # Loaders start their processes as in a command, not as this one was started.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     prepare()
     if words[0] == "-m":
         sys.argv = words[1:]
@@ -127,3 +131,20 @@ def _rank(words, environment):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _python(words, environment)
+
+
+def is_running(process):
+    """Whether a process is there, and not only because nobody asked how it ended."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for_end(processes):
+    """Wait until processes of these ids have ended, and require it."""
+    until = time.monotonic() + 60
+    while any(map(is_running, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(is_running, processes))

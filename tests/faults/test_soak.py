@@ -17,7 +17,7 @@ from util.runtime.machine import environment_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 PAUSE = (60, 120)  # seconds between two kills
-SAVE_ITERS = 50
+SAVE_ITERS = 20
 WARM = 50  # iterations after which a start has taken the memory that it needs
 GROWTH = 1.1  # of the memory, at most
 
@@ -27,12 +27,14 @@ class Training:
 
     Attributes:
         memory: of each start, (iteration, MB of the main process) whenever a new one was reported.
+        resumed: the iteration from which each start after a kill went on.
         lost: iterations that had to be done again.
     """
 
     def __init__(self, folder: Path, base: Path, epochs: int):
         self.folder, self.base, self.epochs = folder, base, epochs
         self.memory: list[list[tuple[int, int]]] = []
+        self.resumed: list[int] = []
         self.lost, self.began = 0, time.monotonic()
         self.start()
 
@@ -62,7 +64,9 @@ class Training:
         reached = self.run.iteration()
         self.start()
         self.run.wait_for(self.run.has_begun)
-        self.lost += max(0, reached - self.run.resumed_at(self.epochs))
+        self.resumed.append(self.run.resumed_at(self.epochs))
+        self.lost += max(0, reached - self.resumed[-1])
+        assert len(set(self.resumed[-9:])) > 1 or len(self.resumed) < 9, "it comes no further"
 
 
 def test_kills_do_not_change_a_long_training(pytestconfig, tmp_path):
