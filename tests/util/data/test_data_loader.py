@@ -199,7 +199,8 @@ class Waits(Dataset):
 def load_and_wait(folder):
     # As where the parent of loader processes is a server of processes, which lives on.
     ManagerWatchdog.is_alive = lambda _: True
-    next(iter(Loader(Waits(folder), workers=1, prefetch_factor=1)))
+    batches = iter(Loader(Waits(folder), workers=1))  # Its end would be theirs.
+    next(batches)
     (folder / "loaded").touch()
     time.sleep(60)
 
