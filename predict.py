@@ -29,6 +29,7 @@ from util.predict.review import Reviewed, write_review
 from util.preparation.shared import argument_type, open_folder, resumable
 from util.runtime.errors import UserError, errors_as
 from util.runtime.files import write_atomically
+from util.runtime.lock import in_turn
 
 FORMATS = ("masks", "coco", "coco_polygons", "labelme", "yolo", "overlay", "probability")
 SOME_FAILED = 1  # the exit code where some pictures could not be segmented
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         supports = segmenter.fit(given)
     open_folder(out, "--out")
-    _check_settings(out, _settings(options, segmenter, given, supports))
+    _claim(out, _settings(options, segmenter, given, supports))
     write_atomically(out / "classes.txt", "".join(f"{name}\n" for name in supports.classes))
     _show_supports(out / "supports", given, supports)
 
@@ -234,21 +235,22 @@ def _settings(
     }
 
 
-def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Require that earlier results in a folder, if there are any, were made with these settings."""
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Require that other results in a folder, if there are any, are made with these settings."""
     path = out / "predict.json"
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text("utf-8"))
-            changed = [key for key, value in settings.items() if earlier.get(key) != value]
-        except (ValueError, AttributeError):
-            changed = ["settings"]
-        if changed:
-            raise UserError(
-                f"--out {out}: it holds results for other {', '.join(changed)}; give another folder, "
-                "or remove this one"
-            )
-    write_atomically(path, json.dumps(settings, indent=1) + "\n")
+    with in_turn(out / ".lock"):
+        if path.exists():
+            try:
+                earlier = json.loads(path.read_text("utf-8"))
+                changed = [key for key, value in settings.items() if earlier.get(key) != value]
+            except (ValueError, AttributeError):
+                changed = ["settings"]
+            if changed:
+                raise UserError(
+                    f"--out {out}: it holds results for other {', '.join(changed)}; give another "
+                    "folder, or remove this one"
+                )
+        write_atomically(path, json.dumps(settings, indent=1) + "\n")
 
 
 def _show_supports(

@@ -21,6 +21,13 @@ def pytest_addoption(parser):
         metavar="CASES",
         help="damaged inputs of tests/test_fuzz.py (%(default)s)",
     )
+    parser.addoption(
+        "--soak",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="with --faults: train the demo's stage 2 so long under kills; hours",
+    )
 
 
 def pytest_collection_modifyitems(config, items):

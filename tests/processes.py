@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
@@ -26,6 +28,7 @@ COMMANDS = ("train", "train_base", "test", "predict", "util.launch")
 # Loaded for models of timm, and for repeatable kernels.
 LATER = ("model.timm_backbone", "torch._inductor.config")
 multiprocessing.set_forkserver_preload([*COMMANDS, *LATER])
+NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
 
 def spawn_two(function, *arguments):
@@ -53,7 +56,9 @@ def _run(rank, world_size, port, function, arguments):
         processes.barrier()
 
 
-def start_python(words, stdout, stderr=None, environment=None, limit=0, folder=ROOT, ranks=True):
+def start_python(
+    words, stdout, stderr=None, environment=None, limit=0, folder=ROOT, ranks=True, prepare=bool
+):
     """Start `python WORDS` in a session of its own; returns the process.
 
     Args:
@@ -63,15 +68,16 @@ def start_python(words, stdout, stderr=None, environment=None, limit=0, folder=R
         limit: size that no file may exceed, in bytes; 0 for none.
         folder: that it runs in, by default this repository.
         ranks: whether the processes that `-m util.launch` starts are forked, too.
+        prepare: called in the process before the command; a function of a module.
     """
     environment = os.environ | (environment or {})
-    arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks)
+    arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks, prepare)
     process = multiprocessing.get_context(START).Process(target=_python, args=arguments)
     process.start()
     return process
 
 
-def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False):
+def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False, prepare=bool):
     words = [str(word) for word in words]
     os.setsid()
     os.chdir(folder)
@@ -86,6 +92,9 @@ def _python(words, environment, outputs=(), limit=0, folder=ROOT, ranks=False):
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if ranks and START == "forkserver":
         SubprocessHandler._popen = _Rank
+    # Loaders start their processes as in a command, not as this one was started.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    prepare()
     if words[0] == "-m":
         sys.argv = words[1:]
         sys.modules.pop(words[1], None)
@@ -122,3 +131,20 @@ def _rank(words, environment):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _python(words, environment)
+
+
+def is_running(process):
+    """Whether a process is there, and not only because nobody asked how it ended."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for_end(processes):
+    """Wait until processes of these ids have ended, and require it."""
+    until = time.monotonic() + 60
+    while any(map(is_running, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(is_running, processes))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import time
@@ -21,6 +22,7 @@ from tests.small_model import SIZE, small_episodes, small_net
 from util.predict import formats
 from util.preparation.coco import read_instances
 from util.preparation.segmentations import draw_mask
+from util.runtime.errors import UserError
 
 ALL = ["coco", "coco_polygons", "labelme", "yolo", "overlay", "probability"]
 
@@ -360,3 +362,27 @@ def test_a_wrong_correction_is_reported_at_the_end(run, tmp_path, mask, message)
     code, out, err = run("--format", "coco", "labelme", "overlay", "--review")
     assert code == 1 and "5 of 6 pictures have labels, 0 of them new" in out
     assert re.search(message, err)
+
+
+def test_of_jobs_with_other_settings_at_the_same_time_one_gets_the_folder(tmp_path, monkeypatch):
+    def write_slowly(*arguments, write=predict.write_atomically):
+        time.sleep(0.2)
+        write(*arguments)
+
+    monkeypatch.setattr(predict, "write_atomically", write_slowly)
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(3)
+
+    def claim(number):
+        barrier.wait()
+        with pytest.raises(UserError, match="results for other threshold"):
+            predict._claim(tmp_path, {"threshold": number})
+            os._exit(0)
+        os._exit(1)
+
+    jobs = [fork.Process(target=claim, args=(number,)) for number in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert sorted(job.exitcode for job in jobs) == [0, 1, 1]

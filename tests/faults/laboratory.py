@@ -1,5 +1,6 @@
 """A small training of stage 2, whose runs the tests of faults disturb."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.processes import start_python
 from util.checkpoints.io import read_checkpoint
@@ -25,12 +27,12 @@ _LIMIT = 240  # seconds until a run counts as hanging
 
 
 class Run:
-    """One start of the training command, its output in a file."""
+    """One start of a command, its output in a file; see `start_python`."""
 
-    def __init__(self, words: list[str], log: Path, environment: dict[str, str], limit: int = 0):
+    def __init__(self, words: list[Any], log: Path, environment: dict[str, str], **options: Any):
         self.log = log
         log.touch()
-        self.process = start_python(words, log, environment=environment, limit=limit)
+        self.process = start_python(words, log, environment=environment, **options)
 
     @property
     def text(self) -> str:
@@ -45,12 +47,16 @@ class Run:
         """Whether it has said how many iterations an epoch has."""
         return _TOTAL.search(self.text) is not None
 
-    def resumed_at(self) -> int:
-        """Iterations done at the checkpoint that this run went on from; only once it has begun."""
+    def resumed_at(self, epochs: int = EPOCHS) -> int:
+        """Iterations done at the checkpoint that this run went on from; only once it has begun.
+
+        Args:
+            epochs: of the whole training.
+        """
         text = self.text
         found, total = _RESUMED.search(text), _TOTAL.search(text)
         assert total, text
-        return int(found[1]) * int(total[1]) // EPOCHS + int(found[2]) if found else 0
+        return int(found[1]) * int(total[1]) // epochs + int(found[2]) if found else 0
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened, or until the run has ended well."""
@@ -73,7 +79,8 @@ class Run:
 
     def kill(self) -> None:
         """kill -9 of the process and all that it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # It has just ended.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
     def children(self) -> list[int]:
@@ -81,6 +88,28 @@ class Run:
         table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
         pairs = [tuple(map(int, line.split())) for line in table.stdout.splitlines()]
         return [pid for pid, parent in pairs if parent == self.process.pid]
+
+
+def require_same(*paths: Path) -> None:
+    """Check that two checkpoints hold the same weights, bit for bit, and the same progress."""
+    one, other = map(read_checkpoint, paths)
+    assert one.get("run") == other.get("run")
+    weights = other["state_dict"]
+    assert one["state_dict"].keys() == weights.keys()
+    assert all(value.equal(weights[key]) for key, value in one["state_dict"].items())
+
+
+def see_late() -> None:
+    """Let process 1 not see a checkpoint when it looks for it first, as on a network file system."""
+    exists, hidden = Path.exists, {"last.pth", "previous.pth"}
+
+    def seen(path: Path) -> bool:
+        if os.environ.get("RANK") == "1" and path.name in hidden:
+            hidden.remove(path.name)
+            return False
+        return exists(path)
+
+    Path.exists = seen
 
 
 class Laboratory:
@@ -92,20 +121,19 @@ class Laboratory:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        data = folder / "data"
-        write_demo(str(data), train=64, val=24, size=160)
+        self.data = data = folder / "data"
+        write_demo(str(data), train=64, val=60, size=160)
         sizes = [f"{key}=33" for key in ("train_h", "train_w", "val_size", "base_h", "base_w")]
         self.settings = [
             *sizes,
             *(f"{part}_list={data}/{part}.txt" for part in ("train", "val")),
             f"data_root={data}",
-            f"list_dir={folder}/lists",
             f"backbone={BACKBONE}",
             "backbone_weight=none",
             "folds=[[20]]",
             "save_freq=1",
             *(
-                "batch_size=6",
+                "batch_size=8",
                 "workers=1",
                 "print_freq=1",
                 "evaluate=False",
@@ -121,35 +149,38 @@ class Laboratory:
         (self.base,) = (folder / f"base/demo/PSPNet/split0/{self.net}/snapshot").glob("best*")
         self._rows: list[str] = []
 
-    def start(self, name: str, processes: int = 1, limit: int = 0, **environment: str) -> Run:
+    def start(self, name: str, processes: int = 1, *settings: str, **options: Any) -> Run:
         """Start or continue the run `name`.
 
         Args:
             name: of the run.
             processes: that train.
-            limit: size that no file of it may exceed, in bytes; 0 for none.
-            environment: variables of the command.
+            settings: over those of the laboratory.
+            options: of `start_python`.
         """
         base = f"base_weight={self.base}"
-        return self._start(name, "train.py", processes, base, limit=limit, **environment)
+        return self._start(name, "train.py", processes, base, *settings, **options)
 
     def _start(
-        self, name: str, script: str, processes: int, *settings: str, limit: int = 0, **environment
+        self, name: str, script: str, processes: int, *settings: str, environment=None, **options
     ) -> Run:
         command = [script]
         if processes > 1:
             command = ["-m", "util.launch", str(processes), script]
         command += ["--config", "config/demo/demo_split0_resnet18.yaml", "--opts"]
         command += [*self.settings, f"exp_dir={self.folder}/{name}", *settings]
+        command.append(f"list_dir={self.folder}/lists")
         number = len(list(self.folder.glob(f"{name}-*.log")))
-        environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
-        return Run(command, self.folder / f"{name}-{number}.log", environment, limit)
+        environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(environment or {})}
+        return Run(command, self.folder / f"{name}-{number}.log", environment, **options)
 
     def snapshot(self, name: str) -> Path:
         """The folder of a run's checkpoints."""
         return self.folder / name / f"demo/HDMNet/split0/{self.net}/snapshot"
 
-    def finish(self, fault: str, name: str, reached: int, processes: int = 1) -> Run:
+    def finish(
+        self, fault: str, name: str, reached: int, processes: int = 1, **options: Any
+    ) -> Run:
         """Give the command of a disturbed run again and record the fault.
 
         Args:
@@ -157,8 +188,9 @@ class Laboratory:
             name: of the run.
             reached: the last iteration that it had done.
             processes: that train.
+            options: of `start_python`.
         """
-        again = self.start(name, processes)
+        again = self.start(name, processes, **options)
         assert again.wait() == 0, again.text
         self.record(fault, name, max(0, reached - again.resumed_at()), processes)
         return again
@@ -190,27 +222,17 @@ class Laboratory:
             end = "yes, bit for bit"
         self._rows.append(f"| {fault} | {times} | {lost} | {end} |")
 
-    def time_undisturbed(self) -> tuple[float, float]:
-        """Do a run without faults; returns its seconds to the first iteration and to the end."""
-        start = time.monotonic()
-        run = self.start(UNDISTURBED.format(1))
-        run.wait_for(lambda: run.iteration() > 0)
-        begun = time.monotonic() - start
-        assert run.wait() == 0, run.text
-        return begun, time.monotonic() - start
+    def undisturbed(self, processes: int = 1) -> Path:
+        """Return the last checkpoint of a run without faults."""
+        name = UNDISTURBED.format(processes)
+        if not self.snapshot(name).exists():
+            run = self.start(name, processes)
+            assert run.wait() == 0, run.text
+        return self.snapshot(name) / "last.pth"
 
     def check_end(self, name: str, processes: int = 1) -> None:
         """Check that a run has ended with the weights of a run without faults."""
-        undisturbed = UNDISTURBED.format(processes)
-        if not self.snapshot(undisturbed).exists():
-            run = self.start(undisturbed, processes)
-            assert run.wait() == 0, run.text
-        one, other = (
-            read_checkpoint(self.snapshot(run) / "last.pth") for run in (undisturbed, name)
-        )
-        assert one["run"] == other["run"]
-        weights = other["state_dict"]
-        assert all(value.equal(weights[key]) for key, value in one["state_dict"].items())
+        require_same(self.undisturbed(processes), self.snapshot(name) / "last.pth")
 
     def table(self) -> str:
         """Return the machine and the table of all faults so far, in Markdown."""

@@ -29,6 +29,7 @@ from torch.utils.data import (
 
 from util.data.streams import get_streams, set_streams
 from util.runtime.errors import DataError, UserError
+from util.runtime.parallel import end_with_main_process
 
 _STREAMS = "streams"
 
@@ -42,6 +43,8 @@ def prepare_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.excepthook = _report_unless_left_alone
+    # torch looks only whether the process has another parent, which may be a server of processes.
+    end_with_main_process()
 
 
 def _report_unless_left_alone(

@@ -6,12 +6,10 @@ agree is not read again, so the cache can be copied with its data to another fol
 of a grid are counted like pixels, and each grid has a file of its own.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import cast
@@ -24,6 +22,7 @@ from util.data.folds import ignore_value
 from util.data.images import Entry, MarkedEntry, read_labels
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.lock import in_turn
 from util.runtime.machine import available_cores
 from util.runtime.parallel import run_parallel
 
@@ -76,7 +75,7 @@ def load_counts(
     try:
         if None in counts:
             os.makedirs(cache_dir, exist_ok=True)
-            with _locked(path + ".lock"):
+            with in_turn(path + ".lock"):
                 counts = _known(path, stamps)
                 gaps = [i for i, pixels in enumerate(counts) if pixels is None]
                 known = dict(known or {})
@@ -176,13 +175,3 @@ def count_labels(mask: np.ndarray) -> Counts:
 
 def _reading(entry: Entry) -> list[str]:
     return [str(entry.class_id)] if isinstance(entry, MarkedEntry) else []
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file between processes; it is released when the holder dies."""
-    with open(path, "w") as handle:
-        # On a file system without locks every process scans and writes the same content.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

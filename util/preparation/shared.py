@@ -9,13 +9,13 @@ import contextlib
 import filecmp
 import functools
 import os
-import re
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,11 +24,9 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from util.config import given_values
 from util.data.images import Entry
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
-from util.runtime.files import ROOT, write_atomically
+from util.runtime.files import ROOT, leftovers, write_atomically
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
-# The temporary names of `link_or_copy` and util.runtime.files, which hold the process id.
-_TEMPORARY = re.compile(r".+\.\w+\.(\d+)\.tmp")
 
 FilePath = str | os.PathLike[str]
 P = ParamSpec("P")
@@ -117,14 +115,9 @@ def open_folder(path: FilePath, option: str) -> None:
         raise UserError(
             f"cannot write in {path}: {error.strerror}; give a writable folder as {option}"
         ) from error
-    for name in os.listdir(path):
-        if temporary := _TEMPORARY.fullmatch(name):
-            try:
-                with contextlib.suppress(PermissionError):
-                    os.kill(int(temporary[1]), 0)
-            except (ProcessLookupError, OverflowError):
-                # Its process has ended. Another run may remove it at the same time.
-                Path(path, name).unlink(missing_ok=True)
+    for left in chain.from_iterable(leftovers(path).values()):
+        # Another run may remove it at the same time.
+        Path(left).unlink(missing_ok=True)
 
 
 def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:

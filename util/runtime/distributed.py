@@ -51,6 +51,11 @@ class Processes:
         dist.gather_object(value, values)
         return values or []
 
+    def agree(self, value: Any) -> bool:
+        """Return, on all processes the same, whether plain values are the same on all of them."""
+        alike = len({repr(one) for one in self.gather(value)}) == 1  # on the main process
+        return bool(self.sum(np.array([alike], np.int64))[0])
+
     def share(self, tensors: list[torch.Tensor]) -> None:
         """Overwrite the tensors of every process by those of the main one."""
         if self.world_size > 1:

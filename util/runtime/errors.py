@@ -133,7 +133,7 @@ def _advice(error: Exception) -> str | None:
     if any(word in str(error) for word in _TOO_MANY_FILES):
         return f"too many open files ({first}); raise the limit (ulimit -n 65536) or lower workers"
     if isinstance(error, OSError):
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return None
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; make room, what was saved before is untouched"

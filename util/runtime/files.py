@@ -1,11 +1,17 @@
 """Where the repository is, and writing files so that a reader never sees half of one."""
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]  # of this repository
+# NAME.PROCESS.tmp, what a file is called until it is complete.
+_TEMPORARY = re.compile(r"(.+\.\w+)\.(\d+)\.tmp")
 
 
 def write_atomically(
@@ -14,10 +20,12 @@ def write_atomically(
     """Write under a temporary name beside `path`, then rename.
 
     `data`: bytes, str (as UTF-8), or a function that writes to the open binary file it is given.
-    Missing folders on the way to `path` are made. Several processes may write the same path.
+    Missing folders on the way to `path` are made. Several processes may write the same path. What
+    killed processes left of it is removed.
     """
     path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as handle:
@@ -32,3 +40,30 @@ def write_atomically(
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+    # A folder that cannot be listed can be written.
+    with contextlib.suppress(OSError):
+        for left in _leftovers_at_first(os.path.abspath(folder)).get(name, ()):
+            os.remove(left)
+
+
+def leftovers(folder: str | os.PathLike[str]) -> Mapping[str, Sequence[str]]:
+    """Return what killed processes left in a folder: the paths by the name that they should have got."""
+    found = defaultdict(list)
+    for name in os.listdir(folder):
+        if (match := _TEMPORARY.fullmatch(name)) and not _is_running(int(match[2])):
+            found[match[1]].append(os.path.join(folder, name))
+    return found
+
+
+# Once for each folder, which may hold a hundred thousand files.
+_leftovers_at_first = functools.cache(leftovers)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # It is another user's.
+    return True

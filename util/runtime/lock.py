@@ -48,3 +48,15 @@ def exclusive(path: Path, is_main: bool = True) -> Iterator[None]:
         handle.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
         handle.flush()
         yield
+
+
+@contextlib.contextmanager
+def in_turn(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait for the lock file `path` and hold it while entered; it ends with its process.
+
+    On a file system without locks all processes enter at once.
+    """
+    with open(path, "w") as handle:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

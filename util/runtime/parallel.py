@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -85,11 +85,16 @@ def _interrupt_postponed() -> Iterator[None]:
 def _start_worker() -> None:
     # Ctrl-C reaches every process of the terminal; the main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    end_with_main_process()
 
 
-def _end_with_main_process() -> None:
-    # Workers of a killed main process would otherwise wait for work for ever.
+def end_with_main_process() -> None:
+    """Let this process end when the one that started it does, even if it is killed."""
     if main_process := multiprocessing.parent_process():
-        main_process.join()
+        waiting = threading.Thread(target=_end_after, args=(main_process,), daemon=True)
+        waiting.start()
+
+
+def _end_after(process: Any) -> None:
+    process.join()
     os._exit(1)

@@ -2,13 +2,13 @@
 
 import logging
 import os
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +20,8 @@ from util.runtime.errors import UserError
 
 # A training goes on with the lists that it began with.
 LIST_SETTINGS = ("mixed_images", "min_cells")
+# Seconds: other machines may see only after a while what was written on a network file system.
+_PAUSES = (1, 5, 10, 30, 60, 0)
 
 
 @dataclass
@@ -104,23 +106,27 @@ def find_saved(
 
     Raises:
         UserError: the checkpoint given is missing or no training can resume from it; all
-            checkpoints in `snapshot` are damaged; or not all processes find the same one.
+            checkpoints in `snapshot` are damaged; or not all processes find the same one, even after
+            some time.
     """
+    for pause in _PAUSES:
+        saved = _find(setting, snapshot, logger)
+        if processes.agree(saved and saved.content["run"]):
+            return saved
+        time.sleep(pause)
+    raise UserError(
+        "resume: not all processes find the same checkpoint; exp_dir has to be on a disk that all "
+        "nodes share"
+    )
+
+
+def _find(setting: str, snapshot: Path, logger: logging.Logger) -> Saved | None:
+    """Return the checkpoint that this process finds."""
     own = [path for path in (snapshot / LAST, snapshot / PREVIOUS) if path.exists()]
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if setting == "auto" or (restarted and own):
-        saved = _newest_whole(own, logger) if own else None
-    else:
-        saved = None if setting == "none" else Saved(Path(setting), _read(Path(setting)))
-    position = [-1, -1]
-    if saved:
-        position = [saved.content["run"]["epoch"], saved.content["run"]["step"]]
-    if (processes.sum(np.array(position)) != processes.world_size * np.array(position)).any():
-        raise UserError(
-            "resume: not all processes find the same checkpoint; exp_dir has to be on a disk "
-            "that all nodes share"
-        )
-    return saved
+        return _newest_whole(own, logger) if own else None
+    return None if setting == "none" else Saved(Path(setting), _read(Path(setting)))
 
 
 def _newest_whole(paths: list[Path], logger: logging.Logger) -> Saved:

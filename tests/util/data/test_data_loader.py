@@ -5,13 +5,16 @@ import random
 import signal
 import socket
 import tempfile
+import time
 from multiprocessing.resource_sharer import DupFd, stop
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+from torch.utils.data._utils.worker import ManagerWatchdog
 
+from tests.processes import wait_for_end
 from util.data.data_loader import Loader, TrainLoader, prepare_worker
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.seed import seed_everything
@@ -177,3 +180,38 @@ def test_a_worker_does_not_report_that_the_process_it_loads_for_was_killed(capfd
     address.send(None)
     worker.join()
     assert worker.exitcode == 0 and capfd.readouterr().err == ""
+
+
+class Waits(Dataset):
+    """Says which process loads."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        (self.folder / str(os.getpid())).touch()
+        return index
+
+
+def load_and_wait(folder):
+    # As where the parent of loader processes is a server of processes, which lives on.
+    ManagerWatchdog.is_alive = lambda _: True
+    batches = iter(Loader(Waits(folder), workers=1))  # Its end would be theirs.
+    next(batches)
+    (folder / "loaded").touch()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks Linux for processes")
+def test_a_worker_ends_with_the_process_it_loads_for(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=load_and_wait, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "loaded").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    (worker,) = (int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal())
+    wait_for_end([worker])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import NO_PROCESS, wait_for_end
 from util.data.lists import read_entries
 from util.preparation.shared import (
     DataRoot,
@@ -23,8 +24,6 @@ from util.preparation.shared import (
 )
 from util.runtime.errors import UserError
 from util.runtime.parallel import run_parallel
-
-NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
 
 def refuse(*arguments):
@@ -249,22 +248,6 @@ def at_work(tmp_path):
     yield process, [int(worker) for worker in workers]
     process.kill()
     process.join()
-
-
-def running(process):
-    """Whether a process is there, and not only because nobody asked how it ended."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for_end(processes):
-    until = time.monotonic() + 60
-    while any(map(running, processes)) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not any(map(running, processes))
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def compute_and_end(processes, folder):
     """Write the gradients, and end as after a signal."""
     total = processes.sum(np.array([processes.rank + 1, 10], np.int64))
     assert total.tolist() == [3, 20] and total.dtype == np.int64
+    assert processes.agree({"epoch": 1}) and not processes.agree({"epoch": processes.rank})
     result = gradients(processes)
     if processes.is_main:
         torch.save(result, folder / "gradients.pth")

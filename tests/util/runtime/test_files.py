@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from tests.processes import NO_PROCESS
 from util.runtime.files import write_atomically
 
 
@@ -29,3 +30,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_a_kill_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    kept = {f"a.png.{os.getppid()}.tmp", f"b.png.{NO_PROCESS}.tmp", "a.png.tmp"}
+    for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "a.png", b"")
+    assert set(os.listdir(tmp_path)) == {*kept, "a.png"}

@@ -192,16 +192,35 @@ def test_a_checkpoint_of_another_fold_or_optimiser_is_named(tmp_path):
 
 
 class TwoNodes(Processes):
-    """Another process that found no checkpoint."""
+    """This process and one on another node, which sees the checkpoint of epoch 4."""
 
-    def sum(self, counts):
-        return counts - 1
+    def agree(self, value):
+        return value["epoch"] == 4
 
 
-def test_nodes_that_do_not_share_a_disk_are_told(tmp_path):
-    save(tmp_path, *small(), RunState(4))
+TWO_NODES = TwoNodes(0, 2, torch.device("cpu"))
+
+
+def test_nodes_that_do_not_share_a_disk_are_told(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    save(tmp_path, *small(), RunState(3))
     with pytest.raises(UserError, match="exp_dir has to be on a disk that all nodes share"):
-        find(tmp_path, processes=TwoNodes(0, 2, torch.device("cpu")))
+        find(tmp_path, processes=TWO_NODES)
+    assert sum(pauses) > 60  # as long as a network file system may show what was there before
+
+
+def test_a_checkpoint_that_a_node_sees_late_is_waited_for(tmp_path, monkeypatch):
+    save(tmp_path, *small(), RunState(3))
+    monkeypatch.setattr("time.sleep", lambda _: save(tmp_path, *small(), RunState(4)))
+    assert find(tmp_path, processes=TWO_NODES).content["run"]["epoch"] == 4
+
+
+def test_the_times_of_files_do_not_tell_which_checkpoint_is_the_newest(tmp_path):
+    for epoch in (1, 2):
+        save(tmp_path, *small(), RunState(epoch))
+    os.utime(tmp_path / "last.pth", (0, 0))  # The clock was set back.
+    assert find(tmp_path).content["run"]["epoch"] == 2
 
 
 def test_waiting_for_a_better_value():
