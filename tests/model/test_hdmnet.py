@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from model import HDMNetOutput, build_hdmnet, build_pspnet, hdmnet_loss
 from model.backbone import OWN_BACKBONES, build_backbone
+from model.ensemble import Ensemble
 from model.hierarchy import MixFFN, TransformerLayer
 from model.matching import MatchingLayer
 from tests.golden import golden_episode
@@ -229,6 +230,11 @@ def test_the_orders_of_the_support_weights_differ():
     torch.testing.assert_close(published, (weights * distances).sum(1))
     torch.testing.assert_close(restored, (weights * ascending).sum(1))
     assert not torch.allclose(published, restored)
+
+
+def test_linear_weights_of_supports_begin_as_equal_shares():
+    weights = Ensemble(shot=4, kshot_trans_dim=0).shot_weights.weight
+    assert weights.shape == (4, 4, 1, 1) and (weights == 0.25).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import random
+from itertools import combinations
 
 import pytest
 
@@ -65,6 +66,19 @@ def test_processes_get_stretches_of_like_cost(processes):
     assert [unit for share in shares for unit in share] == units
     costs = [cost_of(draws, share) for share in shares]
     assert len(costs) == processes and max(costs) < 1.1 * sum(costs) / processes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_share_is_as_small_as_can_be(seed):
+    draws = drawn(episodes=24, images=12, shot=2, seed=seed)
+    units = plan_units(draws, 2, range(len(draws)))
+
+    def largest(shares):
+        return round(10 * max(cost_of(draws, share) for share in shares))
+
+    cuts = combinations(range(1, len(units)), 2)
+    least = min(largest([units[:a], units[a:b], units[b:]]) for a, b in cuts)
+    assert largest(share_units(draws, units, 3)) == least
 
 
 def test_some_processes_may_have_no_work():

@@ -99,8 +99,9 @@ class Training:
             self.rate_of,
             lambda _: self.validate(),
             lambda _: True,
-            halves,
         )
+        if halves:
+            recipe = replace(recipe, halves=True)
         logger = get_logger(folder, processes.is_main)
         scalars = Scalars(folder if processes.is_main else None)
         saved = find_saved("auto", folder / "snapshot", processes, logger)
@@ -242,6 +243,12 @@ def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whol
     assert cut.validated + again.validated == uninterrupted.validated
 
 
+def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tmp_path):
+    training = Training(tmp_path, batch_size=4, halves=True)
+    training.run()
+    assert training.validated == [(0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
+
+
 def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_path, monkeypatch):
     Training(tmp_path).stop_at(6)
     orders = []
@@ -252,6 +259,17 @@ def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_pat
     again.run()
     assert orders[0] not in range(3) and orders[1:] == [2]
     assert again.position == (3, 0)
+
+
+def test_other_batches_are_drawn_by_a_seed_that_no_other_place_has(tmp_path, monkeypatch):
+    folders = [tmp_path / str(iteration) for iteration in (1, 3, 5)]
+    for folder in folders:
+        Training(folder).stop_at(int(folder.name))
+    seeds = []
+    monkeypatch.setattr(engine, "seed_everything", seeds.append)
+    for folder in folders:
+        Training(folder, batch_size=6)
+    assert len({*seeds, *range(3)}) == 3 + 3, "those of the epochs are others, too"
 
 
 def test_only_the_epochs_that_the_recipe_names_end_with_a_validation(tmp_path):
@@ -308,7 +326,7 @@ def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     log = (tmp_path / "log.txt").read_text()
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
     assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
-    assert "rates 1.0e-01 for 0.00 M" in log
+    assert "0.00 M parameters, 0.00 M trained, rates 1.0e-01 for 0.00 M" in log
 
 
 def test_curves_are_drawn_after_every_validation_and_at_the_end(tmp_path, drawn):
@@ -349,6 +367,15 @@ def test_reports_are_lines_and_json(plain):
     assert {f"train/{name}" for name in names} == set(train[0]) - {"step"}
     assert train[1]["train/rate"] == 0.1 / 4 and 0 <= train[0]["train/data_wait"] <= 1
     assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
+
+
+def test_what_is_reported_is_the_mean_over_batches_and_iterations(tmp_path):
+    training, number = Training(tmp_path, accumulated=2), iter(range(1, 13))
+    training.losses_of = lambda net, batch: {"loss": 0 * net(batch["x"]).sum() + next(number)}
+    training.run()
+    rows = map(json.loads, (tmp_path / "scalars.jsonl").read_text().splitlines())
+    # Batches 1 to 4, then 5 to 8 and 9 to 12.
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [2.5, 6.5, 10.5]
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path):
@@ -516,6 +543,7 @@ def test_processes_draw_alike_unless_each_has_its_own_seed(tmp_path, monkeypatch
 
     assert draw(0) == draw(1) == draw(0, seed_per_rank=True)
     assert not {*draw(0)} & {*draw(1, seed_per_rank=True)}
+    assert not {*draw(0)} & {*draw(0, manual_seed=7)}
 
 
 def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):

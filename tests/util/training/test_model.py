@@ -9,7 +9,12 @@ from model import build_hdmnet, build_pspnet
 from util.checkpoints.io import is_shot_weight, save_checkpoint
 from util.config.schema import Config
 from util.runtime.errors import UserError
-from util.training.model import initial_model, needs_base_learner, needs_stage_1
+from util.training.model import (
+    initial_model,
+    needs_base_learner,
+    needs_stage_1,
+    require_start_files,
+)
 
 BASE_CLASSES = (1, 2, 3)
 
@@ -88,6 +93,20 @@ def test_weights_of_other_classes_need_a_base_learner(saved, foreign, base):
     assert not needs_stage_1(config(pre_weight="absent.pth"))
     with pytest.raises(UserError, match=r"no base learner in .* set base_weight"):
         started(pre_weight=str(foreign[0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no base learner in"),
+        ({"base_learner": "none"}, "no ImageNet weights at absent.pth"),
+        ({"pre_weight": "missing.pth"}, "missing.pth"),
+    ],
+)
+def test_a_file_to_start_from_that_is_missing_is_named(settings, message, base):
+    with pytest.raises(UserError, match=message):
+        require_start_files(config(backbone_weight="absent.pth", **settings))
+    require_start_files(config(base_weight=str(base[0])))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -17,9 +18,10 @@ def clock(monkeypatch):
     return now
 
 
-def test_rows_stand_under_a_header_that_every_epoch_repeats(clock, caplog):
+def test_rows_stand_under_a_header_that_every_epoch_repeats(clock, caplog, tmp_path):
     caplog.set_level(logging.INFO)
-    table = Progress(logging.getLogger("table"), Scalars(None), 200, 297600, 17846)
+    scalars = Scalars(tmp_path)
+    table = Progress(logging.getLogger("table"), scalars, 200, 297600, 17846)
     values = {name: torch.tensor(value) for name, value in LOSSES.items()}
     values["gradient"] = torch.tensor(3.0)
     for epoch, iteration, best in ((12, 17856, -1.0), (12, 17866, 0.51234), (13, 123456, 0.51234)):
@@ -38,6 +40,12 @@ def test_rows_stand_under_a_header_that_every_epoch_repeats(clock, caplog):
     expected = "12/200 17866/297600 1.2346 0.9877 0.1235 0.1235 0.5123 9.8e-05 12.3 5% 11.5"
     assert second.split() == [*expected.split(), "77:42:14"]
     assert first.split()[6] == "-"
+    scalars.close()
+    row = json.loads((tmp_path / "scalars.jsonl").read_text().splitlines()[0])
+    expected = {"samples_per_s": 12.3, "data_wait": 0.05, "skipped": 0, "rate": 9.8e-5}
+    expected |= LOSSES | {"gradient": 3.0, "peak_gb": 11.52}
+    named = {f"train/{name}": value for name, value in expected.items()}
+    assert row.pop("step") == 17856 and row == pytest.approx(named, rel=1e-3)
 
 
 def test_skipped_iterations_are_told_and_losses_may_be_missing(clock, caplog):

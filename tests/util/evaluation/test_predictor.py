@@ -1,0 +1,17 @@
+from types import SimpleNamespace
+
+import torch
+
+from util.config.schema import Config
+from util.evaluation.predictor import build_predictor
+
+
+def test_the_settings_say_how_a_model_is_run():
+    settings = {"workers": 5, "batch_size_val": 3, "feature_cache_gb": 2.5, "ensemble": False}
+    cfg = Config(num_classes=2, folds=[[2]], data_set="parts", ori_resize=False, **settings)
+    episodes = SimpleNamespace(base_classes=(1,))
+    net = SimpleNamespace(base=SimpleNamespace(base_classes=1))
+    built = build_predictor(cfg, net, episodes, torch.device("cpu"), workers=1, prior=True)
+    assert (built.batch_size, built.workers, built.cache_bytes) == (3, 1, 2.5 * 2**30)
+    assert (built.original_size, built.ensemble, built.prior) == (False, False, True)
+    assert built.scored_base_classes == 1
