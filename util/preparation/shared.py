@@ -24,7 +24,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from util.config import given_values
 from util.data.images import Entry
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
-from util.runtime.files import ROOT, leftovers, write_atomically
+from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
@@ -148,7 +148,7 @@ def link_or_copy(source: FilePath, target: FilePath, copy: bool = False) -> str:
                 f"{target} exists and differs from {source}: delete it or give a new --out"
             )
     os.makedirs(folder, exist_ok=True)
-    temporary = f"{target}.{os.getpid()}.tmp"
+    temporary = temporary_path(target)
     links = ((os.link, source), (os.symlink, os.path.relpath(source, folder)))
     try:
         for make, origin in () if copy else links:

@@ -3,15 +3,18 @@
 import contextlib
 import functools
 import os
+import platform
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]  # of this repository
-# NAME.PROCESS.tmp, what a file is called until it is complete.
-_TEMPORARY = re.compile(r"(.+\.\w+)\.(\d+)\.tmp")
+# The folder may be shared with other machines, on which other processes have the same numbers.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(rf"(.+\.\w+)\.{_MACHINE}-(\d+)\.tmp")
 
 
 def write_atomically(
@@ -26,7 +29,7 @@ def write_atomically(
     path = os.fspath(path)
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as handle:
             if callable(data):
@@ -46,8 +49,13 @@ def write_atomically(
             os.remove(left)
 
 
+def temporary_path(path: str) -> str:
+    """Return what a file is called until it is complete: PATH.MACHINE-PROCESS.tmp."""
+    return f"{path}.{_MACHINE}-{os.getpid()}.tmp"
+
+
 def leftovers(folder: str | os.PathLike[str]) -> Mapping[str, Sequence[str]]:
-    """Return what killed processes left in a folder: the paths by the name that they should have got."""
+    """Return what killed processes of this machine left in a folder, by the name it should have got."""
     found = defaultdict(list)
     for name in os.listdir(folder):
         if (match := _TEMPORARY.fullmatch(name)) and not _is_running(int(match[2])):

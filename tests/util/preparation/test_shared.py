@@ -23,6 +23,7 @@ from util.preparation.shared import (
     resumable,
 )
 from util.runtime.errors import UserError
+from util.runtime.files import temporary_path
 from util.runtime.parallel import run_parallel
 
 
@@ -137,8 +138,9 @@ def test_a_folder_that_cannot_be_written_or_set_is_named(tmp_path):
 
 
 def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path):
-    kept = {f"a.png.{os.getpid()}.tmp", "b.png", "notes.tmp", f"{NO_PROCESS}.tmp"}
-    for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
+    running = temporary_path("a.png")
+    kept = {running, "b.png", "notes.tmp", f"{NO_PROCESS}.tmp"}
+    for name in {*kept, running.replace(f"-{os.getpid()}.", f"-{NO_PROCESS}.")}:
         (tmp_path / name).touch()
     open_folder(tmp_path, "--out")
     assert set(os.listdir(tmp_path)) == kept

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from tests.processes import NO_PROCESS
-from util.runtime.files import write_atomically
+from util.runtime.files import temporary_path, write_atomically
 
 
 def test_replaces_whole_contents_and_makes_folders(tmp_path, monkeypatch):
@@ -33,8 +33,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_what_a_kill_left_of_a_file_goes_when_it_is_written_again(tmp_path):
-    kept = {f"a.png.{os.getppid()}.tmp", f"b.png.{NO_PROCESS}.tmp", "a.png.tmp"}
-    for name in {*kept, f"a.png.{NO_PROCESS}.tmp"}:
+    def name_of(process, name="a.png"):
+        return temporary_path(name).replace(f"-{os.getpid()}.", f"-{process}.")
+
+    running, left = name_of(os.getppid()), name_of(NO_PROCESS)
+    of_other_file = name_of(NO_PROCESS, "b.png")
+    # On another machine, this may be a process that is writing now.
+    elsewhere = f"a.png.0-{NO_PROCESS}.tmp"
+    kept = {running, of_other_file, elsewhere, "a.png.tmp"}
+    for name in {*kept, left}:
         (tmp_path / name).touch()
     write_atomically(tmp_path / "a.png", b"")
     assert set(os.listdir(tmp_path)) == {*kept, "a.png"}
