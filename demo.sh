@@ -17,8 +17,9 @@ Both stages are trained and tested. Look at these pictures, each an episode of t
 $(ls $run/result/episode-1shot-*.png)
 The tables are beside them, and those with five supports in exp/demo/HDMNet/split0_5shot/resnet18/result.
 
-Now try to find an object of a class that the training has never seen, which a box marks in one picture, in another:
-$python predict.py --weights $run --support data/demo/JPEGImages/val_0004.jpg 5,74,125,199 --query data/demo/JPEGImages/val_0042.jpg --out exp/demo/labels
+Now find an object of a class that the training has never seen. A box marks it in one picture, and exp/demo/labels/overlay
+shows where it is in another:
+$python predict.py --weights $run --support data/demo/JPEGImages/val_0024.jpg 98,116,210,209 --query data/demo/JPEGImages/val_0330.jpg --out exp/demo/labels --format overlay
 
 Then do the same with your own pictures (docs/own_pictures.md), or train on them (docs/data.md).
 END
