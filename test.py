@@ -5,6 +5,8 @@ import datetime
 import json
 from typing import Any
 
+import numpy as np
+
 import util
 from util.checkpoints.run_files import RunFiles
 from util.config import Config, config_parser, given_values, load_config
@@ -109,13 +111,22 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
         "weight_file": [path.stat().st_size, path.stat().st_mtime_ns],
         "drawn": list_digest(list_text(episodes, data_set, cfg.split, runs)),
     }
+    if not processes.agree(identity):
+        raise UserError(
+            "not all processes find the same weights and lists; they have to be on a disk that all "
+            "nodes share, which may show a new file only after a minute"
+        )
     name = f"{cfg.shot}shot{variant_name(cfg)}-{len(runs)}x{len(runs[0].draws)}-{path.stem}"
     # Two commands may test in one folder at once, but not under one name.
     with exclusive(folder / f".{name}.lock", processes.is_main):
         output = result_path(folder, name, identity)
         earlier = read_report(output, identity)
         missing = args.per_episode and not output.with_suffix(".csv").exists()
-        if args.if_missing and earlier is not None and not missing:
+        done = processes.is_main and args.if_missing and earlier is not None and not missing
+        # The main process decides for all: others may see a file later.
+        if processes.sum(np.array([done], np.int64))[0]:
+            if earlier is None:
+                return
             text = report_text(earlier, cfg.class_names)
             logger.info(f"tested before, see {output}\n{text.rstrip()}")
             return

@@ -1,5 +1,6 @@
 """The shell scripts and test.py, through both stages and the test, on a miniature demo set."""
 
+import argparse
 import csv
 import json
 import os
@@ -10,7 +11,9 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +25,8 @@ from util.checkpoints.run_files import find_best
 from util.config import load_config
 from util.data.images import read_mask
 from util.demo_data import write_demo
+from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow
 CONFIG = "config/demo/demo_split0_resnet18.yaml"
@@ -224,6 +229,30 @@ def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained, run_
     assert two["work"]["hits"] == 0 < one["work"]["hits"]
     assert (two["runs"], two["mean"]) == (one["runs"], one["mean"])
     assert len(list(result.glob("episode-1shot-*.png"))) == 3
+
+
+class OnAnotherNode(Processes):
+    """A process whose main process on another node has found a report, and the weights `weights`."""
+
+    weights: ClassVar = None
+
+    def agree(self, value):
+        return value["settings"]["weight"] == str(self.weights)
+
+    def sum(self, counts):
+        return np.array([1])
+
+
+def test_nodes_that_see_files_late_test_the_same_or_nothing(scripts, trained, monkeypatch):
+    monkeypatch.setattr(command, "load_tested", None)  # It does not get so far.
+    monkeypatch.setattr(command, "read_report", lambda *_: None)
+    process = OnAnotherNode(1, 2, torch.device("cpu"))
+    cfg = load_config(CONFIG, scripts.settings)
+    options = argparse.Namespace(episodes=None, if_missing=True, per_episode=False)
+    with pytest.raises(UserError, match="not all processes find the same weights"):
+        command.test(cfg, process, options)
+    OnAnotherNode.weights = scripts.weight
+    command.test(cfg, process, options)
 
 
 def test_an_interrupted_test_goes_on_to_the_same_end(scripts, trained, run_test, one_thread):

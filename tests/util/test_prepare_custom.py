@@ -615,6 +615,14 @@ def test_gray_levels_are_no_class_ids_but_named_classes_may_lack_images(folder, 
     assert config().num_classes == 5 and config().class_names[1] == "b/c"
 
 
+def test_a_configuration_that_cannot_be_written_is_said_before_the_work(folder, capsys):
+    write_data(folder)
+    Path("config/mine").symlink_to("/proc")  # It refuses even root.
+    error = fails(capsys)
+    assert "cannot write in " in error and "config/mine: " in error
+    assert "it gets the configuration of the dataset" in error and not Path("root").exists()
+
+
 def test_images_may_lie_in_the_data_root_already(folder, capsys):
     write_data(folder)
     shutil.move("pics", "root/images")

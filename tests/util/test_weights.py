@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save as serialise
 from safetensors.torch import save_file
@@ -14,7 +13,7 @@ from model import build_hdmnet, build_pspnet
 from model.backbone import find_backbone
 from tests.golden import SHAPES
 from tests.util.hub import Hub
-from tests.util.weight_data import imagenet, light, light_state, published
+from tests.util.weight_data import imagenet, light, light_state, published, timm_state
 from util.checkpoints.io import load_backbone, read_checkpoint
 from util.weights import main
 
@@ -60,16 +59,6 @@ def left():
     return sorted(path.name for path in Path("initmodel").glob("*"))
 
 
-def timm_state(name):
-    """The entries of a model of timm, each a view of one number."""
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    return {
-        key: value.clone()
-        for key, value in light({k: v.shape for k, v in model.state_dict().items()}).items()
-    }
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "model", "file"),
@@ -110,6 +99,13 @@ def test_fetch_offline_says_what_to_bring(hub, capsys, monkeypatch, tmp_path):
     assert "`python -m util.weights import FILE`" in error and left() == []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert page in run(capsys, "fetch", "resnet101", code=2)
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_download(hub, capsys, tmp_path):
+    Path("initmodel").symlink_to("/proc")  # It refuses even root.
+    error = run(capsys, "fetch", "resnet50", code=2)
+    assert "cannot write in initmodel: " in error and "it gets the weights" in error
+    assert not (tmp_path / "cache").exists()
 
 
 def test_attempts_without_a_network_are_not_listed(capsys, caplog, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 
+import timm
 import torch
 
 from model.backbone import build_backbone
@@ -37,3 +38,13 @@ def imagenet(backbone):
             key = f"{kind}{int(match[1]) // 3 + 1}.{match[2]}"
         state[re.sub(r"^stages\.(\d)", r"layer\1", key)] = value
     return state
+
+
+def timm_state(name):
+    """The entries of a model of timm, each a view of one number."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    return {
+        key: value.clone()
+        for key, value in light({k: v.shape for k, v in model.state_dict().items()}).items()
+    }

@@ -9,6 +9,7 @@ import yaml
 
 from util.config import given_values
 from util.data.folds import SEEN, count_folds
+from util.preparation.shared import require_writable
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 
@@ -16,14 +17,21 @@ MANY_CLASSES = 8  # From here on there are four folds, as in PASCAL-5^i and COCO
 
 
 def require_free_name(name: str, command: str = "custom") -> None:
-    """Raise a UserError if a dataset of this name exists that `prepare_COMMAND` did not prepare."""
-    place, folder = _places(name)
-    if place.is_file():
+    """Raise a UserError where `write_config` would fail.
+
+    It would if a dataset of this name exists that `prepare_COMMAND` did not prepare, or if the
+    configuration cannot be written.
+    """
+    description, folder = _places(name)
+    if description.is_file():
+        place = description
         taken = not place.read_text("utf-8", "replace").startswith(_header(command))
     else:
         place, taken = folder, any(folder.glob("*.yaml"))
     if taken:
         raise UserError(f"--name {name}: {place} is not from this command; give another name")
+    for place in (description.parent, folder if folder.exists() else folder.parent):
+        require_writable(place, "it gets the configuration of the dataset")
 
 
 def _header(command: str) -> str:

@@ -99,6 +99,16 @@ def require_text(*words: str) -> None:
             raise UserError(f"{word!r} is no text in UTF-8: rename it") from None
 
 
+def require_writable(path: FilePath, advice: str) -> None:
+    """Make a folder if it is missing; raise a UserError ending with `advice` unless it is writable."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror}; {advice}") from error
+
+
 def open_folder(path: FilePath, option: str) -> None:
     """Make a folder if it is missing, test that it is writable, and remove what killed runs left.
 
@@ -107,14 +117,7 @@ def open_folder(path: FilePath, option: str) -> None:
             names `option`, which chose the folder.
     """
     require_text(str(path))
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {path}: {error.strerror}; give a writable folder as {option}"
-        ) from error
+    require_writable(path, f"give a writable folder as {option}")
     for left in chain.from_iterable(leftovers(path).values()):
         # Another run may remove it at the same time.
         Path(left).unlink(missing_ok=True)

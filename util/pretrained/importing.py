@@ -17,6 +17,7 @@ from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import Config
 from util.data.loaders import config_fold
+from util.preparation.shared import require_writable
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
 from util.pretrained.places import datasets, download, experiment, place_of
 from util.runtime.errors import UserError
@@ -87,6 +88,7 @@ def fetch(name: str) -> str:
     if path.exists():
         require_fit(IMAGENET, read_checkpoint(path), cfg, str(path))
         return f"{path}: exists already"
+    require_writable(path.parent, "it gets the weights")
     return f"{import_file(download(cfg.backbone), None, None, [], unsafe=False)}; {source}"
 
 
