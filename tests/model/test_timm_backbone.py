@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from benchmark.cases import difference
@@ -41,6 +42,17 @@ def test_features_are_those_of_the_model_on_images_of_its_own_statistics(model):
     torch.testing.assert_close(list(features), expected, rtol=1e-3, atol=1e-4)
     assert backbone.channels == tuple(feature.shape[1] for feature in features)
     assert backbone.grid(picture.shape[-2:]) == features.f3.shape[-2:] == features.f4.shape[-2:]
+
+
+@torch.no_grad()
+def test_the_coarsest_feature_is_brought_to_the_grid_of_the_one_before():
+    backbone = build_backbone("timm:test_resnet/stride=32").eval()
+    image, given = torch.randn(1, 3, 97, 97), []
+    backbone.net.layer4.register_forward_hook(lambda *call: given.append(call[-1]))
+    features = backbone(image)
+    assert given[0].shape[-2:] == (4, 4) and features.f3.shape[-2:] == (7, 7)
+    expected = F.interpolate(given[0], size=(7, 7), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(features.f4, expected)
 
 
 @torch.no_grad()

@@ -49,7 +49,11 @@ def share(pixels, colour, tolerance=0.03):
 )
 def test_panels_stand_in_rows(shots, rows):
     figure = episode_figure(picture(shots))
-    bottoms = [round(axes.get_position(original=True).y0, 6) for axes in figure.axes]
+    places = [axes.get_position(original=True) for axes in figure.axes]
+    # They reach to the edges of the figure.
+    assert min(place.x0 for place in places) < 0.02 and max(place.x1 for place in places) > 0.98
+    assert min(place.y0 for place in places) < 0.02
+    bottoms = [round(place.y0, 6) for place in places]
     assert [bottoms.count(y) for y in dict.fromkeys(bottoms)] == rows
     captions = [axes.get_title() for axes in figure.axes]
     names = [f"support {n}" for n in range(1, shots + 1)] if shots > 1 else ["support"]
