@@ -64,6 +64,9 @@ def test_the_last_norm_of_a_transformer_is_kept():
 
 def test_stride_and_taps_are_settings():
     assert build_backbone("timm:test_resnet/stride=16").grid((65, 65)) == (5, 5)
+    # The last three stages; of six blocks those after a half, three quarters and all.
+    assert build_backbone("timm:test_resnet").taps == (2, 3, 4)
+    assert build_backbone("timm:test_vit").taps == (2, 3, 5)
     backbone = build_backbone("timm:test_vit/taps=1-2-3")
     assert backbone.taps == (1, 2, 3) and len(backbone.net.blocks) == 4
     for name, message in (
