@@ -93,6 +93,15 @@ def test_a_support_keeps_the_positions_inside_its_mask_alone(net):
     assert (empty.f4 == 0).all() and (small.f4[:, :, -1] == 0).all()
 
 
+def test_lengths_of_masks_are_the_same_share_of_each_grid(net):
+    masks = torch.zeros(1, 2, 64, 64).long()
+    # With the row for the positions outside: 33 of 64 positions, 9 of 16 and 3 of 4.
+    masks[0, 0, :, :32] = 1
+    assert net.mask_lengths(masks) == (48, 12, 3)
+    masks[0, 1] = 1
+    assert net.mask_lengths(masks) == (64, 16, 4)
+
+
 @torch.no_grad()
 def test_features_move_to_another_type(net, episode):
     features = net.encode_support(*episode[1:])

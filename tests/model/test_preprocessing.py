@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import MEAN, STD, preprocess_image, preprocess_mask
+from model import preprocess_image, preprocess_mask
 from tests.paths import ROOT
 from util.data.transform import EvalTransform
 
@@ -29,9 +29,10 @@ def test_the_input_is_that_of_the_test_protocol(size):
         assert torch.equal(preprocess_image(image, size[0]), expected_image)
 
 
-def test_channels_are_rgb_on_the_scale_to_255():
+def test_channels_are_rgb_and_normalised_by_the_statistics_of_imagenet():
     image = np.broadcast_to(np.array([200, 100, 50], np.uint8), (9, 9, 3))
-    expected = [(value - m) / s for value, m, s in zip((200, 100, 50), MEAN, STD, strict=True)]
+    statistics = zip((200, 100, 50), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    expected = [(value / 255 - mean) / deviation for value, mean, deviation in statistics]
     assert preprocess_image(image, 9)[:, 4, 4].tolist() == pytest.approx(expected, rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from benchmark.cases import difference
@@ -44,6 +45,17 @@ def test_features_are_those_of_the_model_on_images_of_its_own_statistics(model):
 
 
 @torch.no_grad()
+def test_the_coarsest_feature_is_brought_to_the_grid_of_the_one_before():
+    backbone = build_backbone("timm:test_resnet/stride=32").eval()
+    image, given = torch.randn(1, 3, 97, 97), []
+    backbone.net.layer4.register_forward_hook(lambda *call: given.append(call[-1]))
+    features = backbone(image)
+    assert given[0].shape[-2:] == (4, 4) and features.f3.shape[-2:] == (7, 7)
+    expected = F.interpolate(given[0], size=(7, 7), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(features.f4, expected)
+
+
+@torch.no_grad()
 def test_the_last_norm_of_a_transformer_is_kept():
     features = build_backbone("timm:test_vit").eval()(images("test_vit"))
     for feature in features:
@@ -52,6 +64,9 @@ def test_the_last_norm_of_a_transformer_is_kept():
 
 def test_stride_and_taps_are_settings():
     assert build_backbone("timm:test_resnet/stride=16").grid((65, 65)) == (5, 5)
+    # The last three stages; of six blocks those after a half, three quarters and all.
+    assert build_backbone("timm:test_resnet").taps == (2, 3, 4)
+    assert build_backbone("timm:test_vit").taps == (2, 3, 5)
     backbone = build_backbone("timm:test_vit/taps=1-2-3")
     assert backbone.taps == (1, 2, 3) and len(backbone.net.blocks) == 4
     for name, message in (

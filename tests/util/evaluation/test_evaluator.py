@@ -245,17 +245,18 @@ def test_a_journal_goes_on_where_processes_died(small, tmp_path, monkeypatch):
     assert [len(path.read_bytes().split(b"\n")) - 2 for path in files] == [2, 1]
     files[0].write_bytes(files[0].read_bytes()[:-9])  # torn while it was written
 
-    def go_on():
+    def go_on(progress):
         predictor = case.predictor(prior=True)
-        return evaluate_episodes(predictor, case.runs, ALONE, threshold, journal, "testing")
+        return evaluate_episodes(predictor, case.runs, ALONE, threshold, journal, progress)
 
-    rest = go_on()
+    rest = go_on("testing")
     left = EPISODES - rest.work.episodes
     assert said == [f"testing: {left} of {EPISODES} episodes were counted before and are kept"]
     assert 4 <= left < EPISODES
     assert_equal(rest, whole)
 
-    again = go_on()
+    again = go_on(None)
+    assert len(said) == 1
     assert again.work.episodes == 0 and again.work.misses == 0
     assert_equal(again, whole)
     journal.remove()

@@ -1,14 +1,19 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from util.data.draws import Draw, DrawnRun
 from util.evaluation.figures import (
     PREDICTION_COLOUR,
     SUPPORT_COLOUR,
     TRUTH_COLOUR,
     EpisodePicture,
     contact_sheet,
+    draw_pictures,
     episode_figure,
     render,
     write_png,
@@ -49,7 +54,11 @@ def share(pixels, colour, tolerance=0.03):
 )
 def test_panels_stand_in_rows(shots, rows):
     figure = episode_figure(picture(shots))
-    bottoms = [round(axes.get_position(original=True).y0, 6) for axes in figure.axes]
+    places = [axes.get_position(original=True) for axes in figure.axes]
+    # They reach to the edges of the figure.
+    assert min(place.x0 for place in places) < 0.02 and max(place.x1 for place in places) > 0.98
+    assert min(place.y0 for place in places) < 0.02
+    bottoms = [round(place.y0, 6) for place in places]
     assert [bottoms.count(y) for y in dict.fromkeys(bottoms)] == rows
     captions = [axes.get_title() for axes in figure.axes]
     names = [f"support {n}" for n in range(1, shots + 1)] if shots > 1 else ["support"]
@@ -112,3 +121,30 @@ def test_a_contact_sheet_holds_every_picture_and_is_about_square(tmp_path):
     assert [(sheet == n).all(axis=-1).sum() for n in range(9)] == [(40 + n) * 100 for n in range(9)]
     assert 0.5 < sheet.shape[0] / sheet.shape[1] < 2
     assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_the_first_and_the_chosen_episodes_are_files_named_by_what_they_show(tmp_path, monkeypatch):
+    image, mask, titles = np.full((30, 40, 3), 90, np.uint8), np.ones((30, 40), np.uint8), []
+    write_png(tmp_path / "data/query.png", image)
+    shown = {"label": torch.from_numpy(mask), "final": torch.from_numpy(mask == 1)}
+    predictor = SimpleNamespace(
+        episodes=SimpleNamespace(
+            data_root=str(tmp_path / "data"), lists=SimpleNamespace(entries=[("query.png", "")])
+        ),
+        parts=SimpleNamespace(annotated=lambda index, class_id: (image, mask)),
+        predict=lambda draws, units: (
+            [SimpleNamespace(position=position, correlations=[], **shown) for position in batch]
+            for unit in units
+            for batch in unit
+        ),
+    )
+    runs = [DrawnRun(seed, [Draw(0, 2, [0])] * 3) for seed in (510, 365)]
+    monkeypatch.setattr(
+        "util.evaluation.figures.episode_figure",
+        lambda episode: titles.append(episode.title) or episode_figure(episode),
+    )
+    draw_pictures(predictor, runs, 2, {"best": [4]}, ["cat", "dog"], tmp_path / "out", "1shot")
+    names = ["best-1shot-0", "contact-1shot", "episode-1shot-0", "episode-1shot-1"]
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == names
+    expected = [f"seed 510, episode {n}" for n in (0, 1)] + ["seed 365, episode 1"]
+    assert titles == [f"dog, {text}" for text in expected]

@@ -81,6 +81,8 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
         "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
     )
     assert rows(text)["3"] == table["bird"]
+    report["work"]["processes"] = 1
+    assert "a second on 1 process; " in report_text(report, None)
 
 
 def test_classes_that_were_left_out_are_named():

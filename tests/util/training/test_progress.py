@@ -63,6 +63,8 @@ def test_curves_are_a_file_beside_the_scalars(tmp_path, caplog):
     scalars = Scalars(tmp_path)
     scalars.add("train", {"loss": 2.0, "rate": 0.1}, 10)
     scalars.close()
+    with pytest.raises(ValueError, match="closed file"):
+        scalars.add("train", {"loss": 1.0}, 20)
     draw_curves(tmp_path, logging.getLogger("table"))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and not caplog.records
 
