@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import re
+import resource
+import signal
 import time
 
 import cv2
@@ -386,3 +388,22 @@ def test_of_jobs_with_other_settings_at_the_same_time_one_gets_the_folder(tmp_pa
     for job in jobs:
         job.join()
     assert sorted(job.exitcode for job in jobs) == [0, 1, 1]
+
+
+def test_a_jpeg_that_a_full_disk_would_cut_off_keeps_the_one_before(tmp_path):
+    path, image = tmp_path / "a.jpg", Image.new("RGB", (64, 64))
+    formats.write_jpeg(path, image)
+    before = path.read_bytes()
+
+    def write_on_a_full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(OSError, match="too large"):
+            formats.write_jpeg(path, image)
+            os._exit(1)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=write_on_a_full_disk)
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and path.read_bytes() == before

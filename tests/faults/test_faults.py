@@ -6,47 +6,16 @@ docs/reliability.md is printed by `python -m pytest tests/faults --faults -s`.
 """
 
 import os
-import random
 import signal
 import time
 
 import pytest
 
-from tests.faults.laboratory import EPOCHS, SAVE_ITERS, Laboratory
+from tests.faults.laboratory import EPOCHS, SAVE_ITERS, see_late
 from util.checkpoints.io import read_checkpoint
 from util.training.signals import STOPPED
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-KILLS = 10
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    laboratory = Laboratory(tmp_path_factory.mktemp("faults"))
-    yield laboratory
-    print(laboratory.table())
-
-
-def test_kill_at_random_moments(lab):
-    """Every second kill comes while it trains, the others from its start on."""
-    begun, ended = lab.time_undisturbed()
-    share = (ended - begun) / (4 * KILLS)  # so that the last kill finds it in its first half
-    rng = random.Random(0)
-    lost = position = 0
-    run = lab.start("killed")
-    for number in range(KILLS):
-        if number % 2 == 0:
-            run.wait_for(lambda run=run: run.iteration() > 0)
-        time.sleep(rng.uniform(0, 2 * share if number % 2 == 0 else begun + 2 * share))
-        assert run.process.exitcode is None, "the training was over before the last kill"
-        run.kill()
-        position = run.iteration() or position
-        run = lab.start("killed")
-        if number % 2 == 0:
-            run.wait_for(run.has_begun)
-            lost, position = max(lost, position - run.resumed_at()), run.resumed_at()
-    assert run.wait() == 0, run.text
-    lab.record("kill -9 at a random moment", "killed", lost, times=KILLS)
 
 
 @pytest.mark.parametrize(
@@ -98,21 +67,41 @@ def test_kill_of_a_data_worker(lab):
 
 def test_the_number_of_processes_changes(lab):
     lost = reached = 0
-    for number, processes in enumerate((1, 2, 1)):
-        run = lab.start("changing", processes)
+    for number, processes in enumerate((1, 4, 2)):
+        run = lab.start("changing", processes, "workers=0")
         run.wait_for(run.has_begun)
         if number:
-            assert "global batch 6, as before" in run.text
+            assert "global batch 8, as before" in run.text
             lost = max(lost, reached - run.resumed_at())
         if number < 2:
-            run.wait_for(lambda run=run, goal=8 * (number + 1): run.iteration() >= goal)
+            run.wait_for(lambda run=run, goal=7 * (number + 1): run.iteration() >= goal)
             os.killpg(run.process.pid, signal.SIGTERM)
             run.wait()
             reached = run.iteration()
     assert run.wait() == 0, run.text
     last = read_checkpoint(lab.snapshot("changing") / "last.pth")
     assert last["run"]["epoch"] == EPOCHS
-    lab.record("1, then 2, then 1 processes", "changing", lost, times=2, compare=False)
+    lab.record("1, then 4, then 2 processes", "changing", lost, times=2, compare=False)
+
+
+def test_the_clock_is_set_back(lab):
+    """So the checkpoint before seems to be the newer one, and the files are from tomorrow."""
+    run = lab.start("clock")
+    run.wait_for(lambda: run.iteration() > SAVE_ITERS)
+    run.kill()
+    tomorrow = time.time() + 24 * 3600
+    for path in lab.snapshot("clock").iterdir():
+        os.utime(path, (tomorrow, tomorrow + 3600 * (path.name == "previous.pth")))
+    lab.finish("clock set back by a day", "clock", run.iteration())
+
+
+def test_a_process_that_sees_the_checkpoint_late_waits_for_it(lab):
+    run = lab.start("late", 2)
+    run.wait_for(lambda: run.iteration() > SAVE_ITERS)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait() == STOPPED, run.text
+    fault = "checkpoint that one of 2 processes sees late"
+    lab.finish(fault, "late", run.iteration(), 2, prepare=see_late)
 
 
 def test_kill_of_one_of_two_processes(lab):
@@ -127,7 +116,7 @@ def test_kill_of_one_of_two_processes(lab):
 
 
 def test_after_a_kill_max_restarts_starts_all_processes_again(lab):
-    run = lab.start("restarted", 2, MAX_RESTARTS="2")
+    run = lab.start("restarted", 2, environment={"MAX_RESTARTS": "2"})
     run.wait_for(lambda: run.iteration() > SAVE_ITERS)
     os.kill(run.children()[1], signal.SIGKILL)
     reached = run.iteration()

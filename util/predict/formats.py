@@ -3,6 +3,7 @@
 Each connected part of a class is an object of its own, since a label map does not tell objects apart.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,10 @@ def read_labels(path: Path, classes: int = 255) -> tuple[np.ndarray, float | Non
 
 def write_jpeg(path: Path, image: Image.Image) -> None:
     """Write a JPEG of high quality."""
-    write_atomically(path, lambda file: image.save(file, "JPEG", quality=90))
+    # In memory first: Pillow does not notice where a full disk cuts the file of a JPEG off.
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    write_atomically(path, file.getvalue())
 
 
 def write_probability(path: Path, probability: np.ndarray) -> None:
