@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 from model.backbone import BACKBONES, OWN_BACKBONES, Sizes, build_backbone, find_backbone
 
@@ -15,6 +17,22 @@ def test_the_dry_run_tells_grid_and_channels(name):
     assert backbone.channels == tuple(feature.shape[1] for feature in features)
     assert backbone.grid((473, 473)) == ((30, 30) if name == "vgg16" else (60, 60))
     assert not any(parameter.is_meta for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", OWN_BACKBONES)
+def test_blocks_are_those_of_torchvision(name):
+    with torch.device("meta"):
+        nets = build_backbone(name), getattr(torchvision.models, name)()
+    own, theirs = (
+        [
+            module.out_channels
+            for module in net.modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+        ]
+        for net in nets
+    )
+    # The stem of three convolutions has the place of one of 7×7.
+    assert own[0 if name == "vgg16" else 3 :] == theirs
 
 
 def test_sizes():

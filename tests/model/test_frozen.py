@@ -8,6 +8,7 @@ from model import frozen
 from model.folding import folded
 from model.frozen import FrozenBase
 from model.hierarchy import to_tokens
+from model.masked import gather_rows
 from tests.model.random_nets import random_net
 
 IMAGES = torch.randn(3, 3, 57, 81, generator=torch.Generator().manual_seed(0)).double()
@@ -48,6 +49,20 @@ def test_slices_change_nothing(base, monkeypatch):
     slices = list(FrozenBase(base).features(IMAGES))
     assert [len(features.f4) for features in slices] == [2, 1]
     torch.testing.assert_close(torch.cat([features.f4 for features in slices]), whole)
+
+
+def test_the_head_gathers_no_more_at_once_than_it_may(monkeypatch):
+    fast, rows = random_net("resnet18").frozen, []
+    f4, index = torch.randn(2, 512, 8, 8), torch.arange(22).view(2, 11)
+    expected = fast.head_at(f4, index)
+    monkeypatch.setattr(
+        frozen, "gather_rows", lambda *args: rows.append(args[1].shape[1]) or gather_rows(*args)
+    )
+    for positions, gathered in ((0, [9] * 11), (4, [36, 36, 27])):
+        rows.clear()
+        monkeypatch.setattr(frozen, "CPU_GATHERED", positions * 9 * 512 * 2)
+        torch.testing.assert_close(fast.head_at(f4, index), expected)
+        assert rows == [*gathered, 11], "the last are those of the pools"
 
 
 @pytest.mark.slow
