@@ -28,7 +28,7 @@ from util.runtime.seed import seed_everything, untouched_random_streams
 from util.training import engine
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe, to_device
-from util.training.progress import Scalars
+from util.training.progress import Progress, Scalars
 from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
 
@@ -234,6 +234,22 @@ def test_validation_can_be_left_at_once(tmp_path):
     again.run()
     assert again.validated == [(0, 4), (1, 4), (2, 4)]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_checkpoints_come_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
+    training, saved = Training(tmp_path, save_iters=0, save_freq=2), []
+    training.trainer.recipe = replace(training.trainer.recipe, validates=lambda epoch: False)
+    monkeypatch.setattr(engine, "save_run", lambda *args: saved.append(training.position))
+    training.run()
+    assert saved == [(0, 0), (2, 0), (3, 0)]
+
+
+def test_the_time_left_is_counted_from_where_a_training_goes_on(tmp_path, monkeypatch):
+    Training(tmp_path).stop_at(10)
+    given = []
+    monkeypatch.setattr(engine, "Progress", lambda *args: given.append(args[2:]) or Progress(*args))
+    Training(tmp_path).run()
+    assert given == [(3, 12, 10)], "epochs, iterations, and those done before"
 
 
 def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whole, tmp_path):
