@@ -276,7 +276,7 @@ def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_pat
     assert again.position == (1, 1)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
-    assert orders[0] not in range(3) and orders[1:] == [2]
+    assert orders[0] >= 3 and orders[1:] == [2], "that of no epoch"
     assert again.position == (3, 0)
 
 
