@@ -98,6 +98,8 @@ def test_one_run_has_no_interval_and_classes_without_names_have_their_number():
     (axes,) = class_bars(report([0.25, 1.0]), None).axes
     assert axes.get_xlabel() == "IoU (%)" and len(axes.containers) == 2
     assert [label.get_text() for label in axes.get_yticklabels()] == ["class 1", "class 2"]
+    more = class_bars(report([0.5] * 20), None).get_figheight()
+    assert more > axes.figure.get_figheight() + 18 * 0.2, "each has room for its name"
 
 
 def test_letters_that_no_font_has_give_no_warning(recwarn):

@@ -28,7 +28,7 @@ from util.runtime.seed import seed_everything, untouched_random_streams
 from util.training import engine
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe, to_device
-from util.training.progress import Scalars
+from util.training.progress import Progress, Scalars
 from util.training.resume import RunState, find_saved
 from util.training.signals import STOPPED
 
@@ -236,6 +236,22 @@ def test_validation_can_be_left_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_checkpoints_come_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
+    training, saved = Training(tmp_path, save_iters=0, save_freq=2), []
+    training.trainer.recipe = replace(training.trainer.recipe, validates=lambda epoch: False)
+    monkeypatch.setattr(engine, "save_run", lambda *args: saved.append(training.position))
+    training.run()
+    assert saved == [(0, 0), (2, 0), (3, 0)]
+
+
+def test_the_time_left_is_counted_from_where_a_training_goes_on(tmp_path, monkeypatch):
+    Training(tmp_path).stop_at(10)
+    given = []
+    monkeypatch.setattr(engine, "Progress", lambda *args: given.append(args[2:]) or Progress(*args))
+    Training(tmp_path).run()
+    assert given == [(3, 12, 10)], "epochs, iterations, and those done before"
+
+
 def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whole, tmp_path):
     uninterrupted, expected = whole(0)
     cut = Training(tmp_path, save_iters=0, halves=True)
@@ -252,15 +268,18 @@ def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tm
     assert training.validated == [(0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
 
 
-def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(tmp_path, monkeypatch):
-    Training(tmp_path).stop_at(6)
+@pytest.mark.parametrize(("stopped_at", "step"), [(5, 0), (6, 1)])
+def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(
+    stopped_at, step, tmp_path, monkeypatch
+):
+    Training(tmp_path).stop_at(stopped_at)
     orders = []
     monkeypatch.setattr(TrainLoader, "set_epoch", lambda _, epoch: orders.append(epoch))
     again = Training(tmp_path, batch_size=6)
-    assert again.position == (1, 1)
+    assert again.position == (1, step)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
-    assert orders[0] not in range(3) and orders[1:] == [2]
+    assert orders[0] >= 3 and orders[1:] == [2], "that of no epoch"
     assert again.position == (3, 0)
 
 
