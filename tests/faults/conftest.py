@@ -1,8 +1,14 @@
 """The laboratory, which the tests of faults share."""
 
+import multiprocessing
+
 import pytest
 
 from tests.faults.laboratory import Laboratory
+from tests.processes import COMMANDS, LATER
+
+# So that a command that is killed was at work, and not still loading these tests.
+multiprocessing.set_forkserver_preload([*COMMANDS, *LATER, "tests.faults.commands"])
 
 
 @pytest.fixture(scope="session")

@@ -79,8 +79,9 @@ class Run:
 
     def kill(self) -> None:
         """kill -9 of the process and all that it started."""
-        with contextlib.suppress(ProcessLookupError):  # It has just ended.
+        with contextlib.suppress(ProcessLookupError):  # It has no group yet, or has just ended.
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
 
     def children(self) -> list[int]:
