@@ -352,7 +352,8 @@ def test_weights_that_do_not_fit_are_refused(scripts, trained, run_test):
 
 
 def test_starting_anew_keeps_the_base_learner(scripts, trained):
-    done = scripts.shell("train.sh", "1", "resume=none", "epochs=1", "evaluate=False")
+    settings = ("exp_name=anew", "resume=none", "epochs=1", "evaluate=False")
+    done = scripts.shell("train.sh", "1", *settings)
     assert "base learner: " in done.stdout and "images, global batch 8" not in done.stdout
     assert "Warning" not in done.stderr and "CUDA_HOME" not in done.stderr
     folder = scripts.exp / "demo" / "PSPNet" / "split0" / "resnet18" / "snapshot"
