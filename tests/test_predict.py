@@ -191,7 +191,7 @@ def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
     assert len((labels / "review.csv").read_text().splitlines()) == 1 + 5
     made = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
     names = {path.relative_to(labels).as_posix() for path in made}
-    kept_up = {"classes.txt", "predict.json", "supports/object-1.jpg"}
+    kept_up = {".lock", "classes.txt", "predict.json", "supports/object-1.jpg"}
     assert names - kept_up == {
         "masks/grey.png",
         "masks/palette.png",

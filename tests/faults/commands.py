@@ -258,8 +258,9 @@ class Home:
         }
 
     def leftovers(self) -> list[Path]:
-        """Return the temporary files that are there."""
-        return list(self.folder.rglob("*.tmp"))
+        """Return the temporary files that are there, but for those of huggingface_hub in its cache."""
+        hub = self.folder / "hub"
+        return [path for path in self.folder.rglob("*.tmp") if hub not in path.parents]
 
 
 def _content(path: Path, name: str) -> Any:
