@@ -76,6 +76,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "shot", "backbone_dtype", "amp", "fix_bn"), CASES)
 def test_nothing_leaves_the_device_or_its_precision(
     fake_cuda, backbone, shot, backbone_dtype, amp, fix_bn
@@ -109,6 +110,7 @@ class HostMemory(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", [None, BRAIN])
 def test_a_training_step_reads_nothing_from_the_device_but_the_lengths_of_masks(fake_cuda, amp):
     """Fake tensors have no values, so that reading one with `item` or `nonzero` is an error."""

@@ -129,6 +129,7 @@ def iterate_two_accumulated_batches(processes, folder):
     torch.save(result, folder / f"{rank}.pth")
 
 
+@pytest.mark.slow
 def test_each_process_averages_over_its_valid_pixels_and_sends_its_gradients_once(tmp_path):
     spawn_two(iterate_two_accumulated_batches, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
