@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -352,6 +353,8 @@ def test_weights_that_do_not_fit_are_refused(scripts, trained, run_test):
 
 
 def test_starting_anew_keeps_the_base_learner(scripts, trained):
+    # A copy of the training, which other tests use.
+    shutil.copytree(scripts.run, scripts.exp / "demo/HDMNet/anew/resnet18")
     settings = ("exp_name=anew", "resume=none", "epochs=1", "evaluate=False")
     done = scripts.shell("train.sh", "1", *settings)
     assert "base learner: " in done.stdout and "images, global batch 8" not in done.stdout
