@@ -1,29 +1,40 @@
 """The model, training and testing on CUDA give what they give on the CPU; skipped without a GPU."""
 
+import socket
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from model import hdmnet_loss
+from model import build_pspnet, hdmnet_loss
 from model.features import map_tensors, split_queries, split_supports, stack_queries, stack_supports
 from model.reference import reference_forward as reference
+from segmenter import FewShotSegmenter, Support, SupportSet
 from tests.faults.laboratory import Laboratory
 from tests.golden import FILES, check_outputs, check_training_steps
-from tests.model.random_nets import in_double, random_episode, random_net
+from tests.model.random_nets import (
+    CLASSES,
+    in_double,
+    random_episode,
+    random_net,
+    without_dropout,
+)
 from tests.processes import spawn_two
+from tests.small_model import SIZE as SMALL
 from tests.small_model import small_episodes, small_net
 from util.data.draws import draw_test_episodes
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.metrics import confusion
 from util.evaluation.predictor import Predictor
-from util.runtime.distributed import Processes
+from util.runtime.distributed import TIMEOUT, Processes
+from util.runtime.distributed import _join as join
 from util.runtime.errors import exits_on_user_error
 from util.runtime.precision import DTYPES, Precision
 from util.training.iteration import Iteration, Recipe
-from util.training.parallel import distributed
+from util.training.parallel import distributed, running_statistics
 from util.training.schedule import hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -242,6 +253,24 @@ def test_pixels_are_counted_on_the_device():
     assert (confusion(prediction.to(DEVICE), label, 5) == expected).all()
 
 
+def test_the_segmenter_finds_what_it_finds_on_the_cpu(tiny_voc, tmp_path):
+    net = small_net(small_episodes(tiny_voc, tmp_path))
+    pictures = sorted((tiny_voc / "JPEGImages").iterdir())[:3]
+    found = {}
+    for fitted_on in (CPU, DEVICE):
+        FewShotSegmenter(net, SMALL, "resnet18", fitted_on).fit(
+            [Support(pictures[0], box=(30, 30, 90, 80))]
+        ).save(tmp_path / "box.support")
+        for device in (CPU, DEVICE):
+            segmenter = FewShotSegmenter(net, SMALL, "resnet18", device)
+            supports = SupportSet.load(tmp_path / "box.support")
+            results = segmenter.segment(pictures, supports, batch_size=2)
+            found[fitted_on, device] = np.stack([r.logits for r in results])
+    expected = found.pop((CPU, CPU))
+    for key, logits in found.items():
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3, err_msg=str(key))
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_killed_training_goes_on_bit_for_bit(graphs, tmp_path):
     laboratory = Laboratory(tmp_path)
@@ -262,6 +291,56 @@ def test_memory_that_does_not_suffice_names_the_settings_that_help(capsys, monke
     text = capsys.readouterr().err
     assert text.startswith("error: out of memory (") and text.count("\n") == 1
     assert "grad_accum" in text and "checkpoint_activations True" in text
+
+
+@pytest.fixture
+def alone_in_a_group(monkeypatch):
+    """This process in a group of its own over NCCL, which is taken for a group of two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for name, value in (("MASTER_PORT", port), ("RANK", 0), ("WORLD_SIZE", 1)):
+        monkeypatch.setenv(name, str(value))
+    join(ALONE, TIMEOUT)
+    yield Processes(0, 2, DEVICE)
+    ALONE.leave()
+
+
+def test_gradients_are_averaged_over_nccl(alone_in_a_group):
+    assert "cuda:nccl" in dist.get_backend_config()
+    episode = on(DEVICE, random_episode(SIZE, 2, 1, "bp"))
+    net = random_net("resnet18", 1).to(DEVICE)
+    gradients = []
+    for forward in (net.train(), distributed(net, alone_in_a_group)):
+        net.zero_grad(set_to_none=True)
+        losses_of(net, episode, forward).total.backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+        )
+    assert forward is not net
+    expected, averaged = gradients
+    assert averaged.keys() == expected.keys() and len(averaged) > 100
+    for name, gradient in averaged.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+    assert alone_in_a_group.sum(np.array([3, 4])).tolist() == [3, 4]  # over gloo
+    alone_in_a_group.share([parameter.data for parameter in net.parameters()])
+
+
+def test_batch_norms_that_learn_are_synchronised_over_nccl(alone_in_a_group):
+    image = torch.randn(2, 3, *SIZE, device=DEVICE)
+    results = []
+    for processes in (ALONE, alone_in_a_group):
+        torch.manual_seed(0)
+        net = without_dropout(build_pspnet("resnet18", CLASSES)).to(DEVICE)
+        out = distributed(net, processes)(image)
+        out.square().mean().backward()
+        results.append([out, *running_statistics(net), *(p.grad for p in net.parameters())])
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in net.modules())
+    alone, synchronised = results
+    for one, other in zip(alone, synchronised, strict=True):
+        largest = one.abs().max().item()
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-2 * largest)
 
 
 @two_devices

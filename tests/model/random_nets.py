@@ -11,19 +11,27 @@ CLASSES = 5
 def random_net(backbone="resnet18", shot=1, seed=0, classes=CLASSES, **options):
     """An HDMNet whose batch norms have seen something, without dropout, in eval mode."""
     torch.manual_seed(seed)
-    net = build_hdmnet(backbone, classes, shot=shot, kshot_trans_dim=0, **options).eval()
+    net = without_dropout(
+        build_hdmnet(backbone, classes, shot=shot, kshot_trans_dim=0, **options)
+    ).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.2, 0.2)
-        if isinstance(module, nn.Dropout | nn.Dropout2d):
-            module.p = 0.0
     with torch.no_grad():
         # As initialised these merges hide what they merge.
         net.ensemble.adjustment_merge.weight.copy_(torch.tensor([1.0, 0.5]).view(1, 2, 1, 1))
         net.ensemble.background_merge.weight.copy_(torch.tensor([0.8, 0.3]).view(1, 2, 1, 1))
+    return net
+
+
+def without_dropout(net):
+    """The same network, which no longer drops anything in training."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
     return net
 
 
