@@ -35,7 +35,7 @@ from util.runtime.errors import exits_on_user_error
 from util.runtime.precision import DTYPES, Precision
 from util.training.iteration import Iteration, Recipe
 from util.training.parallel import distributed, running_statistics
-from util.training.schedule import hdmnet_optimizer
+from util.training.schedule import freeze_untrained, hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 ALONE = Processes(0, 1, DEVICE)
@@ -184,8 +184,10 @@ def test_passes_replayed_from_graphs_are_those_of_single_operations(amp, grad_ac
         def lengths_of(batch, net=net):
             return net.mask_lengths(batch["c"])
 
+        optimizer = hdmnet_optimizer(net, 1e-6)
+        freeze_untrained(net, optimizer)
         recipe = Recipe(
-            *(net, hdmnet_optimizer(net, 1e-6), None, grad_accum, 1, {}, losses),
+            *(net, optimizer, None, grad_accum, 1, {}, losses),
             *[None] * 3,
             lengths_of=lengths_of if captured else None,
         )
@@ -205,8 +207,15 @@ def test_passes_replayed_from_graphs_are_those_of_single_operations(amp, grad_ac
         assert other["drawn"].equal(one["drawn"])
     assert gradients.keys() == others.keys() and len(gradients) > 100
     largest = max(gradient.abs().max() for gradient in gradients.values()).item()
+    # In float16 the padding of the lengths changes what is rounded.
+    slack = 1e-2 if amp == "fp16" else 1e-3
     for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-2, atol=1e-3 * largest, msg=name)
+        torch.testing.assert_close(
+            *(others[name], gradient),
+            rtol=1e-2,
+            atol=slack * largest,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
 @torch.no_grad()
