@@ -24,7 +24,7 @@ if [ -n "$small" ]; then
     tests=
 else
     measured="--repeats 7"
-    whole="--size 633 --pictures 800 --runs 10 --episodes 120"
+    whole="--size 633 --pictures 300 --runs 10 --episodes 60"
     whole="$whole --opts batch_size_val=8 feature_cache_gb=20"
     tests="-n 4"
 fi
