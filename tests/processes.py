@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -39,7 +40,23 @@ def spawn_two(function, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_run, (2, port, function, arguments), nprocs=2, start_method=START)
+    arguments = 2, port, function, arguments
+    mp.start_processes(_run, arguments, nprocs=2, start_method=_ready_to_start())
+
+
+def _ready_to_start():
+    """Return how processes start, after starting their server where it finds what it has to load.
+
+    In another folder it could take the package "tests" that mmsegmentation installs for this one.
+    """
+    if START == "forkserver":
+        folder = os.getcwd()
+        os.chdir(ROOT)
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.chdir(folder)
+    return START
 
 
 def _run(rank, world_size, port, function, arguments):
@@ -72,7 +89,8 @@ def start_python(
     """
     environment = os.environ | (environment or {})
     arguments = (words, environment, (stdout, stderr or stdout), limit, folder, ranks, prepare)
-    process = multiprocessing.get_context(START).Process(target=_python, args=arguments)
+    context = multiprocessing.get_context(_ready_to_start())
+    process = context.Process(target=_python, args=arguments)
     process.start()
     return process
 
