@@ -289,7 +289,7 @@ def test_a_killed_training_goes_on_bit_for_bit(graphs, tmp_path):
     run.kill()
     run = laboratory.start("cut")
     assert run.wait() == 0, run.text
-    assert "one GPU each" in run.text and run.resumed_at() > 0
+    assert "1 process on a GPU" in run.text and run.resumed_at() > 0
     laboratory.check_end("cut")
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from util.config import given_values
 from util.data.folds import SEEN, count_folds
-from util.preparation.shared import require_writable
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
+from util.runtime.machine import require_writable
 
 MANY_CLASSES = 8  # From here on there are four folds, as in PASCAL-5^i and COCO-20^i.
 

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +24,7 @@ from util.config import given_values
 from util.data.images import Entry
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
+from util.runtime.machine import require_writable
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
@@ -97,16 +97,6 @@ def require_text(*words: str) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise UserError(f"{word!r} is no text in UTF-8: rename it") from None
-
-
-def require_writable(path: FilePath, advice: str) -> None:
-    """Make a folder if it is missing; raise a UserError ending with `advice` unless it is writable."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write in {path}: {error.strerror}; {advice}") from error
 
 
 def open_folder(path: FilePath, option: str) -> None:

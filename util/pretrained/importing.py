@@ -17,11 +17,11 @@ from util.checkpoints.io import read_checkpoint, save_checkpoint
 from util.checkpoints.run_files import RunFiles
 from util.config import Config
 from util.data.loaders import config_fold
-from util.preparation.shared import require_writable
 from util.pretrained.kinds import HDMNET, IMAGENET, Contents, recognise, require_fit
 from util.pretrained.places import datasets, download, experiment, place_of
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
+from util.runtime.machine import require_writable
 
 
 def import_file(

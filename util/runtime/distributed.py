@@ -79,8 +79,8 @@ class Processes:
     def describe(self) -> str:
         """Return one line on what computes."""
         if self.device.type == "cuda":
-            return f"{self.number}, one GPU each"
-        return f"no CUDA device: {self.number} on the CPU" + " (gloo)" * (self.world_size > 1)
+            return f"{self.number}, one GPU each" if self.world_size > 1 else "1 process on a GPU"
+        return f"{self.number} on the CPU" + " (gloo)" * (self.world_size > 1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run computes with: cores, memory, versions, commit and date."""
+"""What a run computes with and needs: cores, memory, versions, a compiler, folders that it can write."""
 
 import datetime
 import os
@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,16 @@ def environment_line(environment: dict[str, str | int | None] | None = None) -> 
         f"torch {e['torch']}, CUDA {e['cuda'] or 'none'}; "
         f"commit {e['commit'] or 'unknown'}; {e['date']}"
     )
+
+
+def require_writable(path: str | os.PathLike[str], advice: str) -> None:
+    """Make a folder if it is missing; raise a UserError ending with `advice` unless it is writable."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror}; {advice}") from error
 
 
 def require_compiler() -> None:
