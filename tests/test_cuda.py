@@ -34,7 +34,7 @@ from util.runtime.distributed import _join as join
 from util.runtime.errors import exits_on_user_error
 from util.runtime.precision import DTYPES, Precision
 from util.training.iteration import Iteration, Recipe
-from util.training.parallel import distributed, running_statistics
+from util.training.parallel import average_gradients, distributed, running_statistics
 from util.training.schedule import freeze_untrained, hdmnet_optimizer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -333,6 +333,9 @@ def test_gradients_are_averaged_over_nccl(alone_in_a_group):
     for name, gradient in averaged.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=name)
     assert alone_in_a_group.sum(np.array([3, 4])).tolist() == [3, 4]  # over gloo
+    average_gradients(net.parameters())
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is None or parameter.grad.equal(averaged[name])
     alone_in_a_group.share([parameter.data for parameter in net.parameters()])
 
 

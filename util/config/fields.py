@@ -119,7 +119,7 @@ class TrainFields(BaseModel):
     backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
     tf32: bool = True  # products of float32 in TF32 on a GPU; False: to compare with a CPU
     compile: bool = False  # by torch.compile: minutes at the start, may be faster afterwards
-    cuda_graphs: bool = False  # passes of stage 2 on one GPU: faster where its host is the limit
+    cuda_graphs: bool = False  # passes of stage 2 on a GPU: faster where its host is the limit
     checkpoint_activations: bool = False  # less memory in stage 2 for more time
     fix_bn: bool = True  # batch norms of stage 2 do not learn
     manual_seed: Annotated[int, Field(ge=0, le=2**31)] | None = 321  # none: another each time

@@ -60,8 +60,13 @@ def open_run(cfg: Config, folder: Path, processes: Processes, viz: bool) -> Iter
             continued from, or this machine lacks what a setting needs.
     """
     with exclusive(folder / ".lock", processes.is_main):
-        if cfg.cuda_graphs and (processes.device.type != "cuda" or processes.world_size > 1):
-            raise UserError("cuda_graphs True is for one process with a GPU; set cuda_graphs False")
+        if cfg.cuda_graphs and processes.device.type != "cuda":
+            raise UserError("cuda_graphs True needs a GPU; set cuda_graphs False")
+        if cfg.cuda_graphs and processes.world_size > 1 and not cfg.fix_bn:
+            raise UserError(
+                "with several processes, cuda_graphs True needs fix_bn True: batch norms that learn "
+                "wait for each other within a pass; set cuda_graphs False"
+            )
         cfg = compute_as_set(cfg, processes.device)
         if cfg.manual_seed is not None:
             seed_everything(_seed(cfg, processes))

@@ -17,7 +17,7 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.precision import Precision
 from util.training.captured import Batch, CapturedPass
-from util.training.parallel import distributed, running_statistics
+from util.training.parallel import average_gradients, distributed, running_statistics
 from util.training.signals import StopRequest
 
 LossValues = dict[str, Tensor]  # scalars by name; "loss" is minimised
@@ -90,9 +90,13 @@ class Iteration:
 
     def __init__(self, recipe: Recipe, processes: Processes, precision: Precision):
         self.recipe, self.processes, self.precision = recipe, processes, precision
-        self.model = distributed(recipe.net, processes)
         self._captured: CapturedPass | None = None
-        if recipe.lengths_of is not None:
+        if recipe.lengths_of is None:
+            self.model = distributed(recipe.net, processes)
+        else:
+            # A graph does not communicate: its gradients are averaged after the passes.
+            self.model = recipe.net.train()
+            processes.share([*recipe.net.state_dict().values()])
             buffers = running_statistics(recipe.net)
             trained = _parameters(recipe.optimizer)
             self._captured = CapturedPass(self._pass, trained, buffers, recipe.lengths_of)
@@ -127,6 +131,8 @@ class Iteration:
             # What names the files of a batch; its images need not be kept.
             indices = {key: value for key, value in batch.items() if key.endswith("index")}
             done.append((losses["loss"], indices))
+        if self._captured is not None and self.processes.world_size > 1:
+            average_gradients(_parameters(optimizer))
         scaler.unscale_(optimizer)
         sums["gradient"] = _gradient_norm(optimizer)
         # Both at once: here the host waits for the device.

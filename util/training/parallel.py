@@ -1,7 +1,10 @@
 """Training in several processes: averaged gradients, and batch norms that learn."""
 
 import warnings
+from collections.abc import Iterable
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +31,17 @@ def distributed(net: nn.Module, processes: Processes) -> nn.Module:
     # here, for the argument has another name in newer releases of torch.
     wrapped.broadcast_buffers = bool(learning_norms(net))
     return wrapped
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over all processes, as DistributedDataParallel does."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    mean = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    parts = mean.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def synchronises(processes: Processes) -> bool:

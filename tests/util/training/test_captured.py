@@ -8,6 +8,7 @@ import torch
 from model import hdmnet_loss
 from model.masked import MaskGrids, fixed_lengths
 from tests.model.random_nets import in_double, random_episode, random_net
+from tests.processes import spawn_two
 from util.runtime.distributed import Processes
 from util.runtime.precision import Precision
 from util.training import iteration
@@ -36,9 +37,10 @@ class Uncaptured:
         return values
 
 
-def trained(captured):
+def trained(captured, processes):
     """Return the values of two iterations, and the weights after them."""
-    net = random_net(shot=2).double().train()
+    # What a process has drawn otherwise gives way to what the first has.
+    net = random_net(shot=2, seed=processes.rank).double().train()
 
     def losses(forward, batch):
         query, support, masks, class_index = (batch[name] for name in "abcd")
@@ -52,19 +54,29 @@ def trained(captured):
     )
     batches = (
         dict(zip("abcd", in_double(random_episode((57, 73), 2, 2, masks, seed)), strict=True))
-        for seed, masks in enumerate(["bbbb", "ffff", "pepe", "bebe"])
+        for seed, masks in enumerate(["bbbb", "ffff", "pepe", "bebe"], start=9 * processes.rank)
     )
-    step = Iteration(recipe, Processes(0, 1, CPU), Precision("off", CPU))
+    step = Iteration(recipe, processes, Precision("off", CPU))
     values = [step(batches, SimpleNamespace(signal=None)).values for _ in range(2)]
     return values, [p.detach() for p in net.parameters() if p.requires_grad]
 
 
-@pytest.mark.slow
-def test_iterations_of_passes_with_fixed_shapes_are_those_of_others(monkeypatch):
-    values, weights = trained(False)
-    monkeypatch.setattr(iteration, "CapturedPass", Uncaptured)
-    others, their_weights = trained(True)
+def check_iterations(processes):
+    values, weights = trained(False, processes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(iteration, "CapturedPass", Uncaptured)
+        others, their_weights = trained(True, processes)
     for one, other in zip(values, others, strict=True):
         assert one.keys() == other.keys() == {"loss", "main", "gradient"}
         torch.testing.assert_close(list(other.values()), list(one.values()))
     torch.testing.assert_close(their_weights, weights)
+
+
+@pytest.mark.slow
+def test_iterations_of_passes_with_fixed_shapes_are_those_of_others():
+    check_iterations(Processes(0, 1, CPU))
+
+
+@pytest.mark.slow
+def test_several_processes_average_the_gradients_of_passes_with_fixed_shapes():
+    spawn_two(check_iterations)

@@ -575,9 +575,12 @@ def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):
         with open_run(cfg, tmp_path, processes, viz=False) as run:
             return run.cfg
 
-    for processes in (ALONE, Processes(0, 2, torch.device("cuda", 0))):
-        with pytest.raises(UserError, match="cuda_graphs True is for one process with a GPU"):
-            start(processes, cuda_graphs=True)
+    with pytest.raises(UserError, match="cuda_graphs True needs a GPU"):
+        start(ALONE, cuda_graphs=True)
+    with pytest.raises(
+        UserError, match="with several processes, cuda_graphs True needs fix_bn True"
+    ):
+        start(Processes(0, 2, torch.device("cuda", 0)), cuda_graphs=True, fix_bn=False)
     assert start(ALONE, amp="auto").amp in ("off", "bf16")
     start(ALONE, compile=True)
     monkeypatch.setenv("PATH", str(tmp_path))
