@@ -229,7 +229,7 @@ def test_the_test_gives_the_same_on_one_and_two_processes(scripts, trained, run_
     assert two["work"]["processes"] == 2
     assert two["work"]["hits"] == 0 < one["work"]["hits"]
     assert (two["runs"], two["mean"]) == (one["runs"], one["mean"])
-    assert len(list(result.glob("episode-1shot-*.png"))) == 3
+    assert len(list(result.glob("episode-1shot-2x9-*.png"))) == 3
 
 
 class OnAnotherNode(Processes):
