@@ -78,15 +78,7 @@ class Lab:
         self.case, self.device = case, device
         self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
-        options = {"shot": shot, "kshot_trans_dim": 0}
-        with device:  # on a GPU, random weights are drawn in no time
-            self.net, self.compiled, self.reduced = (
-                build_hdmnet(case.backbone, case.base_classes, backbone_dtype=dtype, **options)
-                for dtype in (None, None, torch.bfloat16)
-            )
-        for net in (self.compiled, self.reduced):
-            net.load_state_dict(self.net.state_dict())
-        self.compiled.compile_parts()
+        self.net = self._build()
         self.query = torch.randn(batch, 3, size, size, device=device)
         self.support = torch.randn(batch, shot, 3, size, size, device=device)
         masks = _random_masks(batch * (shot + 1), size).to(device)
@@ -97,8 +89,8 @@ class Lab:
     def model(self, way: str) -> HDMNet:
         """Return the model that runs in one of the ways."""
         if way == "bf16":
-            return self.reduced
-        return self.compiled if way.startswith("compiled") else self.net
+            return self._reduced
+        return self._compiled if way.startswith("compiled") else self.net
 
     def step(self, way: str) -> Callable[[], object]:
         """Return a function that runs the case once in one of the ways."""
@@ -154,6 +146,24 @@ class Lab:
         with FlopCounterMode(display=False) as counter:
             step()
         return counter.get_total_flops()
+
+    @cached_property
+    def _reduced(self) -> HDMNet:
+        net = self._build(torch.bfloat16)
+        net.load_state_dict(self.net.state_dict())
+        return net
+
+    @cached_property
+    def _compiled(self) -> HDMNet:
+        net = self._build()
+        net.load_state_dict(self.net.state_dict())
+        net.compile_parts()
+        return net
+
+    def _build(self, backbone_dtype: torch.dtype | None = None) -> HDMNet:
+        options = {"shot": self.case.shot, "kshot_trans_dim": 0, "backbone_dtype": backbone_dtype}
+        with self.device:  # on a GPU, random weights are drawn in no time
+            return build_hdmnet(self.case.backbone, self.case.base_classes, **options)
 
     @cached_property
     def _features(self) -> tuple[QueryFeatures, SupportFeatures]:

@@ -76,8 +76,8 @@ def cpu_peak_bytes(case: Case, way: str) -> int:
 
 def _first_peak_bytes(case: Case, way: str) -> int:
     device = torch.device("cpu")
-    for small in SMALL_CASES:  # loads the libraries
-        Lab(small, device).step("fast")()
+    # It loads the libraries.
+    Lab(SMALL_CASES[case.training], device).step("fast")()
     return peak_bytes(Lab(case, device).step(way), device)
 
 
