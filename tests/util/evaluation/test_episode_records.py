@@ -96,6 +96,23 @@ def test_slices_by_size_and_by_number_of_classes():
     assert rows["3"] == ["0", "-", "-"] and rows["4 or more"] == ["2", "50.0", "25.0"]
 
 
+@pytest.mark.parametrize(
+    ("number", "title"), [(20, "All episodes, by"), (21, "The 20 episodes of")]
+)
+def test_all_episodes_are_listed_where_they_are_few(number, title):
+    records = [record(iou=0.5, query=f"q{n:02}.jpg", supports=("a", "b")) for n in range(number)]
+    lines = slice_tables(records).splitlines()
+    (start,) = [n for n, line in enumerate(lines) if line.startswith(title)]
+    rules, *listed = [line for line in lines[start:] if line.startswith("|")][1:]
+    assert len(listed) == 20
+    cells = [cell.strip() for cell in listed[0].strip("|").split("|")]
+    assert cells == ["50.0", "25.0", "cat", "10.0", "q00.jpg", "a b", "510"]
+    # Words stand at the left.
+    assert [rule.strip().endswith(":") for rule in rules.strip("|").split("|")] == [
+        *(True, True, False, True, False, False, True)
+    ]
+
+
 def test_the_worst_episodes_come_first():
     records = [record(iou=number / 50, query=f"q{number}.jpg") for number in range(30)]
     records[0] = record(iou=0.0, query=os.fsdecode(b"caf\xe9.jpg"))  # not UTF-8

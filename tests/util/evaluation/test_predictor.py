@@ -1,9 +1,10 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from util.config.schema import Config
-from util.evaluation.predictor import build_predictor
+from util.evaluation.predictor import Predictor, _filled, build_predictor
 
 
 def build(device="cpu", **options):
@@ -19,6 +20,25 @@ def test_the_settings_say_how_a_model_is_run():
     assert (built.batch_size, built.workers, built.cache_bytes) == (3, 1, 2.5 * 2**30)
     assert (built.original_size, built.ensemble, built.prior) == (False, False, True)
     assert built.scored_base_classes == 1
+
+
+def test_without_settings_a_model_runs_plainly():
+    built = build()
+    plain = Predictor(built.net, built.episodes, torch.device("cpu"))
+    assert (plain.batch_size, plain.workers, plain.cache_bytes, plain.ann_type) == (1, 0, 0, "mask")
+    assert (plain.original_size, plain.ensemble, plain.prior) == (True, True, False)
+    assert plain.scored_base_classes == 1 and build(own_classes=False).scored_base_classes == 0
+    built.net.base.base_classes = 2
+    assert Predictor(built.net, built.episodes, torch.device("cpu")).scored_base_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("fitted", "shape"),
+    [((33, 33), (8, 6)), ((20, 33), (5, 6)), ((33, 10), (8, 2)), ((1, 1), (1, 1))],
+)
+def test_a_map_is_cut_to_what_the_image_fills(fitted, shape):
+    values = torch.arange(48.0).view(8, 6)
+    assert _filled(values, fitted, (33, 33)).equal(values[: shape[0], : shape[1]])
 
 
 def test_images_go_together_on_a_gpu_and_one_after_the_other_on_the_cpu(monkeypatch):

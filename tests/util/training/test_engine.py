@@ -236,12 +236,50 @@ def test_validation_can_be_left_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_checkpoints_come_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
-    training, saved = Training(tmp_path, save_iters=0, save_freq=2), []
-    training.trainer.recipe = replace(training.trainer.recipe, validates=lambda epoch: False)
+@pytest.mark.parametrize(
+    ("settings", "validated", "expected"),
+    [
+        ({"save_iters": 0, "save_freq": 2}, {}, [(0, 0), (2, 0), (3, 0)]),
+        ({"save_iters": 0, "save_freq": 1}, {}, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        # Before each validation, and after one that brought a better value.
+        (
+            {"save_iters": 0, "save_freq": 9},
+            {1: 0.5, 2: 0.5, 3: 0.4},
+            [(0, 0), (0, 4), (1, 0), (1, 4), (2, 4), (3, 0)],
+        ),
+        ({"save_iters": 5, "save_freq": 9}, {}, [(0, 0), (1, 1), (2, 2), (3, 0)]),
+        (
+            {"save_iters": 1, "save_freq": 9},
+            {},
+            [(0, 0), *((epoch, step) for epoch in range(3) for step in (1, 2, 3, 4)), (3, 0)],
+        ),
+    ],
+)
+def test_checkpoints_come_as_often_as_set_and_at_the_end(
+    settings, validated, expected, tmp_path, monkeypatch
+):
+    training, saved = Training(tmp_path, **settings), []
+    training.trainer.recipe = replace(
+        training.trainer.recipe,
+        validates=validated.__contains__,
+        validate=lambda epochs: {"mIoU": validated[epochs + 1]},
+    )
     monkeypatch.setattr(engine, "save_run", lambda *args: saved.append(training.position))
     training.run()
-    assert saved == [(0, 0), (2, 0), (3, 0)]
+    assert saved == expected
+    best = 1 if validated else 0
+    assert training.trainer.state.best_epoch == best, "of two that are equal, the first"
+
+
+def test_a_training_that_is_complete_does_nothing_more(tmp_path):
+    Training(tmp_path).run()
+    before = (tmp_path / "scalars.jsonl").read_text()
+    for epochs in (3, 2):
+        again = Training(tmp_path)
+        again.trainer.recipe = replace(again.trainer.recipe, epochs=epochs)
+        again.run()
+        assert again.position == (3, 0) and not again.validated
+    assert (tmp_path / "scalars.jsonl").read_text() == before
 
 
 def test_the_time_left_is_counted_from_where_a_training_goes_on(tmp_path, monkeypatch):
@@ -268,7 +306,8 @@ def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tm
     assert training.validated == [(0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
 
 
-@pytest.mark.parametrize(("stopped_at", "step"), [(5, 0), (6, 1)])
+# Of epochs that had four iterations and have two.
+@pytest.mark.parametrize(("stopped_at", "step"), [(5, 0), (6, 1), (7, 1)])
 def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(
     stopped_at, step, tmp_path, monkeypatch
 ):
@@ -279,7 +318,8 @@ def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(
     assert again.position == (1, step)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
-    assert orders[0] >= 3 and orders[1:] == [2], "that of no epoch"
+    # No epoch has this order, and no other place where a training may be continued.
+    assert orders == [1 + 3 * (step + 1), 2]
     assert again.position == (3, 0)
 
 
@@ -290,8 +330,9 @@ def test_other_batches_are_drawn_by_a_seed_that_no_other_place_has(tmp_path, mon
     seeds = []
     monkeypatch.setattr(engine, "seed_everything", seeds.append)
     for folder in folders:
-        Training(folder, batch_size=6)
-    assert len({*seeds, *range(3)}) == 3 + 3, "those of the epochs are others, too"
+        again = Training(folder, batch_size=6)
+    first = again.trainer.cfg.manual_seed + 3  # Those of the epochs come before.
+    assert seeds == [first, first + 1, first + 2]
 
 
 def test_only_the_epochs_that_the_recipe_names_end_with_a_validation(tmp_path):
@@ -349,6 +390,21 @@ def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
     assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
     assert "0.00 M parameters, 0.00 M trained, rates 1.0e-01 for 0.00 M" in log
+    assert "batch norms learn" not in log
+
+
+def test_the_log_counts_the_parameters_of_each_rate(tmp_path):
+    training = Training(tmp_path)
+    net = nn.Sequential(nn.Linear(999, 1000), nn.Linear(499, 1000), nn.Linear(249, 1000))
+    groups = [
+        {"params": part.parameters(), "lr": lr, "ratio": 1.0}
+        for part, lr in zip(net[:2], (1e-4, 1e-3), strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups)
+    training.trainer.recipe = replace(training.trainer.recipe, net=net, optimizer=optimizer)
+    training.trainer._describe()
+    log = (tmp_path / "log.txt").read_text()
+    assert "1.75 M parameters, 1.50 M trained, rates 1.0e-04 for 1.00 M, 1.0e-03 for 0.50 M" in log
 
 
 def test_curves_are_drawn_after_every_validation_and_at_the_end(tmp_path, drawn):
@@ -389,6 +445,22 @@ def test_reports_are_lines_and_json(plain):
     assert {f"train/{name}" for name in names} == set(train[0]) - {"step"}
     assert train[1]["train/rate"] == 0.1 / 4 and 0 <= train[0]["train/data_wait"] <= 1
     assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("print_freq", "steps"), [(3, [3, 4, 6, 8, 9, 12]), (1, [*range(1, 13)]), (99, [4, 8, 12])]
+)
+def test_reports_come_as_often_as_set_and_at_the_end_of_an_epoch(print_freq, steps, tmp_path):
+    Training(tmp_path, print_freq=print_freq, halves=True).run()
+    rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == steps
+    # In the middle of each epoch but the first, and at its end.
+    assert [row["step"] for row in rows if "val/mIoU" in row] == [4, 6, 8, 10, 12]
+    epochs = re.findall(r"epoch (\S+)  mIoU (\S+)", (tmp_path / "log.txt").read_text())
+    values = ("0.2000", "0.5000", "0.5000", "0.3000", "0.3000")
+    assert epochs == [
+        (f"{n}/3", value) for n, value in zip(("1", "1.5", "2", "2.5", "3"), values, strict=True)
+    ]
 
 
 def test_what_is_reported_is_the_mean_over_batches_and_iterations(tmp_path):
@@ -442,7 +514,8 @@ def test_gradients_that_no_scale_mends_end_the_training(tmp_path):
     training = scaled(tmp_path, 2.0, max_nonfinite=3)
     # Its value is 0, its slope there is not.
     training.losses_of = lambda net, batch: {"loss": (0 * net(batch["x"])).sqrt().sum()}
-    with pytest.raises(UserError, match="3 times in a row"):
+    # In the first iteration the scale is lowered to 1.
+    with pytest.raises(UserError, match="3 times in a row, last at iteration 4 "):
         training.run()
 
 
