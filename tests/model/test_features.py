@@ -82,6 +82,16 @@ def test_a_batch_splits_into_samples_that_need_no_more_than_alone(net, episode, 
 
 
 @torch.no_grad()
+def test_two_samples_are_kept_apart_and_put_together(net, episode):
+    whole = net.encode_query(episode[0][:2])
+    apart = split_queries(whole)
+    assert [len(sample.f4) for sample in apart] == [1, 1]
+    assert all(a.equal(b) for a, b in zip(stack_queries(apart), whole, strict=True))
+    alone = net.encode_query(episode[0][:1])
+    assert split_queries(alone)[0] is stack_queries([alone]) is alone, "one needs no copy"
+
+
+@torch.no_grad()
 def test_a_support_keeps_the_positions_inside_its_mask_alone(net):
     _, support, mask, _ = random_episode((64, 64), shot=2, masks="ee")
     mask[0, 0, 16:32, 24:40] = 1  # two by two positions of the grid

@@ -232,6 +232,40 @@ def test_the_orders_of_the_support_weights_differ():
     assert not torch.allclose(published, restored)
 
 
+@pytest.mark.parametrize(("options", "hidden"), [({}, 2), ({"kshot_trans_dim": 1}, 1)])
+def test_hidden_weights_of_supports_have_their_width(options, hidden):
+    with torch.device("meta"):
+        first, _, last = build_hdmnet("resnet18", 5, shot=3, **options).ensemble.shot_weights
+        assert build_hdmnet("resnet18", 5, **options).ensemble.shot_weights is None
+    assert first.weight.shape[:2] == (hidden, 3) and last.weight.shape[:2] == (3, hidden)
+
+
+@pytest.mark.parametrize("low_fea", ["layer3", "layer4"])
+@torch.no_grad()
+def test_the_style_of_other_features_is_that_of_the_reference(low_fea, batch):
+    net = random_net(shot=2, low_fea=low_fea)
+    inputs = [batch[key][..., :33, :33] for key in ("query", "support", "support_mask")]
+    found, expected = net(*inputs), net.reference_forward(*inputs)
+    torch.testing.assert_close(found.adjustment, expected.adjustment)
+
+
+@pytest.mark.parametrize("forward", ["forward", "reference_forward"])
+def test_what_is_frozen_passes_no_gradient_to_images(forward, net, batch):
+    images = [batch[key].clone().requires_grad_() for key in ("query", "support")]
+    out = getattr(net.eval(), forward)(*images, batch["support_mask"])
+    assert not out.base_map.requires_grad and not out.prior.requires_grad
+    gradients = torch.autograd.grad(out.final.sum(), images, allow_unused=True)
+    assert gradients == (None, None)
+
+
+def test_a_backbone_of_the_base_learner_that_does_not_learn_stays_in_eval_mode():
+    net = build_pspnet("resnet18", 2)
+    net.backbone.requires_grad_(False)
+    assert net.train() is net and net.training and not net.backbone.training
+    next(net.backbone.parameters()).requires_grad_()
+    assert net.train().backbone.training and not net.eval().backbone.training
+
+
 def test_linear_weights_of_supports_begin_as_equal_shares():
     weights = Ensemble(shot=4, kshot_trans_dim=0).shot_weights.weight
     assert weights.shape == (4, 4, 1, 1) and (weights == 0.25).all()

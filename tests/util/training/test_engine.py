@@ -9,6 +9,7 @@ import sys
 import traceback
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.log import get_logger
 from util.runtime.seed import seed_everything, untouched_random_streams
-from util.training import engine
+from util.training import engine, iteration
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe, to_device
 from util.training.progress import Progress, Scalars
@@ -107,7 +108,7 @@ class Training:
         saved = find_saved("auto", folder / "snapshot", processes, logger)
         self.trainer = Trainer(Run(cfg, folder, processes, logger, scalars, saved), recipe)
         self.validated = []
-        self.before_iteration = lambda iteration: None
+        self.before_iteration = lambda _: None
 
     @property
     def position(self):
@@ -640,6 +641,27 @@ def test_processes_draw_alike_unless_each_has_its_own_seed(tmp_path, monkeypatch
     assert draw(0) == draw(1) == draw(0, seed_per_rank=True)
     assert not {*draw(0)} & {*draw(1, seed_per_rank=True)}
     assert not {*draw(0)} & {*draw(0, manual_seed=7)}
+
+
+@pytest.mark.parametrize(
+    ("manual_seed", "rank", "seed_per_rank", "seed"),
+    [(7, 0, True, 7), (7, 2, True, 2_000_007), (7, 2, False, 7), (None, 1, True, 1_000_000)],
+)
+def test_seeds_of_processes_are_further_apart_than_epochs(manual_seed, rank, seed_per_rank, seed):
+    settings = {"manual_seed": manual_seed, "seed_per_rank": seed_per_rank}
+    cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+    assert engine._seed(cfg, Processes(rank, 3, torch.device("cpu"))) == seed
+
+
+def test_the_time_of_waiting_for_data_is_that_of_all_batches(tmp_path, monkeypatch):
+    training, waited = Training(tmp_path, accumulated=2, print_freq=1), []
+    seconds = iter(n**2 for n in range(99))
+    monkeypatch.setattr(iteration, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(Progress, "count", lambda *args: waited.append(args[-1]))
+    monkeypatch.setattr(Progress, "report", lambda *_: None)
+    training.run()
+    # 1 - 0 and 9 - 4, then 25 - 16 and 49 - 36.
+    assert waited[:2] == [6, 22]
 
 
 def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):
