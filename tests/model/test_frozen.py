@@ -191,6 +191,16 @@ def test_folding_leaves_the_model_and_its_state_dict_alone():
     assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
 
 
+def test_nothing_frozen_keeps_what_gradients_need():
+    base = random_net("resnet18").base.requires_grad_()
+    fast, images = FrozenBase(base), IMAGES[:1].float().requires_grad_()
+    (features,) = fast.features(images)
+    f4, f5 = features.f4.requires_grad_(), torch.randn(1, 512, 8, 8, requires_grad=True)
+    index = torch.arange(3)[None]
+    found = [features.f2, features.f3, fast.head(f4), fast.head_at(f4, index), fast.logits(f5)]
+    assert not any(tensor.requires_grad for tensor in found)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_reduced_type_of_the_backbone_is_close():

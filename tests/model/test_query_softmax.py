@@ -46,6 +46,15 @@ def test_gradients_are_those_of_differences(tiles):
     assert torch.autograd.gradcheck(query_softmax_attention, tensors)
 
 
+def test_gradients_of_gradients_are_refused():
+    tensors = random_tensors()
+    (gradient,) = torch.autograd.grad(
+        query_softmax_attention(*tensors).sin().sum(), tensors[0], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_rows_of_zeros_add_nothing():
     query, key, value = random_tensors()
     zeros = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
