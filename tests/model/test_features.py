@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import frozen
 from model.features import (
     feature_bytes,
     map_tensors,
@@ -45,6 +46,13 @@ def test_the_pieces_give_what_one_call_gives(net, episode, expected):
     query, support, mask = episode
     out = net.segment(net.encode_query(query), net.encode_support(support, mask), SIZE)
     assert_same(out, expected)
+
+
+@pytest.mark.parametrize("images", [2, 4, 6, 8])  # Of six supports, then three queries.
+@torch.no_grad()
+def test_slices_of_supports_and_queries_change_nothing(images, net, episode, expected, monkeypatch):
+    monkeypatch.setattr(frozen, "CPU_PIXELS", images * SIZE[0] * SIZE[1])
+    assert_same(net(*episode), expected)
 
 
 @torch.no_grad()

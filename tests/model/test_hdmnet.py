@@ -151,6 +151,14 @@ def test_every_dropout_has_its_rate_and_acts_in_training_alone(batch):
     assert not any(dropped_in(net.eval(), lambda: net(*episode)).values())
 
 
+@pytest.mark.parametrize("classes", [0, 1, 2])
+def test_without_base_classes_there_is_the_backbone_alone(classes):
+    with torch.device("meta"):
+        net = build_pspnet("resnet18", classes)
+    parts = ["backbone", "pyramid", "head", "classifier"]
+    assert [name for name, _ in net.named_children()] == (parts if classes else parts[:1])
+
+
 def test_layers_drop_what_they_are_told():
     layer = TransformerLayer(8, 2, 1, dropout=0.3)
     matching = MatchingLayer(8, dropout=0.4)
@@ -168,7 +176,7 @@ def test_the_dropout_of_the_base_learner_acts_in_its_training_alone(batch):
         assert dropped_in(net, lambda: net(batch["query"])) == {"classifier.1": mode}
 
 
-@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("classes", [0, 1, 5])
 def test_each_weight_of_the_loss_is_that_of_its_term(classes):
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 2, 9, 9)

@@ -85,8 +85,9 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
         "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
     )
     assert rows(text)["3"] == table["bird"]
-    report["work"]["processes"] = 1
-    assert "a second on 1 process; " in report_text(report, None)
+    for number, processes in ((1, "1 process"), (2, "2 processes")):
+        report["work"]["processes"] = number
+        assert f"a second on {processes}; " in report_text(report, None)
 
 
 def test_two_runs_have_a_spread():
