@@ -1,17 +1,22 @@
 """What the golden files do not cover: shapes, modes, options, and wrong input."""
 
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from model import HDMNetOutput, build_hdmnet, build_pspnet, hdmnet_loss
+from model import HDMNet, HDMNetOutput, PSPNet, build_hdmnet, build_pspnet, hdmnet_loss
 from model.backbone import OWN_BACKBONES, build_backbone
+from model.decoder import Decoder
 from model.ensemble import Ensemble
 from model.hierarchy import MixFFN, TransformerLayer
-from model.matching import MatchingLayer
+from model.matching import MatchingAttention, MatchingLayer
+from model.pspnet import PyramidPooling
+from model.query_softmax import query_softmax_attention
+from model.timm_backbone import TimmBackbone
 from tests.golden import golden_episode
 from tests.model.random_nets import random_net
 
@@ -39,6 +44,30 @@ def net():
 @pytest.fixture(scope="module")
 def batch():
     return golden_episode(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (HDMNet, {"shot": 1, "kshot_trans_dim": 2, "fix_bn": True}),
+        (HDMNet, {"low_fea": "layer2", "prior": "max", "checkpoint_activations": False}),
+        *((function, {"kshot_order": "sorted"}) for function in (HDMNet, Ensemble)),
+        (MixFFN, {"expansion": 4, "dropout": 0.1}),
+        (TransformerLayer, {"dropout": 0.1}),
+        (MatchingAttention, {"heads": 2, "temperature": 0.1}),
+        (MatchingLayer, {"dropout": 0.1, "temperature": 0.1}),
+        (MatchingLayer.forward, {"scale": 1.0}),
+        (Decoder, {"stages": 3}),
+        (PyramidPooling, {"bins": (1, 2, 3, 6)}),
+        (hdmnet_loss, {"distillation_weight": 1.0, "base_weight": 1.0}),
+        (query_softmax_attention, {"largest": float("inf")}),
+        (TimmBackbone, {"stride": None, "taps": None, "foldable": False}),
+        *((function, {"mode": True}) for function in (HDMNet.train, PSPNet.train)),
+    ],
+)
+def test_what_is_not_given_is_as_published(function, defaults):
+    parameters = signature(function).parameters
+    assert {name: parameters[name].default for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", OWN_BACKBONES)

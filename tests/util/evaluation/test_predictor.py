@@ -1,10 +1,17 @@
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from util.config.schema import Config
+from util.evaluation.counts import Counts
+from util.evaluation.episode_parts import EpisodeParts
+from util.evaluation.evaluator import evaluate_base, evaluate_episodes
+from util.evaluation.metrics import episode_scores
+from util.evaluation.model import load_tested
 from util.evaluation.predictor import Predictor, _filled, build_predictor
+from util.evaluation.prior_baseline import baseline_scores
 
 
 def build(device="cpu", **options):
@@ -30,6 +37,22 @@ def test_without_settings_a_model_runs_plainly():
     assert plain.scored_base_classes == 1 and build(own_classes=False).scored_base_classes == 0
     built.net.base.base_classes = 2
     assert Predictor(built.net, built.episodes, torch.device("cpu")).scored_base_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (load_tested, {"scaled": True, "data_set": None}),
+        *((function, {"skip_absent": False}) for function in (episode_scores, baseline_scores)),
+        (evaluate_episodes, {"skip_absent": False, "threshold": None, "journal": None}),
+        (evaluate_base, {"workers": 0}),
+        (EpisodeParts, {"original_size": True, "ann_type": "mask"}),
+        (Counts, {"prior_classes": 0}),
+    ],
+)
+def test_what_is_not_given_is_the_protocol_of_the_paper(function, defaults):
+    parameters = signature(function).parameters
+    assert {name: parameters[name].default for name in defaults} == defaults
 
 
 @pytest.mark.parametrize(

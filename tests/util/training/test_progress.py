@@ -107,8 +107,44 @@ def test_curves_are_a_file_beside_the_scalars(tmp_path, caplog):
     scalars.close()
     with pytest.raises(ValueError, match="closed file"):
         scalars.add("train", {"loss": 1.0}, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["scalars.jsonl"]
     draw_curves(tmp_path, logging.getLogger("table"))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG") and not caplog.records
+
+
+def test_tensorboard_gets_the_same_scalars_where_it_is_wanted(tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder):
+            calls.append(folder)
+
+        def add_scalar(self, *scalar):
+            calls.append(scalar)
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Writer)
+    scalars = Scalars(tmp_path, True)
+    scalars.add("val", {"mIoU": 0.5, "FBIoU": 0.25}, 7)
+    scalars.close()
+    assert calls == [str(tmp_path), ("val/mIoU", 0.5, 7), ("val/FBIoU", 0.25, 7), "closed"]
+    for folder in (tmp_path, None):  # Not the process that reports.
+        Scalars(folder, tensorboard=folder is None).close()
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("before", ["", '{"step": 1}\n', '{"ste'])
+def test_a_line_that_a_kill_cut_off_is_ended(before, tmp_path):
+    path = tmp_path / "scalars.jsonl"
+    path.write_text(before)
+    scalars = Scalars(tmp_path)
+    scalars.add("val", {"mIoU": 0.5}, 7)
+    assert (
+        path.read_text() == before + "\n" * (before == '{"ste') + '{"step": 7, "val/mIoU": 0.5}\n'
+    )
+    scalars.close()
 
 
 @pytest.mark.parametrize(
