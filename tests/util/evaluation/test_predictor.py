@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from util.config.schema import Config
+from util.evaluation import predictor
 from util.evaluation.counts import Counts
 from util.evaluation.episode_parts import EpisodeParts
 from util.evaluation.evaluator import evaluate_base, evaluate_episodes
@@ -64,10 +65,26 @@ def test_a_map_is_cut_to_what_the_image_fills(fitted, shape):
     assert _filled(values, fitted, (33, 33)).equal(values[: shape[0], : shape[1]])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_a_loader_has_as_many_processes_as_cores_and_pins_memory_for_cuda(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9000))
+    built, given = build(device), []
+    built.net.eval = bool
+    monkeypatch.setattr(
+        predictor, "Loader", lambda *args, **options: given.append((args, options)) or []
+    )
+    for cores, workers in ((2, 2), (9, 5)):
+        monkeypatch.setattr(predictor, "available_cores", lambda cores=cores: cores)
+        assert list(built.predict([], [()])) == [[]]
+        args, options = given.pop()
+        assert args == (built.parts, workers) and options["pin_memory"] == (device == "cuda")
+    assert list(built.predict([], [])) == [] and not given
+
+
 def test_images_go_together_on_a_gpu_and_one_after_the_other_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9000))
     assert list(build()._together(["a", "b"])) == [["a"], ["b"]]
-    predictor = build("cuda")
-    assert list(predictor._together(["a", "b"])) == [["a", "b"]]
-    assert list(predictor._together([])) == []
-    assert predictor.cache_bytes == 1000, "half of the memory that is free"
+    built = build("cuda")
+    assert list(built._together(["a", "b"])) == [["a", "b"]]
+    assert list(built._together([])) == []
+    assert built.cache_bytes == 1000, "half of the memory that is free"

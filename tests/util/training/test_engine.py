@@ -299,6 +299,7 @@ def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whol
     assert again.position == (1, 2)
     assert same(again.run(), expected)
     assert cut.validated + again.validated == uninterrupted.validated
+    assert (tmp_path / "log.txt").read_text().count("epoch 1.5/3  mIoU 0.5000") == 1
 
 
 def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tmp_path):
@@ -651,6 +652,47 @@ def test_seeds_of_processes_are_further_apart_than_epochs(manual_seed, rank, see
     settings = {"manual_seed": manual_seed, "seed_per_rank": seed_per_rank}
     cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
     assert engine._seed(cfg, Processes(rank, 3, torch.device("cpu"))) == seed
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"), [({}, [7, 8, 9]), ({"fix_random_seed_val": False}, [])]
+)
+def test_each_epoch_has_a_seed_of_its_own(settings, seeds, tmp_path, monkeypatch):
+    training, found = Training(tmp_path, manual_seed=7, **settings), []
+    monkeypatch.setattr(engine, "seed_everything", found.append)
+    training.run()
+    assert found == seeds
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulated", "said"),
+    [
+        (3, 1, "3 processes instead of 1; global batch 9, it was 4"),
+        (2, 2, "3 processes instead of 1; global batch 12, it was 4"),
+    ],
+)
+def test_the_global_batch_counts_all_processes(
+    batch_size, accumulated, said, tmp_path, monkeypatch
+):
+    Training(tmp_path, batch_size=4).stop_at(2)
+    monkeypatch.setattr(Processes, "agree", lambda *_: True)
+    processes = Processes(0, 3, torch.device("cpu"))
+    Training(tmp_path, processes=processes, batch_size=batch_size, accumulated=accumulated)
+    assert said in (tmp_path / "log.txt").read_text()
+
+
+def test_as_many_items_as_before_and_other_workers_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "agree", lambda *_: True)
+    Training(tmp_path, batch_size=4).stop_at(2)
+    drawn_again = "the rest of the epoch is drawn again"
+    Training(tmp_path, batch_size=4)
+    log = tmp_path / "log.txt"
+    assert "instead of" not in log.read_text() and drawn_again not in log.read_text()
+    Training(tmp_path, batch_size=4, workers=2)
+    assert log.read_text().count(drawn_again) == 1
+    Training(tmp_path, batch_size=2, processes=Processes(0, 2, torch.device("cpu")))
+    assert "2 processes instead of 1; global batch 4, as before" in log.read_text()
+    assert log.read_text().count(drawn_again) == 2
 
 
 def test_the_time_of_waiting_for_data_is_that_of_all_batches(tmp_path, monkeypatch):
