@@ -66,10 +66,14 @@ def test_a_map_is_cut_to_what_the_image_fills(fitted, shape):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
-def test_a_loader_has_as_many_processes_as_cores_and_pins_memory_for_cuda(device, monkeypatch):
+def test_a_gpu_gets_images_together_from_pinned_memory_and_half_of_its_own_keeps_features(
+    device, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9000))
     built, given = build(device), []
     built.net.eval = bool
+    assert built.cache_bytes == (1000 if device == "cuda" else 2.5 * 2**30)
+    assert len(list(built._together(["a", "b"]))) == (1 if device == "cuda" else 2)
     monkeypatch.setattr(
         predictor, "Loader", lambda *args, **options: given.append((args, options)) or []
     )
@@ -78,13 +82,4 @@ def test_a_loader_has_as_many_processes_as_cores_and_pins_memory_for_cuda(device
         assert list(built.predict([], [()])) == [[]]
         args, options = given.pop()
         assert args == (built.parts, workers) and options["pin_memory"] == (device == "cuda")
-    assert list(built.predict([], [])) == [] and not given
-
-
-def test_images_go_together_on_a_gpu_and_one_after_the_other_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9000))
-    assert list(build()._together(["a", "b"])) == [["a"], ["b"]]
-    built = build("cuda")
-    assert list(built._together(["a", "b"])) == [["a", "b"]]
-    assert list(built._together([])) == []
-    assert built.cache_bytes == 1000, "half of the memory that is free"
+    assert list(built.predict([], [])) == list(built._together([])) == [] and not given

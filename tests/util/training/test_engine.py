@@ -712,7 +712,8 @@ def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):
         with open_run(cfg, tmp_path, processes, viz=False) as run:
             return run.cfg
 
-    for processes in (ALONE, Processes(0, 2, torch.device("cuda", 0))):
+    xpu, cuda = torch.device("xpu", 0), torch.device("cuda", 0)
+    for processes in (ALONE, Processes(0, 1, xpu), Processes(0, 2, cuda)):
         with pytest.raises(UserError, match="cuda_graphs True is for one process with a GPU"):
             start(processes, cuda_graphs=True)
     assert start(ALONE, amp="auto").amp in ("off", "bf16")
