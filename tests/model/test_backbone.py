@@ -94,3 +94,10 @@ def test_unknown_names_are_refused():
 def test_what_has_weights_has_a_licence():
     for entry in BACKBONES.values():
         assert (entry.hub is None) == (entry.licence is None)
+
+
+def test_the_published_code_has_files_of_these_names():
+    files = {name: BACKBONES[name].file for name in BACKBONES if BACKBONES[name].file}
+    resnets = {f"resnet{depth}": f"resnet{depth}_v2.pth" for depth in (50, 101, 152)}
+    assert files == resnets | {"vgg16": "vgg16_bn.pth"}
+    assert {name for name in OWN_BACKBONES if BACKBONES[name].hub} == files.keys()
