@@ -31,7 +31,7 @@ def lines(figure):
 def test_losses_rate_and_validation_have_a_panel_each(tmp_path):
     scores = {"val/mIoU": 0.5, "val/mIoU_m": 0.25, "val/FBIoU": 0.7}
     rows = [train(2, 4.0), train(4, 2.0), {"step": 4, **scores}]
-    path = tmp_path / "demo/HDMNet/split0/resnet18/scalars.jsonl"
+    path = tmp_path / "a/folder/demo/HDMNet/split0/resnet18/scalars.jsonl"
     figure = training_curves(write(path, rows, '\n{"step": 6, "tra'))
     assert lines(figure) == {
         "loss (no unit)": {"total": [(2, 4), (4, 2)], "main": [(2, 2), (4, 1)]},

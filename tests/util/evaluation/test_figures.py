@@ -200,6 +200,10 @@ def test_the_first_and_the_chosen_episodes_are_files_named_by_what_they_show(tmp
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == names
     expected = [f"seed 510, episode {n}" for n in (0, 1)] + ["seed 365, episode 1"]
     assert titles == [f"dog, {text}" for text in expected]
+    order = ("episode-1shot-0", "episode-1shot-1", "best-1shot-0", "contact-1shot")
+    *pictures, sheet = (np.asarray(Image.open(tmp_path / "out" / f"{n}.png")) for n in order)
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert (sheet == contact_sheet(pictures)).all()
     titles.clear()
     draw_pictures(predictor, runs, 9, {}, None, tmp_path / "all", "1shot")
     assert titles == [f"class 2, seed 510, episode {n}" for n in (0, 1, 2)], "of the first run"
