@@ -308,15 +308,17 @@ def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tm
     assert training.validated == [(0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
 
 
-# Of epochs that had four iterations and have two.
-@pytest.mark.parametrize(("stopped_at", "step"), [(5, 0), (6, 1), (7, 1)])
+# Of epochs that had four iterations and have two or, with batches of 4, three.
+@pytest.mark.parametrize(
+    ("stopped_at", "batch_size", "step"), [(5, 6, 0), (6, 6, 1), (7, 6, 1), (5, 4, 1)]
+)
 def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(
-    stopped_at, step, tmp_path, monkeypatch
+    stopped_at, batch_size, step, tmp_path, monkeypatch
 ):
     Training(tmp_path).stop_at(stopped_at)
     orders = []
     monkeypatch.setattr(TrainLoader, "set_epoch", lambda _, epoch: orders.append(epoch))
-    again = Training(tmp_path, batch_size=6)
+    again = Training(tmp_path, batch_size=batch_size)
     assert again.position == (1, step)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
