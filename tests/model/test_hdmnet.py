@@ -314,7 +314,10 @@ def test_linear_weights_of_supports_begin_as_equal_shares():
         (((1, 3, 65, 65), (1, 3, 65, 65), (1, 1, 65, 65)), "expected support"),
         (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 97)), "expected support"),
         (((2, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 65)), "expected query"),
+        (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 33)), "expected support"),
+        (((1, 3, 65, 65), (2, 2, 3, 65, 65), (2, 2, 65, 65)), "expected query"),
         (((1, 3, 65, 65), (1, 1, 3, 65, 65), (1, 1, 65, 65)), "built for 2 supports, got 1"),
+        (((1, 3, 65, 65), (1, 3, 3, 65, 65), (1, 3, 65, 65)), "built for 2 supports, got 3"),
     ],
 )
 def test_wrong_shapes_are_named(net, shapes, message):

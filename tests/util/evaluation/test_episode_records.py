@@ -64,6 +64,7 @@ def test_files_hold_the_records_exactly(tmp_path):
         (None, "cannot be read: No such file"),
         (b"", "is no file of episodes"),
         (b"a,b\n1,2\n", "is no file of episodes"),
+        (b"zoo\n1\n", "is no file of episodes"),
         (b"\xff\xfe", "is no file of episodes"),
         (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
         (

@@ -140,7 +140,7 @@ def test_the_log_says_what_a_training_starts_from(saved, base, monkeypatch, capl
     monkeypatch.setattr(model.RunFiles, "find_base_learner", lambda _: found)
     started()
     monkeypatch.setattr(model, "load_backbone", lambda *_: None)
-    for layers, path in ((50, "a.pth"), (18, "b.pth"), (50, "none")):
+    for layers, path in ((50, "a.pth"), (18, "z.pth"), (50, "none")):
         monkeypatch.setattr(model, "require_imagenet", lambda _, path=path: path)
         start_backbone(None, config(layers=layers), logging.getLogger())
     assert [record.message for record in caplog.records] == [
@@ -148,7 +148,7 @@ def test_the_log_says_what_a_training_starts_from(saved, base, monkeypatch, capl
         f"base learner: {base[0]}",
         f"base learner: {base[0]} (training not complete)",
         "backbone: resnet50 from a.pth (public weights: licence apache-2.0)",
-        "backbone: resnet18 from b.pth",
+        "backbone: resnet18 from z.pth",
     ]
 
 

@@ -84,6 +84,8 @@ def test_a_training_does_not_go_on_with_other_lists(tmp_path):
             UserError, match=rf"last.pth: was trained with {key} {value}, .*set {key}"
         ):
             check_lists(Saved(path, details | {key: value}), details)
+        with pytest.raises(UserError, match=f"with {key} {details[key]}, .* have {value}"):
+            check_lists(Saved(path, details), details | {key: value})
 
 
 def test_without_a_checkpoint_or_by_choice_a_run_starts_anew(tmp_path):
@@ -226,7 +228,7 @@ def test_the_times_of_files_do_not_tell_which_checkpoint_is_the_newest(tmp_path)
 
 def test_waiting_for_a_better_value():
     assert not RunState(10, 0, 0.5, 3).waited(8)
-    assert RunState(11, 0, 0.5, 3).waited(8)
+    assert RunState(11, 0, 0.5, 3).waited(8) and RunState(13, 0, 0.5, 3).waited(8)
     assert not RunState(11, 0, 0.5, 3).waited(0)
     assert RunState(9, 0, 0.5, 1).waited(8) and RunState(2, 0, 0.5, 1).waited(1)
     assert not RunState(11).waited(8)  # nothing was validated yet
