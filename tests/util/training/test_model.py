@@ -130,6 +130,7 @@ def test_stage_1_is_needed_until_its_training_is_complete(complete, wanted, monk
     assert not needs_stage_1(config(base_learner="none"))
 
 
+@pytest.mark.slow
 def test_the_log_says_what_a_training_starts_from(saved, base, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     started(pre_weight=str(saved[0]), shot=2)
