@@ -5,7 +5,14 @@ import torch
 import torchvision
 from torch import nn
 
-from model.backbone import BACKBONES, OWN_BACKBONES, Sizes, build_backbone, find_backbone
+from model.backbone import (
+    BACKBONES,
+    OWN_BACKBONES,
+    Sizes,
+    build_backbone,
+    check_size,
+    find_backbone,
+)
 
 
 @pytest.mark.parametrize("name", OWN_BACKBONES)
@@ -35,10 +42,46 @@ def test_blocks_are_those_of_torchvision(name):
     assert own[0 if name == "vgg16" else 3 :] == theirs
 
 
+@pytest.mark.parametrize("name", [name for name in OWN_BACKBONES if name != "vgg16"])
+def test_the_last_two_stages_of_a_resnet_dilate_instead_of_halving_the_grid(name):
+    """Shapes alone do not tell, nor do golden numbers of other depths."""
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+        theirs = getattr(torchvision.models, name)()
+    convs = [
+        [(c.stride[0], c.padding[0], c.dilation[0]) for c in stage.modules() if c_is_3x3(c)]
+        for stage in backbone.stages
+    ]
+    depths = [
+        sum(c_is_3x3(c) for c in getattr(theirs, f"layer{n}").modules()) for n in (1, 2, 3, 4)
+    ]
+    first = [(2, 1, 1), (1, 1, 1), (1, 1, 1)], [(1, 1, 1)] * depths[0]
+    second = [(2, 1, 1)] + [(1, 1, 1)] * (depths[1] - 1)
+    assert convs == [*first, second, [(1, 2, 2)] * depths[2], [(1, 4, 4)] * depths[3]]
+    pool = backbone.stages[0][-1]
+    assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+
+
+def c_is_3x3(module):
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+
+
+def test_weights_begin_as_published():
+    torch.manual_seed(0)
+    weight = build_backbone("resnet18").stages[4][1].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+
+
 def test_sizes():
     corners, patches = find_backbone("resnet50").sizes, Sizes(14, 0, 70)
     assert [corners.fit(size) for size in (473, 633, 472, 25)] == [True, True, False, False]
     assert [corners.nearest(size) for size in (472, 9)] == [473, 33]
+    assert corners.fit(33) and find_backbone("vgg16").sizes == Sizes(8, 1, 57)
+    assert corners.describe() == "8·n + 1 and at least 33"
+    assert patches.describe() == "a multiple of 14 and at least 70"
+    with pytest.raises(ValueError, match=r"size 57: dinov2_vits takes .*; the nearest is 70"):
+        check_size("dinov2_vits", 57)
+    check_size("vgg16", 57)
     assert [patches.nearest(size) for size in (473, 633, 97, 9)] == [476, 630, 98, 70]
     assert patches.fit(476) and not patches.fit(473) and not patches.fit(56)
 
@@ -51,3 +94,10 @@ def test_unknown_names_are_refused():
 def test_what_has_weights_has_a_licence():
     for entry in BACKBONES.values():
         assert (entry.hub is None) == (entry.licence is None)
+
+
+def test_the_published_code_has_files_of_these_names():
+    files = {name: BACKBONES[name].file for name in BACKBONES if BACKBONES[name].file}
+    resnets = {f"resnet{depth}": f"resnet{depth}_v2.pth" for depth in (50, 101, 152)}
+    assert files == resnets | {"vgg16": "vgg16_bn.pth"}
+    assert {name for name in OWN_BACKBONES if BACKBONES[name].hub} == files.keys()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import frozen
 from model.features import (
     feature_bytes,
     map_tensors,
@@ -47,6 +48,13 @@ def test_the_pieces_give_what_one_call_gives(net, episode, expected):
     assert_same(out, expected)
 
 
+@pytest.mark.parametrize("images", [2, 4, 6, 8])  # Of six supports, then three queries.
+@torch.no_grad()
+def test_slices_of_supports_and_queries_change_nothing(images, net, episode, expected, monkeypatch):
+    monkeypatch.setattr(frozen, "CPU_PIXELS", images * SIZE[0] * SIZE[1])
+    assert_same(net(*episode), expected)
+
+
 @torch.no_grad()
 def test_samples_encoded_alone_make_up_a_batch(net, episode, expected):
     query, support, mask = episode
@@ -79,6 +87,16 @@ def test_a_batch_splits_into_samples_that_need_no_more_than_alone(net, episode, 
     # Other episodes of the same samples: the second query with the supports of the third.
     mixed = net.segment(queries[1], stack_supports(supports[2:]), SIZE)
     assert_same(mixed, net(query[1:2], support[2:], mask[2:]))
+
+
+@torch.no_grad()
+def test_two_samples_are_kept_apart_and_put_together(net, episode):
+    whole = net.encode_query(episode[0][:2])
+    apart = split_queries(whole)
+    assert [len(sample.f4) for sample in apart] == [1, 1]
+    assert all(a.equal(b) for a, b in zip(stack_queries(apart), whole, strict=True))
+    alone = net.encode_query(episode[0][:1])
+    assert split_queries(alone)[0] is stack_queries([alone]) is alone, "one needs no copy"
 
 
 @torch.no_grad()

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model import frozen
+from model.backbone import build_backbone
 from model.folding import folded
 from model.frozen import FrozenBase
 from model.hierarchy import to_tokens
@@ -63,6 +65,43 @@ def test_the_head_gathers_no_more_at_once_than_it_may(monkeypatch):
         monkeypatch.setattr(frozen, "CPU_GATHERED", positions * 9 * 512 * 2)
         torch.testing.assert_close(fast.head_at(f4, index), expected)
         assert rows == [*gathered, 11], "the last are those of the pools"
+
+
+@pytest.mark.parametrize(("positions", "gathers"), [(32, True), (33, False)])
+def test_the_head_gathers_up_to_half_of_the_positions(positions, gathers, monkeypatch):
+    fast, whole = random_net("resnet18").frozen, []
+    f4, index = torch.randn(1, 512, 8, 8), torch.arange(positions)[None]
+    expected = fast.head(f4)[:, :positions]
+    head = fast.head
+    monkeypatch.setattr(fast, "head", lambda f4: whole.append(f4) or head(f4))
+    torch.testing.assert_close(fast.head_at(f4, index), expected, rtol=1e-4, atol=1e-5)
+    assert (not whole) is gathers
+
+
+def test_the_head_reads_some_channels_at_once(monkeypatch):
+    fast, read = random_net("resnet18").frozen, []
+    f4 = torch.randn(1, 512, 8, 8)
+    expected, conv2d = fast.head(f4), F.conv2d
+    monkeypatch.setattr(frozen, "CPU_CHANNELS", 200)
+    monkeypatch.setattr(
+        F, "conv2d", lambda x, *a, **k: read.append(x.shape[1]) or conv2d(x, *a, **k)
+    )
+    torch.testing.assert_close(fast.head(f4), expected, rtol=1e-4, atol=1e-5)
+    assert read[-3:] == [200, 200, 112]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [
+        ("vgg16", "cpu", torch.contiguous_format),
+        ("resnet18", "cpu", torch.channels_last),
+        ("vgg16", "cuda", torch.channels_last),
+    ],
+)
+def test_memory_formats_are_the_faster_ones(name, device, expected):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    assert frozen._memory_format(backbone, torch.device(device)) == expected
 
 
 @pytest.mark.slow
@@ -150,6 +189,16 @@ def test_folding_leaves_the_model_and_its_state_dict_alone():
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
+
+
+def test_nothing_frozen_keeps_what_gradients_need():
+    base = random_net("resnet18").base.requires_grad_()
+    fast, images = FrozenBase(base), IMAGES[:1].float().requires_grad_()
+    (features,) = fast.features(images)
+    f4, f5 = features.f4.requires_grad_(), torch.randn(1, 512, 8, 8, requires_grad=True)
+    index = torch.arange(3)[None]
+    found = [features.f2, features.f3, fast.head(f4), fast.head_at(f4, index), fast.logits(f5)]
+    assert not any(tensor.requires_grad for tensor in found)
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 """What the golden files do not cover: shapes, modes, options, and wrong input."""
 
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from model import HDMNetOutput, build_hdmnet, build_pspnet, hdmnet_loss
+from model import HDMNet, HDMNetOutput, PSPNet, build_hdmnet, build_pspnet, hdmnet_loss
 from model.backbone import OWN_BACKBONES, build_backbone
+from model.decoder import Decoder
 from model.ensemble import Ensemble
 from model.hierarchy import MixFFN, TransformerLayer
-from model.matching import MatchingLayer
+from model.matching import MatchingAttention, MatchingLayer
+from model.pspnet import PyramidPooling
+from model.query_softmax import query_softmax_attention
+from model.timm_backbone import TimmBackbone
 from tests.golden import golden_episode
 from tests.model.random_nets import random_net
 
@@ -39,6 +44,30 @@ def net():
 @pytest.fixture(scope="module")
 def batch():
     return golden_episode(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (HDMNet, {"shot": 1, "kshot_trans_dim": 2, "fix_bn": True}),
+        (HDMNet, {"low_fea": "layer2", "prior": "max", "checkpoint_activations": False}),
+        *((function, {"kshot_order": "sorted"}) for function in (HDMNet, Ensemble)),
+        (MixFFN, {"expansion": 4, "dropout": 0.1}),
+        (TransformerLayer, {"dropout": 0.1}),
+        (MatchingAttention, {"heads": 2, "temperature": 0.1}),
+        (MatchingLayer, {"dropout": 0.1, "temperature": 0.1}),
+        (MatchingLayer.forward, {"scale": 1.0}),
+        (Decoder, {"stages": 3}),
+        (PyramidPooling, {"bins": (1, 2, 3, 6)}),
+        (hdmnet_loss, {"distillation_weight": 1.0, "base_weight": 1.0}),
+        (query_softmax_attention, {"largest": float("inf")}),
+        (TimmBackbone, {"stride": None, "taps": None, "foldable": False}),
+        *((function, {"mode": True}) for function in (HDMNet.train, PSPNet.train)),
+    ],
+)
+def test_what_is_not_given_is_as_published(function, defaults):
+    parameters = signature(function).parameters
+    assert {name: parameters[name].default for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", OWN_BACKBONES)
@@ -151,6 +180,14 @@ def test_every_dropout_has_its_rate_and_acts_in_training_alone(batch):
     assert not any(dropped_in(net.eval(), lambda: net(*episode)).values())
 
 
+@pytest.mark.parametrize("classes", [0, 1, 2])
+def test_without_base_classes_there_is_the_backbone_alone(classes):
+    with torch.device("meta"):
+        net = build_pspnet("resnet18", classes)
+    parts = ["backbone", "pyramid", "head", "classifier"]
+    assert [name for name, _ in net.named_children()] == (parts if classes else parts[:1])
+
+
 def test_layers_drop_what_they_are_told():
     layer = TransformerLayer(8, 2, 1, dropout=0.3)
     matching = MatchingLayer(8, dropout=0.4)
@@ -168,7 +205,7 @@ def test_the_dropout_of_the_base_learner_acts_in_its_training_alone(batch):
         assert dropped_in(net, lambda: net(batch["query"])) == {"classifier.1": mode}
 
 
-@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("classes", [0, 1, 5])
 def test_each_weight_of_the_loss_is_that_of_its_term(classes):
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 2, 9, 9)
@@ -232,6 +269,40 @@ def test_the_orders_of_the_support_weights_differ():
     assert not torch.allclose(published, restored)
 
 
+@pytest.mark.parametrize(("options", "hidden"), [({}, 2), ({"kshot_trans_dim": 1}, 1)])
+def test_hidden_weights_of_supports_have_their_width(options, hidden):
+    with torch.device("meta"):
+        first, _, last = build_hdmnet("resnet18", 5, shot=3, **options).ensemble.shot_weights
+        assert build_hdmnet("resnet18", 5, **options).ensemble.shot_weights is None
+    assert first.weight.shape[:2] == (hidden, 3) and last.weight.shape[:2] == (3, hidden)
+
+
+@pytest.mark.parametrize("low_fea", ["layer3", "layer4"])
+@torch.no_grad()
+def test_the_style_of_other_features_is_that_of_the_reference(low_fea, batch):
+    net = random_net(shot=2, low_fea=low_fea)
+    inputs = [batch[key][..., :33, :33] for key in ("query", "support", "support_mask")]
+    found, expected = net(*inputs), net.reference_forward(*inputs)
+    torch.testing.assert_close(found.adjustment, expected.adjustment)
+
+
+@pytest.mark.parametrize("forward", ["forward", "reference_forward"])
+def test_what_is_frozen_passes_no_gradient_to_images(forward, net, batch):
+    images = [batch[key].clone().requires_grad_() for key in ("query", "support")]
+    out = getattr(net.eval(), forward)(*images, batch["support_mask"])
+    assert not out.base_map.requires_grad and not out.prior.requires_grad
+    gradients = torch.autograd.grad(out.final.sum(), images, allow_unused=True)
+    assert gradients == (None, None)
+
+
+def test_a_backbone_of_the_base_learner_that_does_not_learn_stays_in_eval_mode():
+    net = build_pspnet("resnet18", 2)
+    net.backbone.requires_grad_(False)
+    assert net.train() is net and net.training and not net.backbone.training
+    next(net.backbone.parameters()).requires_grad_()
+    assert net.train().backbone.training and not net.eval().backbone.training
+
+
 def test_linear_weights_of_supports_begin_as_equal_shares():
     weights = Ensemble(shot=4, kshot_trans_dim=0).shot_weights.weight
     assert weights.shape == (4, 4, 1, 1) and (weights == 0.25).all()
@@ -243,7 +314,10 @@ def test_linear_weights_of_supports_begin_as_equal_shares():
         (((1, 3, 65, 65), (1, 3, 65, 65), (1, 1, 65, 65)), "expected support"),
         (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 97)), "expected support"),
         (((2, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 65)), "expected query"),
+        (((1, 3, 65, 65), (1, 2, 3, 65, 65), (1, 2, 65, 33)), "expected support"),
+        (((1, 3, 65, 65), (2, 2, 3, 65, 65), (2, 2, 65, 65)), "expected query"),
         (((1, 3, 65, 65), (1, 1, 3, 65, 65), (1, 1, 65, 65)), "built for 2 supports, got 1"),
+        (((1, 3, 65, 65), (1, 3, 3, 65, 65), (1, 3, 65, 65)), "built for 2 supports, got 3"),
     ],
 )
 def test_wrong_shapes_are_named(net, shapes, message):

@@ -44,7 +44,8 @@ def test_cross_entropies_leave_out_ignored_pixels(maps, mask):
     base, base_mask = torch.randn(2, 6, 8, 8), torch.randint(0, 6, (2, 8, 8))
     base_mask[0, :3] = 255
     out = HDMNetOutput(final, meta, base, maps, torch.ones(2), torch.ones(2, 2, 8, 8))
-    losses = hdmnet_loss(out, mask, base_mask)
+    losses = hdmnet_loss(out._replace(base_map=base.requires_grad_()), mask, base_mask)
+    assert losses.main.dtype == torch.float32 and not losses.base.requires_grad
 
     def entropy(logits, labels):
         valid = labels != 255

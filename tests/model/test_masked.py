@@ -34,6 +34,21 @@ def test_rows_are_padded_to_the_longest():
     assert both.sum((1, 2, 3)).tolist() == [6, 24]
 
 
+def test_lengths_are_fixed_while_entered_the_innermost_ones():
+    mask, sizes = torch.ones(1, 8, 8), [(4, 4), (2, 2)]
+
+    def found():
+        return [positions.index.shape[1] for positions in MaskGrids(mask, sizes).positions]
+
+    with fixed_lengths((15, 4)):
+        assert found() == [15, 4]
+        with pytest.raises(KeyError), fixed_lengths((9, 3)):
+            assert found() == [9, 3]
+            raise KeyError
+        assert found() == [15, 4]
+    assert found() == [16, 4]
+
+
 class OnDevice(torch.Tensor):
     """A tensor of the CPU that says that it lies on another device."""
 

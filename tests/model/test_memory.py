@@ -1,5 +1,7 @@
 """What the model holds in memory: activations that are computed again, and matching and prior."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,6 +54,21 @@ def test_computing_activations_again_keeps_less_and_gives_the_same_gradients(fix
         torch.testing.assert_close(buffers[name], buffer, rtol=1e-5, atol=1e-7)
     norms = [module for module in again_net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all(norm.momentum > 0 for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(("prior.CPU_TILE", 1_048_576), ("prior.GPU_TILE", 67_108_864)),
+        *(("query_softmax.CPU_TILE", 1_048_576), ("query_softmax.GPU_TILE", 67_108_864)),
+        *(("frozen.CPU_GATHERED", 4_194_304), ("frozen.GPU_GATHERED", 67_108_864)),
+        *(("frozen.CPU_PIXELS", 262_144), ("frozen.CPU_CHANNELS", 512)),
+        ("query_softmax.SAFE_SCORE", 40.0),
+    ],
+)
+def test_what_is_computed_at_once_is_as_large_as_was_fastest(name, expected):
+    module, constant = name.split(".")
+    assert getattr(import_module(f"model.{module}"), constant) == expected
 
 
 class LargestTensor(TorchDispatchMode):

@@ -41,7 +41,9 @@ def test_channels_are_rgb_and_normalised_by_the_statistics_of_imagenet():
     [
         (np.zeros((3, 8, 8), np.uint8), r"expected an image \(H, W, 3\) of uint8, got \(3, 8, 8\)"),
         (np.zeros((8, 8, 3), np.float32), "of float32"),
-        (np.zeros((8, 8), np.uint8), "expected an image"),
+        (np.zeros((8, 8, 3), bool), "of bool"),
+        *((np.zeros(shape, np.uint8), "expected an image") for shape in ((8, 8), (8, 8, 1))),
+        (np.zeros((8, 8, 3, 1), np.uint8), "expected an image"),
     ],
 )
 def test_other_images_are_refused(image, message):
@@ -51,7 +53,7 @@ def test_other_images_are_refused(image, message):
 
 def test_other_masks_are_refused():
     assert preprocess_mask(np.eye(8, dtype=bool), 8).sum() == 8
-    for mask in (np.full((8, 8), 2, np.uint8), np.zeros((8, 8, 3), np.uint8)):
+    for mask in (np.full((8, 8), 2, np.uint8), *(np.zeros(s, np.uint8) for s in (8, (8, 8, 3)))):
         with pytest.raises(ValueError, match="expected a mask"):
             preprocess_mask(mask, 33)
 

@@ -5,6 +5,7 @@ import torch
 
 from model import prior
 from model.prior import masked_prototype, similarity_prior, unit_rows
+from model.prior import widened as prior_widened
 
 
 def test_tiles_change_nothing(monkeypatch):
@@ -13,8 +14,21 @@ def test_tiles_change_nothing(monkeypatch):
     cosines = torch.einsum("bqc,bkmc->bkqm", unit_rows(query), support)
     expected = cosines.amax(-1).mean(1)
     torch.testing.assert_close(similarity_prior(query, support), expected)
-    monkeypatch.setattr(prior, "CPU_TILE", 30)
-    torch.testing.assert_close(similarity_prior(query, support), expected)
+    rows = []
+    monkeypatch.setattr(
+        prior, "widened", lambda part: rows.append(part.shape[1]) or prior_widened(part)
+    )
+    # Two queries with seven columns each; at least a row.
+    for tile, expected_rows in (
+        (28, [2] * 6 + [1]),
+        (41, [2] * 6 + [1]),
+        (42, [3] * 4 + [1]),
+        (1, [1] * 13),
+    ):
+        rows.clear()
+        monkeypatch.setattr(prior, "CPU_TILE", tile)
+        torch.testing.assert_close(similarity_prior(query, support), expected)
+        assert rows == expected_rows
 
 
 def test_a_row_of_zeros_is_a_cosine_of_zero():

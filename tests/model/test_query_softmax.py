@@ -22,6 +22,14 @@ def tiles(request, monkeypatch):
     monkeypatch.setattr(query_softmax, "CPU_TILE", request.param)
 
 
+@pytest.mark.parametrize(("elements", "columns"), [(84, 2), (125, 2), (126, 3), (1, 1), (999, 11)])
+def test_a_tile_has_as_many_columns_as_fit(elements, columns, monkeypatch):
+    monkeypatch.setattr(query_softmax, "CPU_TILE", elements)
+    # Six heads of all episodes with seven queries each.
+    found = query_softmax._tiles(torch.empty(6, 7, 4), torch.empty(6, 11, 4))
+    assert found == [(n, min(n + columns, 11)) for n in range(0, 11, columns)]
+
+
 @pytest.mark.parametrize("largest", [query_softmax.SAFE_SCORE, 41.0])
 def test_output_and_gradients_are_those_of_the_dense_form(tiles, largest):
     tensors = random_tensors()
@@ -36,6 +44,15 @@ def test_gradients_are_those_of_differences(tiles):
     tensors = random_tensors(queries=3, keys=5)
     assert torch.autograd.gradcheck(query_softmax_attention, (*tensors, query_softmax.SAFE_SCORE))
     assert torch.autograd.gradcheck(query_softmax_attention, tensors)
+
+
+def test_gradients_of_gradients_are_refused():
+    tensors = random_tensors()
+    (gradient,) = torch.autograd.grad(
+        query_softmax_attention(*tensors).sin().sum(), tensors[0], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_rows_of_zeros_add_nothing():

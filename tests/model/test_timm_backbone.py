@@ -67,6 +67,8 @@ def test_stride_and_taps_are_settings():
     # The last three stages; of six blocks those after a half, three quarters and all.
     assert build_backbone("timm:test_resnet").taps == (2, 3, 4)
     assert build_backbone("timm:test_vit").taps == (2, 3, 5)
+    with torch.device("meta"):
+        assert build_backbone("dinov2_vits").taps == (5, 8, 11)  # of twelve
     backbone = build_backbone("timm:test_vit/taps=1-2-3")
     assert backbone.taps == (1, 2, 3) and len(backbone.net.blocks) == 4
     for name, message in (
@@ -79,6 +81,23 @@ def test_stride_and_taps_are_settings():
     ):
         with pytest.raises(ValueError, match=message):
             find_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("test_resnet", Sizes(8, 1, 33)),
+        ("test_resnet/stride=16", Sizes(8, 1, 65)),
+        ("test_convnext", Sizes(8, 0, 40)),
+        ("test_convnext/stride=32", Sizes(32, 0, 96)),
+        ("test_vit", Sizes(16, 0, 80)),
+    ],
+)
+def test_the_smallest_image_has_five_positions_a_side(name, sizes):
+    with torch.device("meta"):
+        backbone = build_backbone(f"timm:{name}").eval()
+    assert backbone.sizes == sizes
+    assert min(backbone.grid((sizes.smallest,) * 2)) in (5, 6)
 
 
 def test_sizes_and_channels_are_those_of_a_run():

@@ -64,6 +64,7 @@ def test_files_hold_the_records_exactly(tmp_path):
         (None, "cannot be read: No such file"),
         (b"", "is no file of episodes"),
         (b"a,b\n1,2\n", "is no file of episodes"),
+        (b"zoo\n1\n", "is no file of episodes"),
         (b"\xff\xfe", "is no file of episodes"),
         (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
         (
@@ -94,6 +95,23 @@ def test_slices_by_size_and_by_number_of_classes():
     rows = cells(slice_tables(records))
     assert rows["1"] == ["2", "10.0", "5.0"] and rows["2"] == ["1", "20.0", "10.0"]
     assert rows["3"] == ["0", "-", "-"] and rows["4 or more"] == ["2", "50.0", "25.0"]
+
+
+@pytest.mark.parametrize(
+    ("number", "title"), [(20, "All episodes, by"), (21, "The 20 episodes of")]
+)
+def test_all_episodes_are_listed_where_they_are_few(number, title):
+    records = [record(iou=0.5, query=f"q{n:02}.jpg", supports=("a", "b")) for n in range(number)]
+    lines = slice_tables(records).splitlines()
+    (start,) = [n for n, line in enumerate(lines) if line.startswith(title)]
+    rules, *listed = [line for line in lines[start:] if line.startswith("|")][1:]
+    assert len(listed) == 20
+    cells = [cell.strip() for cell in listed[0].strip("|").split("|")]
+    assert cells == ["50.0", "25.0", "cat", "10.0", "q00.jpg", "a b", "510"]
+    # Words stand at the left.
+    assert [rule.strip().endswith(":") for rule in rules.strip("|").split("|")] == [
+        *(True, True, False, True, False, False, True)
+    ]
 
 
 def test_the_worst_episodes_come_first():

@@ -258,6 +258,7 @@ def test_a_journal_goes_on_where_processes_died(small, tmp_path, monkeypatch):
     again = go_on(None)
     assert len(said) == 1
     assert again.work.episodes == 0 and again.work.misses == 0
+    assert 0 <= again.work.seconds < rest.work.seconds < 600
     assert_equal(again, whole)
     journal.remove()
     assert not list(tmp_path.iterdir())

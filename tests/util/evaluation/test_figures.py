@@ -66,6 +66,43 @@ def test_panels_stand_in_rows(shots, rows):
     assert captions[-3] == "correlation 4×4, max 6.0"
 
 
+def test_panels_and_texts_have_sizes_that_can_be_read():
+    figure = episode_figure(picture(7, title=LONG))
+    inches = width, height = figure.get_size_inches()
+    assert inches == pytest.approx((12.08, 9.28)) and figure.dpi == 100
+    boxes = [axes.get_position(original=True).bounds for axes in figure.axes]
+    found = [(x * width, y * height, w * width, h * height) for x, y, w, h in boxes]
+    rows = {6.38: 5, 4.28: 2, 2.18: 3, 0.08: 3}  # inches from the lowest edge, and panels
+    places = [(0.08 + 2.4 * n, y) for y, number in rows.items() for n in range(number)]
+    assert found == [pytest.approx((*place, 2.32, 1.77)) for place in places]
+    (title,) = figure.texts
+    assert [len(line) for line in title.get_text().split("\n")] == [135, 138, 138, 98]
+    x, y = title.get_position()
+    assert (x * width, (1 - y) * height, title.get_size()) == pytest.approx((0.08, 0.08, 10))
+    axes = figure.axes[0]
+    assert axes.get_xlim() == (-0.5, 159.5) and axes.get_ylim() == (119.5, -0.5)
+    assert axes.title.get_size() == 9
+    area, outline, _ = axes.collections
+    assert area.get_alpha() == 0.5 and outline.get_linewidth() == 1.5
+    heat = figure.axes[-1].images[1]
+    assert heat.get_alpha() == 0.65 and heat.get_extent() == [-0.5, 159.5, 119.5, -0.5]
+
+
+def test_captions_tell_the_size_of_maps_and_a_prediction_that_misses():
+    episode = picture(correlations=[np.full((2, 3), -1.25, np.float32)])
+    episode.prediction[:] = 0
+    captions = [axes.get_title() for axes in episode_figure(episode).axes]
+    assert captions[-2:] == ["prediction, IoU 0.0", "correlation 3×2, max -1.2"]
+    assert picture()._field_defaults == {"title": "", "correlations": ()}
+
+
+def test_a_map_lies_over_the_grey_query():
+    episode = picture(correlations=[np.zeros((2, 3), np.float32)])
+    episode.query[...] = (30, 60, 120)
+    below, _ = episode_figure(episode).axes[-1].images
+    assert below.get_array().shape == (120, 160, 3) and (below.get_array() == 70).all()
+
+
 def test_each_panel_has_its_own_mask_and_colour():
     found = panels(episode_figure(picture()))
     colours = {"support": SUPPORT_COLOUR, "truth": TRUTH_COLOUR}
@@ -123,6 +160,21 @@ def test_a_contact_sheet_holds_every_picture_and_is_about_square(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
 
 
+@pytest.mark.parametrize(
+    ("number", "shape", "columns"),
+    [(1, (40, 100), 1), (9, (40, 100), 2), (7, (90, 100), 3), (3, (10, 100), 1), (5, (100, 10), 5)],
+)
+def test_a_contact_sheet_has_as_many_columns_as_make_it_square(number, shape, columns):
+    images = [np.full((*shape, 3), n, np.uint8) for n in range(number)]
+    sheet = contact_sheet(images)
+    height, width = shape
+    assert sheet.shape == (-(-number // columns) * height, columns * width, 3)
+    for n in range(number):
+        y, x = n // columns * height, n % columns * width
+        assert (sheet[y : y + height, x : x + width] == n).all()
+    assert (sheet == 255).all(axis=2).sum() == sheet[..., 0].size - number * height * width
+
+
 def test_the_first_and_the_chosen_episodes_are_files_named_by_what_they_show(tmp_path, monkeypatch):
     image, mask, titles = np.full((30, 40, 3), 90, np.uint8), np.ones((30, 40), np.uint8), []
     write_png(tmp_path / "data/query.png", image)
@@ -148,3 +200,12 @@ def test_the_first_and_the_chosen_episodes_are_files_named_by_what_they_show(tmp
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == names
     expected = [f"seed 510, episode {n}" for n in (0, 1)] + ["seed 365, episode 1"]
     assert titles == [f"dog, {text}" for text in expected]
+    order = ("episode-1shot-0", "episode-1shot-1", "best-1shot-0", "contact-1shot")
+    *pictures, sheet = (np.asarray(Image.open(tmp_path / "out" / f"{n}.png")) for n in order)
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert (sheet == contact_sheet(pictures)).all()
+    titles.clear()
+    draw_pictures(predictor, runs, 9, {}, None, tmp_path / "all", "1shot")
+    assert titles == [f"class 2, seed 510, episode {n}" for n in (0, 1, 2)], "of the first run"
+    draw_pictures(predictor, runs, 0, {}, None, tmp_path / "none", "1shot")
+    assert not (tmp_path / "none").exists()

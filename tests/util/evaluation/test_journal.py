@@ -95,7 +95,8 @@ def test_another_test_has_its_own_files(written):
         append(*unit(4))
     journal.remove()
     assert not read(journal).done().any() and read(other).done().sum() == 1
-    assert Journal(journal.folder, {"a": 1}).name == journal.name
+    # A later version finds the files of this one.
+    assert Journal(journal.folder, {"a": 1}).name == journal.name == "journal-f9d86028c6e0"
 
 
 def test_a_test_that_does_not_score_the_base_learner_has_no_sums(tmp_path):

@@ -100,6 +100,8 @@ def test_a_class_without_episodes_can_be_left_out():
     others = [score for score in SCORES if score not in ("mIoU", "mIoU_m")]
     assert [skipped[score] for score in others] == [zero[score] for score in others]
     assert scores_of(drawn, (3, 7), skip_absent=True) == scores_of(drawn, (3, 7))
+    alone = scores_of(drawn[:1], skip_absent=True)  # One episode is enough.
+    assert alone["mIoU"] == alone["class_iou"][drawn[0][0]] > 0
 
 
 def test_known_numbers():

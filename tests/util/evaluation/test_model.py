@@ -89,19 +89,21 @@ def test_weights_of_another_dataset_are_tested_as_they_are(write, base_classes):
     details = {"data_set": "pascal", "base_classes": [*range(1, 16)]}
     trained, path = write(1, base_classes=base_classes, details=details)
     arguments = load_config("config/demo/demo_split0_resnet18.yaml").model_arguments
-    loaded = load_tested(path, BASE_CLASSES, arguments, data_set="demo")
-    assert not loaded.own_classes
+    for data_set in ("demo", "voc"):
+        loaded = load_tested(path, BASE_CLASSES, arguments, data_set=data_set)
+        assert not loaded.own_classes
     (note,) = loaded.notes
     assert note.startswith("The weights were trained on pascal: a base learner is used as it is")
     assert_same_weights(loaded.net, trained)
 
 
-def test_weights_of_other_training_images_are_noted(write):
-    _, path = write(1, details={"mixed_images": "background", "data_set": "demo"})
+@pytest.mark.parametrize("rule", ["background", "ignore"])
+def test_weights_of_other_training_images_are_noted(rule, write):
+    _, path = write(1, details={"mixed_images": rule, "data_set": "demo"})
     arguments = load_config("config/demo/demo_split0_resnet18.yaml").model_arguments
     loaded = load_tested(path, BASE_CLASSES, arguments, data_set="demo")
     assert loaded.own_classes
-    assert loaded.notes == ["The weights were trained with mixed_images background."]
+    assert loaded.notes == [f"The weights were trained with mixed_images {rule}."]
 
 
 def test_other_weights_are_refused(write, tmp_path):

@@ -81,6 +81,14 @@ def test_the_largest_share_is_as_small_as_can_be(seed):
     assert largest(share_units(draws, units, 3)) == least
 
 
+@pytest.mark.parametrize(("more", "shares"), [(10, [2, 1]), (11, [1, 2])])
+def test_an_image_costs_as_much_as_ten_episodes(more, shares):
+    """Of three queries, the first has more episodes, and the last one image more, a support."""
+    draws = [Draw(0, 1, [9])] * (1 + more) + [Draw(1, 1, [9]), Draw(2, 1, [8, 9])]
+    units = plan_units(draws, 1, range(len(draws)))
+    assert [len(share) for share in share_units(draws, units, 2)] == shares
+
+
 def test_some_processes_may_have_no_work():
     draws = drawn(episodes=8, images=8)
     shares = share_units(draws, plan_units(draws, 1, range(4)), 7)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from util.runtime.distributed import Processes
 from util.runtime.machine import environment_line, run_environment
 
 RUNS = [DrawnRun(seed, [Draw(0, 1, [1])] * 7) for seed in (510, 365, 382)]
+WORK = Work(21, 4.0, 5, 16)
 COCO = "config/coco/coco_split0_resnet50.yaml"
 
 
@@ -41,9 +43,9 @@ def scores_of_run(seed, threshold, scores):
     return run
 
 
-def report_of(cfg, runs=RUNS, threshold=None, notes=(), scores=SCORES):
+def report_of(cfg, runs=RUNS, threshold=None, notes=(), scores=SCORES, work=WORK):
     found = [scores_of_run(run.seed, threshold, scores) for run in runs]
-    evaluation = Evaluation(found, Counts(0, 0, 0), Work(21, 4.0, 5, 16))
+    evaluation = Evaluation(found, Counts(0, 0, 0), work)
     settings, loaded = settings_of(cfg, "best.pth", runs), LoadedModel(None, 1, list(notes))
     processes = Processes(0, 3, torch.device("cpu"))
     published = published_miou(cfg)
@@ -71,6 +73,8 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
         for name, value in expected.items():
             assert table[name][column] == f"{100 * value:.2f}"
         assert report["mean"][score] == pytest.approx(mean)
+    best = [max(run[score] for run in report["runs"]) for score in SCORES]
+    assert table["best"] == [f"{100 * value:.2f}" for value in best]
     assert table["published"] == ["71.0", *[""] * 5]
     ious = [run["class_iou"]["3"] for run in report["runs"]]
     assert table["bird"][:3] == [f"{100 * iou:.2f}" for iou in ious]
@@ -81,8 +85,26 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
         "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
     )
     assert rows(text)["3"] == table["bird"]
-    report["work"]["processes"] = 1
-    assert "a second on 1 process; " in report_text(report, None)
+    for number, processes in ((1, "1 process"), (2, "2 processes")):
+        report["work"]["processes"] = number
+        assert f"a second on {processes}; " in report_text(report, None)
+
+
+def test_two_runs_have_a_spread():
+    text = report_text(report_of(config(), RUNS[:2]), None)
+    table = rows(text)
+    assert {"mean", "std", "±95%", "best"} <= table.keys() and "interval of the mean" in text
+    assert table["class, IoU"] == ["510", "365", "mean", "std", "±95%"] and len(table["3"]) == 5
+    assert text.startswith("# resnet50, fold 0 of pascal, 1-shot\n\nWeights: best.pth. 2 × 7 ")
+
+
+def test_a_test_that_counted_nothing_new_has_no_speed():
+    report = report_of(config(), work=Work(0, 0.0, 0, 0))
+    assert report["work"]["episodes_per_s"] is None
+    text = report_text(report, None)
+    assert "All episodes had been counted before.\n" in text and "a second on" not in text
+    report = report_of(config(), work=Work(1, 0.5, 0, 0))
+    assert report["work"]["episodes_per_s"] == 2.0
 
 
 def test_classes_that_were_left_out_are_named():
@@ -197,7 +219,7 @@ def test_tests_that_differ_never_replace_each_other(tmp_path):
     identities = [{"settings": {"size": size}, "drawn": "0"} for size in (473, 633, 801)]
     paths = [write(identity) for identity in identities]
     assert paths[0].name == "test-1shot.json" and len(set(paths)) == 3
-    assert all(path.name.startswith("test-1shot-") for path in paths[1:])
+    assert all(re.fullmatch(r"test-1shot-[0-9a-f]{6}\.json", path.name) for path in paths[1:])
     for path, identity in zip(paths, identities, strict=True):
         assert result_path(tmp_path, "1shot", identity) == path
         assert read_report(path, identity) == {**identity, "runs": []}

@@ -57,7 +57,7 @@ def told(tmp_path):
         ready = fork.Event()
         process = fork.Process(target=work, args=(path, ready, within, at_the_end, environment))
         process.start()
-        ready.wait()
+        assert ready.wait(60)
         os.kill(process.pid, number)
         process.join(60)
         return process.exitcode, path.read_text()
@@ -65,7 +65,8 @@ def told(tmp_path):
     return told
 
 
-def test_a_signal_is_one_line_and_the_code_of_shells(told):
+def test_a_signal_is_one_line_and_the_code_of_shells(told, monkeypatch):
+    monkeypatch.setattr(stopping, "_PATIENCE", 600)  # An orderly end waits for nothing.
     assert told(signal.SIGINT) == (130, LINE)
     assert told(signal.SIGTERM) == (143, LINE)
 
@@ -80,6 +81,7 @@ def test_signals_while_it_ends_are_ignored(told):
 
 
 def test_what_does_not_end_is_left_behind(told, monkeypatch):
+    assert stopping._PATIENCE == 20  # torchrun kills after 30 seconds.
     monkeypatch.setattr(stopping, "_PATIENCE", 0.3)
     start = time.monotonic()
     assert told(signal.SIGTERM, at_the_end=wait) == (143, "")

@@ -10,8 +10,10 @@ from model.masked import MaskGrids, fixed_lengths
 from tests.model.random_nets import in_double, random_episode, random_net
 from tests.processes import spawn_two
 from util.runtime.distributed import Processes
+from util.runtime.errors import UserError
 from util.runtime.precision import Precision
 from util.training import iteration
+from util.training.captured import CapturedPass
 from util.training.iteration import Iteration, Recipe
 from util.training.schedule import hdmnet_optimizer
 
@@ -80,3 +82,43 @@ def test_iterations_of_passes_with_fixed_shapes_are_those_of_others():
 @pytest.mark.slow
 def test_several_processes_average_the_gradients_of_passes_with_fixed_shapes():
     spawn_two(check_iterations)
+
+
+def captured(monkeypatch, capture):
+    """A CapturedPass whose graphs come from a function."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", bool)
+    monkeypatch.setattr(CapturedPass, "_capture", lambda _, lengths: capture(lengths))
+    return CapturedPass(None, [], [], lambda batch: batch["lengths"])
+
+
+def test_each_combination_of_lengths_has_a_graph_that_reads_the_batch(monkeypatch):
+    captures, total = [], torch.zeros(())
+
+    def capture(lengths):
+        def replay():
+            total.copy_(graphs._inputs["x"].sum() * lengths[0])
+
+        captures.append(lengths)
+        return SimpleNamespace(replay=replay), {"loss": total}
+
+    graphs = captured(monkeypatch, capture)
+    found = [
+        graphs({"lengths": (n,)}, {"x": torch.full((2,), x)})["loss"]
+        for n, x in ((1, 2.0), (10, 3.0), (1, 4.0))
+    ]
+    assert [loss.item() for loss in found] == [4, 60, 8] and captures == [(1,), (10,)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "message"),
+    [
+        ("not permitted\nCompile with", UserError, r"cannot be captured \(not permitted\); set"),
+        ("CUDA out of memory. Tried", RuntimeError, "^CUDA out of memory"),
+    ],
+)
+def test_what_cannot_be_captured_is_one_line(text, expected, message, monkeypatch):
+    def fails(lengths):
+        raise RuntimeError(text)
+
+    with pytest.raises(expected, match=message):
+        captured(monkeypatch, fails)({"lengths": ()}, {})

@@ -9,6 +9,7 @@ import sys
 import traceback
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 from util.runtime.log import get_logger
 from util.runtime.seed import seed_everything, untouched_random_streams
-from util.training import engine
+from util.training import engine, iteration
 from util.training.engine import Run, Trainer, open_run
 from util.training.iteration import Recipe, to_device
 from util.training.progress import Progress, Scalars
@@ -107,7 +108,7 @@ class Training:
         saved = find_saved("auto", folder / "snapshot", processes, logger)
         self.trainer = Trainer(Run(cfg, folder, processes, logger, scalars, saved), recipe)
         self.validated = []
-        self.before_iteration = lambda iteration: None
+        self.before_iteration = lambda _: None
 
     @property
     def position(self):
@@ -236,12 +237,50 @@ def test_validation_can_be_left_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_checkpoints_come_every_few_epochs_and_at_the_end(tmp_path, monkeypatch):
-    training, saved = Training(tmp_path, save_iters=0, save_freq=2), []
-    training.trainer.recipe = replace(training.trainer.recipe, validates=lambda epoch: False)
+@pytest.mark.parametrize(
+    ("settings", "validated", "expected"),
+    [
+        ({"save_iters": 0, "save_freq": 2}, {}, [(0, 0), (2, 0), (3, 0)]),
+        ({"save_iters": 0, "save_freq": 1}, {}, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        # Before each validation, and after one that brought a better value.
+        (
+            {"save_iters": 0, "save_freq": 9},
+            {1: 0.5, 2: 0.5, 3: 0.4},
+            [(0, 0), (0, 4), (1, 0), (1, 4), (2, 4), (3, 0)],
+        ),
+        ({"save_iters": 5, "save_freq": 9}, {}, [(0, 0), (1, 1), (2, 2), (3, 0)]),
+        (
+            {"save_iters": 1, "save_freq": 9},
+            {},
+            [(0, 0), *((epoch, step) for epoch in range(3) for step in (1, 2, 3, 4)), (3, 0)],
+        ),
+    ],
+)
+def test_checkpoints_come_as_often_as_set_and_at_the_end(
+    settings, validated, expected, tmp_path, monkeypatch
+):
+    training, saved = Training(tmp_path, **settings), []
+    training.trainer.recipe = replace(
+        training.trainer.recipe,
+        validates=validated.__contains__,
+        validate=lambda epochs: {"mIoU": validated[epochs + 1]},
+    )
     monkeypatch.setattr(engine, "save_run", lambda *args: saved.append(training.position))
     training.run()
-    assert saved == [(0, 0), (2, 0), (3, 0)]
+    assert saved == expected
+    best = 1 if validated else 0
+    assert training.trainer.state.best_epoch == best, "of two that are equal, the first"
+
+
+def test_a_training_that_is_complete_does_nothing_more(tmp_path):
+    Training(tmp_path).run()
+    before = (tmp_path / "scalars.jsonl").read_text()
+    for epochs in (3, 2):
+        again = Training(tmp_path)
+        again.trainer.recipe = replace(again.trainer.recipe, epochs=epochs)
+        again.run()
+        assert again.position == (3, 0) and not again.validated
+    assert (tmp_path / "scalars.jsonl").read_text() == before
 
 
 def test_the_time_left_is_counted_from_where_a_training_goes_on(tmp_path, monkeypatch):
@@ -260,6 +299,7 @@ def test_a_validation_in_the_middle_of_an_epoch_that_was_left_is_done_again(whol
     assert again.position == (1, 2)
     assert same(again.run(), expected)
     assert cut.validated + again.validated == uninterrupted.validated
+    assert (tmp_path / "log.txt").read_text().count("epoch 1.5/3  mIoU 0.5000") == 1
 
 
 def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tmp_path):
@@ -268,18 +308,22 @@ def test_the_middle_of_an_odd_number_of_iterations_comes_after_the_middle_one(tm
     assert training.validated == [(0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
 
 
-@pytest.mark.parametrize(("stopped_at", "step"), [(5, 0), (6, 1)])
+# Of epochs that had four iterations and have two or, with batches of 4, three.
+@pytest.mark.parametrize(
+    ("stopped_at", "batch_size", "step"), [(5, 6, 0), (6, 6, 1), (7, 6, 1), (5, 4, 1)]
+)
 def test_the_rest_of_an_epoch_with_other_batches_has_an_order_of_its_own(
-    stopped_at, step, tmp_path, monkeypatch
+    stopped_at, batch_size, step, tmp_path, monkeypatch
 ):
     Training(tmp_path).stop_at(stopped_at)
     orders = []
     monkeypatch.setattr(TrainLoader, "set_epoch", lambda _, epoch: orders.append(epoch))
-    again = Training(tmp_path, batch_size=6)
+    again = Training(tmp_path, batch_size=batch_size)
     assert again.position == (1, step)
     assert "the rest of the epoch is drawn again" in (tmp_path / "log.txt").read_text()
     again.run()
-    assert orders[0] >= 3 and orders[1:] == [2], "that of no epoch"
+    # No epoch has this order, and no other place where a training may be continued.
+    assert orders == [1 + 3 * (step + 1), 2]
     assert again.position == (3, 0)
 
 
@@ -290,8 +334,9 @@ def test_other_batches_are_drawn_by_a_seed_that_no_other_place_has(tmp_path, mon
     seeds = []
     monkeypatch.setattr(engine, "seed_everything", seeds.append)
     for folder in folders:
-        Training(folder, batch_size=6)
-    assert len({*seeds, *range(3)}) == 3 + 3, "those of the epochs are others, too"
+        again = Training(folder, batch_size=6)
+    first = again.trainer.cfg.manual_seed + 3  # Those of the epochs come before.
+    assert seeds == [first, first + 1, first + 2]
 
 
 def test_only_the_epochs_that_the_recipe_names_end_with_a_validation(tmp_path):
@@ -349,6 +394,21 @@ def test_the_log_says_once_what_computes_and_what_is_trained(tmp_path):
     assert log.count(f"torch {torch.__version__}, CUDA ") == log.count("; commit ") == 1
     assert "12 images, global batch 6 (2 × 1 process × 3 accumulated), 6 iterations" in log
     assert "0.00 M parameters, 0.00 M trained, rates 1.0e-01 for 0.00 M" in log
+    assert "batch norms learn" not in log
+
+
+def test_the_log_counts_the_parameters_of_each_rate(tmp_path):
+    training = Training(tmp_path)
+    net = nn.Sequential(nn.Linear(999, 1000), nn.Linear(499, 1000), nn.Linear(249, 1000))
+    groups = [
+        {"params": part.parameters(), "lr": lr, "ratio": 1.0}
+        for part, lr in zip(net[:2], (1e-4, 1e-3), strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups)
+    training.trainer.recipe = replace(training.trainer.recipe, net=net, optimizer=optimizer)
+    training.trainer._describe()
+    log = (tmp_path / "log.txt").read_text()
+    assert "1.75 M parameters, 1.50 M trained, rates 1.0e-04 for 1.00 M, 1.0e-03 for 0.50 M" in log
 
 
 def test_curves_are_drawn_after_every_validation_and_at_the_end(tmp_path, drawn):
@@ -389,6 +449,22 @@ def test_reports_are_lines_and_json(plain):
     assert {f"train/{name}" for name in names} == set(train[0]) - {"step"}
     assert train[1]["train/rate"] == 0.1 / 4 and 0 <= train[0]["train/data_wait"] <= 1
     assert [row["val/mIoU"] for row in rows if "val/mIoU" in row] == [0.2, 0.5, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("print_freq", "steps"), [(3, [3, 4, 6, 8, 9, 12]), (1, [*range(1, 13)]), (99, [4, 8, 12])]
+)
+def test_reports_come_as_often_as_set_and_at_the_end_of_an_epoch(print_freq, steps, tmp_path):
+    Training(tmp_path, print_freq=print_freq, halves=True).run()
+    rows = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == steps
+    # In the middle of each epoch but the first, and at its end.
+    assert [row["step"] for row in rows if "val/mIoU" in row] == [4, 6, 8, 10, 12]
+    epochs = re.findall(r"epoch (\S+)  mIoU (\S+)", (tmp_path / "log.txt").read_text())
+    values = ("0.2000", "0.5000", "0.5000", "0.3000", "0.3000")
+    assert epochs == [
+        (f"{n}/3", value) for n, value in zip(("1", "1.5", "2", "2.5", "3"), values, strict=True)
+    ]
 
 
 def test_what_is_reported_is_the_mean_over_batches_and_iterations(tmp_path):
@@ -442,7 +518,8 @@ def test_gradients_that_no_scale_mends_end_the_training(tmp_path):
     training = scaled(tmp_path, 2.0, max_nonfinite=3)
     # Its value is 0, its slope there is not.
     training.losses_of = lambda net, batch: {"loss": (0 * net(batch["x"])).sqrt().sum()}
-    with pytest.raises(UserError, match="3 times in a row"):
+    # In the first iteration the scale is lowered to 1.
+    with pytest.raises(UserError, match="3 times in a row, last at iteration 4 "):
         training.run()
 
 
@@ -569,14 +646,77 @@ def test_processes_draw_alike_unless_each_has_its_own_seed(tmp_path, monkeypatch
     assert not {*draw(0)} & {*draw(0, manual_seed=7)}
 
 
+@pytest.mark.parametrize(
+    ("manual_seed", "rank", "seed_per_rank", "seed"),
+    [(7, 0, True, 7), (7, 2, True, 2_000_007), (7, 2, False, 7), (None, 1, True, 1_000_000)],
+)
+def test_seeds_of_processes_are_further_apart_than_epochs(manual_seed, rank, seed_per_rank, seed):
+    settings = {"manual_seed": manual_seed, "seed_per_rank": seed_per_rank}
+    cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
+    assert engine._seed(cfg, Processes(rank, 3, torch.device("cpu"))) == seed
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"), [({}, [7, 8, 9]), ({"fix_random_seed_val": False}, [])]
+)
+def test_each_epoch_has_a_seed_of_its_own(settings, seeds, tmp_path, monkeypatch):
+    training, found = Training(tmp_path, manual_seed=7, **settings), []
+    monkeypatch.setattr(engine, "seed_everything", found.append)
+    training.run()
+    assert found == seeds
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulated", "said"),
+    [
+        (3, 1, "3 processes instead of 1; global batch 9, it was 4"),
+        (2, 2, "3 processes instead of 1; global batch 12, it was 4"),
+    ],
+)
+def test_the_global_batch_counts_all_processes(
+    batch_size, accumulated, said, tmp_path, monkeypatch
+):
+    Training(tmp_path, batch_size=4).stop_at(2)
+    monkeypatch.setattr(Processes, "agree", lambda *_: True)
+    processes = Processes(0, 3, torch.device("cpu"))
+    Training(tmp_path, processes=processes, batch_size=batch_size, accumulated=accumulated)
+    assert said in (tmp_path / "log.txt").read_text()
+
+
+def test_as_many_items_as_before_and_other_workers_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "agree", lambda *_: True)
+    Training(tmp_path, batch_size=4).stop_at(2)
+    drawn_again = "the rest of the epoch is drawn again"
+    Training(tmp_path, batch_size=4)
+    log = tmp_path / "log.txt"
+    assert "instead of" not in log.read_text() and drawn_again not in log.read_text()
+    Training(tmp_path, batch_size=4, workers=2)
+    assert log.read_text().count(drawn_again) == 1
+    Training(tmp_path, batch_size=2, processes=Processes(0, 2, torch.device("cpu")))
+    assert "2 processes instead of 1; global batch 4, as before" in log.read_text()
+    assert log.read_text().count(drawn_again) == 2
+
+
+def test_the_time_of_waiting_for_data_is_that_of_all_batches(tmp_path, monkeypatch):
+    training, waited = Training(tmp_path, accumulated=2, print_freq=1), []
+    seconds = iter(n**2 for n in range(99))
+    monkeypatch.setattr(iteration, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(Progress, "count", lambda *args: waited.append(args[-1]))
+    monkeypatch.setattr(Progress, "report", lambda *_: None)
+    training.run()
+    # 1 - 0 and 9 - 4, then 25 - 16 and 49 - 36.
+    assert waited[:2] == [6, 22]
+
+
 def test_what_a_setting_needs_is_asked_for_at_once(tmp_path, monkeypatch):
     def start(processes, **settings):
         cfg = Config(num_classes=2, folds=[[2]], data_set="points", **settings)
         with open_run(cfg, tmp_path, processes, viz=False) as run:
             return run.cfg
 
-    with pytest.raises(UserError, match="cuda_graphs True needs a GPU"):
-        start(ALONE, cuda_graphs=True)
+    for device in (torch.device("cpu"), torch.device("xpu", 0)):
+        with pytest.raises(UserError, match="cuda_graphs True needs a GPU"):
+            start(Processes(0, 1, device), cuda_graphs=True)
     with pytest.raises(
         UserError, match="with several processes, cuda_graphs True needs fix_bn True"
     ):

@@ -1,19 +1,23 @@
 """What stage 2 starts from."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from model import build_hdmnet, build_pspnet
 from util.checkpoints.io import is_shot_weight, save_checkpoint
+from util.checkpoints.run_files import BaseLearner
 from util.config.schema import Config
 from util.runtime.errors import UserError
+from util.training import model
 from util.training.model import (
     initial_model,
     needs_base_learner,
     needs_stage_1,
     require_start_files,
+    start_backbone,
 )
 
 BASE_CLASSES = (1, 2, 3)
@@ -93,6 +97,60 @@ def test_weights_of_other_classes_need_a_base_learner(saved, foreign, base):
     assert not needs_stage_1(config(pre_weight="absent.pth"))
     with pytest.raises(UserError, match=r"no base learner in .* set base_weight"):
         started(pre_weight=str(foreign[0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "needed"),
+    [
+        ({}, 3, True),
+        ({"base_learner": "none"}, 3, False),
+        ({"pre_weight": "given"}, 3, False),
+        ({"pre_weight": "given"}, 2, True),
+        ({"pre_weight": "given"}, 4, True),
+        ({"pre_weight": "given", "base_weight": "base.pth"}, 3, True),
+        ({"pre_weight": "given", "base_weight": "base.pth", "base_learner": "none"}, 3, False),
+    ],
+)
+def test_a_base_learner_is_needed_where_the_weights_bring_none_of_these_classes(
+    settings, classes, needed, monkeypatch
+):
+    found = SimpleNamespace(base_classes=classes)
+    monkeypatch.setattr(model, "read_checkpoint", lambda path, mapped: {})
+    monkeypatch.setattr(model, "recognise", lambda content, path: found)
+    monkeypatch.setattr(model.RunFiles, "find_pre_weight", lambda _: "given")
+    assert needs_base_learner(config(**settings)) is needed
+
+
+@pytest.mark.parametrize(("complete", "wanted"), [(None, True), (False, True), (True, False)])
+def test_stage_1_is_needed_until_its_training_is_complete(complete, wanted, monkeypatch):
+    found = complete is not None and SimpleNamespace(complete=complete)
+    monkeypatch.setattr(model.RunFiles, "find_base_learner", lambda _: found or None)
+    assert needs_stage_1(config()) is wanted
+    assert not needs_stage_1(config(base_weight="base.pth"))
+    assert not needs_stage_1(config(base_learner="none"))
+
+
+@pytest.mark.slow
+def test_the_log_says_what_a_training_starts_from(saved, base, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    started(pre_weight=str(saved[0]), shot=2)
+    assert not caplog.records, "weights that fit need no word"
+    started(pre_weight=str(saved[0]), shot=1)
+    started(base_weight=str(base[0]))
+    found = BaseLearner(base[0], False)
+    monkeypatch.setattr(model.RunFiles, "find_base_learner", lambda _: found)
+    started()
+    monkeypatch.setattr(model, "load_backbone", lambda *_: None)
+    for layers, path in ((50, "a.pth"), (18, "z.pth"), (50, "none")):
+        monkeypatch.setattr(model, "require_imagenet", lambda _, path=path: path)
+        start_backbone(None, config(layers=layers), logging.getLogger())
+    assert [record.message for record in caplog.records] == [
+        f"{saved[0]}: of another shot, the weights of the supports start untrained",
+        f"base learner: {base[0]}",
+        f"base learner: {base[0]} (training not complete)",
+        "backbone: resnet50 from a.pth (public weights: licence apache-2.0)",
+        "backbone: resnet18 from z.pth",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from util.training.iteration import Iteration, Recipe
 from util.training.parallel import distributed, synchronise, synchronises
 from util.training.signals import StopRequest
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+CPU, CUDA, XPU = torch.device("cpu"), torch.device("cuda", 0), torch.device("xpu", 0)
 
 
 @pytest.mark.parametrize(
     ("device", "world_size", "expected"),
-    [(CPU, 1, False), (CPU, 2, False), (CUDA, 1, False), (CUDA, 2, True)],
+    [(CPU, 1, False), (CPU, 2, False), (XPU, 2, False), (CUDA, 1, False), (CUDA, 2, True)],
 )
 def test_norms_are_synchronised_on_several_gpus(device, world_size, expected):
     assert synchronises(Processes(0, world_size, device)) is expected

@@ -84,6 +84,8 @@ def test_a_training_does_not_go_on_with_other_lists(tmp_path):
             UserError, match=rf"last.pth: was trained with {key} {value}, .*set {key}"
         ):
             check_lists(Saved(path, details | {key: value}), details)
+        with pytest.raises(UserError, match=f"with {key} {details[key]}, .* have {value}"):
+            check_lists(Saved(path, details), details | {key: value})
 
 
 def test_without_a_checkpoint_or_by_choice_a_run_starts_anew(tmp_path):
@@ -207,7 +209,8 @@ def test_nodes_that_do_not_share_a_disk_are_told(tmp_path, monkeypatch):
     save(tmp_path, *small(), RunState(3))
     with pytest.raises(UserError, match="exp_dir has to be on a disk that all nodes share"):
         find(tmp_path, processes=TWO_NODES)
-    assert sum(pauses) > 60  # as long as a network file system may show what was there before
+    # Together longer than a network file system shows what was there before.
+    assert pauses == [1, 5, 10, 30, 60, 0]
 
 
 def test_a_checkpoint_that_a_node_sees_late_is_waited_for(tmp_path, monkeypatch):
@@ -225,9 +228,14 @@ def test_the_times_of_files_do_not_tell_which_checkpoint_is_the_newest(tmp_path)
 
 def test_waiting_for_a_better_value():
     assert not RunState(10, 0, 0.5, 3).waited(8)
-    assert RunState(11, 0, 0.5, 3).waited(8)
+    assert RunState(11, 0, 0.5, 3).waited(8) and RunState(13, 0, 0.5, 3).waited(8)
     assert not RunState(11, 0, 0.5, 3).waited(0)
+    assert RunState(9, 0, 0.5, 1).waited(8) and RunState(2, 0, 0.5, 1).waited(1)
     assert not RunState(11).waited(8)  # nothing was validated yet
+
+
+def test_a_training_begins_with_nothing_done_and_any_value_is_better():
+    assert RunState() == RunState(0, 0, -1.0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,23 @@ def test_warmup_rises_from_a_tenth_and_then_joins_the_decay():
     assert rates[0] == pytest.approx(0.1 + 0.9 * 0.1)
     assert rates[8] == pytest.approx(0.1 + 0.9 * 0.9)
     assert rates[9] == poly_rate(1.0, 10, 100)
+
+
+def test_optimisers_have_the_settings_of_the_published_code(net):
+    adamw = hdmnet_optimizer(net, 1e-4)
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.01}
+    assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.999)}
+    assert {group["ratio"] for group in adamw.param_groups} == {1.0, 10.0}
+    sgd = base_optimizer(net.base.requires_grad_(), 0.01, 0.8, 1e-4)
+    settings = [(g["momentum"], g["weight_decay"], g["ratio"]) for g in sgd.param_groups]
+    assert settings == [(0.8, 1e-4, 1.0), (0.8, 1e-4, 10.0)]
+
+
+def test_kernels_are_fused_where_that_rounds_as_published():
+    """On the CPU, Adam makes large steps of small differences."""
+    net = build_hdmnet("resnet18", 1)
+    for optimizer, fused in (
+        (hdmnet_optimizer(net, 1e-4), False),
+        (base_optimizer(net.base, 0.01, 0.9, 1e-4), True),
+    ):
+        assert {group["fused"] for group in optimizer.param_groups} == {fused}
