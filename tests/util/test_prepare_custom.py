@@ -100,7 +100,7 @@ def test_index_masks_become_a_dataset_that_loads(folder, capsys):
     assert "images: 12 linked" in printed and "masks: 12, 12 of them written now" in printed
     assert "|   3 | class 3 |" in printed
     assert "fold 1 holds class 3 out; " in printed and "left out" not in printed
-    assert "sh train_base.sh split0 mine 1" in printed
+    assert "sh train.sh split0 mine 1" in printed
 
 
 def test_palette_masks_keep_their_indices_and_other_files_are_passed_over(folder, capsys):
@@ -497,6 +497,21 @@ def test_wrong_arguments_are_one_line_and_configure_nothing(folder, capsys, opti
     (folder / "latin.txt").write_bytes(b"S\xe4ge\n")
     assert message in fails(capsys, *options)
     assert not (folder / "config/mine").exists()
+
+
+def test_the_data_of_another_dataset_is_not_replaced(folder, capsys):
+    write_data(folder)
+    run()
+    before = contents(folder / "root")
+    (folder / "config/datasets/broken.yaml").write_text("Data: [")
+    message = "--out root: is the data root of the dataset mine, whose masks would be replaced"
+    assert message in fails(capsys, name="other")
+    assert message.replace("root:", f"{folder}/root:", 1) in fails(
+        capsys, name="other", out=f"{folder}/root"
+    )
+    assert contents(folder / "root") == before
+    run()
+    run(name="other", out="new")
 
 
 def without_masks(folder):
