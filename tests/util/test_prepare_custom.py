@@ -222,7 +222,7 @@ def test_all_masks_may_have_an_addition_to_the_names_of_the_images(folder, capsy
     run()
     assert read_mask("root/index_masks/n10.png").max() == 2
     (folder / "pics/n01.jpg").unlink()
-    assert "masks have no image in pics: " in fails(capsys)
+    assert "masks without an image in pics (" in fails(capsys)
 
 
 def test_what_systems_leave_behind_is_no_class(folder):
@@ -542,9 +542,13 @@ def remove_many(folder):
         (lambda folder: shutil.rmtree(folder / "pics") or (folder / "pics").mkdir(), "no image ("),
         (
             remove_many,
-            "4 images have no mask in masks: n00, n01, n02, …; 1 masks have no image in pics: n07.",
+            "images without a mask in masks (4): n00, n01, n02, …; masks without an image in pics (1): "
+            "n07. Add what is missing",
         ),
-        (rename(("masks/n00.png", "masks/N00.png")), "no mask in masks: n00; 1 masks have no"),
+        (
+            rename(("masks/n00.png", "masks/N00.png")),
+            "without a mask in masks (1): n00; masks without an",
+        ),
         (
             rename(("pics/n00.jpg", "pics/n\t.jpg"), ("masks/n00.png", "masks/n\t.png")),
             "a list cannot hold a name with a tab",
