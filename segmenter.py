@@ -184,7 +184,13 @@ class Result:
         return draw_overlay(read_picture(self.image), self.label_map, opacity)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the label map as a PNG of indices with a palette, which viewers show in colours."""
+        """Write the label map as a PNG of indices with a palette, which viewers show in colours.
+
+        Raises:
+            ValueError: the name is not that of a PNG.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise ValueError(f"{path}: the label map is saved as a PNG; end the name with .png")
         image = index_image(self.label_map)
         write_atomically(path, lambda file: image.save(file, "PNG"))
 
@@ -385,6 +391,11 @@ class FewShotSegmenter(
         Raises:
             ValueError: a picture cannot be read, or the supports belong to other weights.
         """
+        if not isinstance(supports, SupportSet):
+            raise ValueError(
+                f"supports is of type {type(supports).__name__}, not what fit returned; the picture "
+                "comes first"
+            )
         if supports.weights != self.weights:
             raise ValueError("these supports were encoded by other weights: call fit again")
         if not 0 < threshold < 1:

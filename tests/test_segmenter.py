@@ -291,6 +291,7 @@ def test_torch_hub_finds_it(nets, tmp_path):
         ({"points": [(5, 6)], "labels": [1, 1]}, "one label, 0 or 1, for each of 1 points"),
         ({"points": [(5, 6)], "labels": [0]}, "no pixel of the object is marked by the points"),
         ({"mask": np.ones((80, 120)), "labels": [1]}, "labels belong to points"),
+        ({"mask": np.full((80, 120), np.nan)}, "holds values that are no finite numbers"),
         ({"scribble": np.full((80, 120), 2)}, "no pixel of the object is marked by the scribble"),
     ],
 )
@@ -317,6 +318,8 @@ def test_wrong_pictures_and_settings_are_named(seg, pair, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             seg.segment(picture, supports)
+    with pytest.raises(ValueError, match="supports is of type ndarray, not what fit returned"):
+        seg.segment(supports, image)
     with pytest.raises(ValueError, match="a picture is a path"):
         seg.segment([5], supports)
     data = io.BytesIO()
@@ -464,6 +467,8 @@ def test_results_are_saved_and_drawn(seg, two_classes, tmp_path):
     with Image.open(tmp_path / "new" / "labels.png") as saved:
         assert saved.mode == "P" and np.array_equal(np.asarray(saved), middle.label_map)
         assert len(set(map(tuple, np.asarray(saved.convert("RGB")).reshape(-1, 3)))) > 1
+    with pytest.raises(ValueError, match=r"labels\.jpg: the label map is saved as a PNG"):
+        middle.save(tmp_path / "labels.jpg")
     overlay = np.asarray(middle.overlay())
     picture = np.asarray(Image.open(queries[0]))
     assert overlay.shape == picture.shape

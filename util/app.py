@@ -7,9 +7,9 @@ open the page, unless --host says otherwise, and nothing is kept after a session
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from segmenter import FewShotSegmenter
 from util.checkpoints.run_files import find_checkpoint
@@ -22,6 +22,7 @@ from util.runtime.errors import UserError, errors_as, exits_on_user_error
 
 LOCAL = "127.0.0.1"
 _QUERIES = 3  # of an example
+_Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 @exits_on_user_error
@@ -85,9 +86,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--host", default=LOCAL, help="address to serve at, 0.0.0.0 for all (%(default)s)"
     )
-    parser.add_argument(
-        "--port", type=argument_type(PositiveInt), help="the first free one from 7860 on"
-    )
+    parser.add_argument("--port", type=argument_type(_Port), help="the first free one from 7860 on")
     parser.add_argument(
         "--size", type=argument_type(PositiveInt), help="S of the images S×S (that of the training)"
     )

@@ -160,7 +160,8 @@ def _claim_folder(out: Path, arguments: dict[str, int]) -> None:
         if stamp.exists():
             if stamp.read_bytes() != text.encode():
                 raise UserError(
-                    f"{out} holds a demo dataset of other arguments, see {stamp}: give a new --out"
+                    f"{out} holds a demo dataset of other arguments, see {stamp}: give a new --out, "
+                    "or delete this folder"
                 )
         elif out.is_dir() and any(not path.name.startswith(STAMP) for path in out.iterdir()):
             raise UserError(f"{out} is not empty and not a demo dataset: give a new --out")

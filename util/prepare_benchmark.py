@@ -24,7 +24,12 @@ from util.config import Parser
 from util.data.folds import PARTS, SEEN
 from util.data.images import Entry, read_image
 from util.data.masks import HALF, UNREADABLE, MaskFile
-from util.preparation.custom_config import path_in_config, require_free_name, write_config
+from util.preparation.custom_config import (
+    path_in_config,
+    require_free_name,
+    require_own_root,
+    write_config,
+)
 from util.preparation.exports import files_under
 from util.preparation.masks import Placed, pair_summary, place_all, prepare_pair
 from util.preparation.shared import (
@@ -249,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     name, benchmark = options.name, BENCHMARKS[options.name]
     require_free_name(name, "benchmark")
+    require_own_root(name, options.out)
     require_folder(options.root, f"give the folder of {benchmark.title} as --root")
     if Path(options.out).resolve().is_relative_to(Path(options.root).resolve()):
         raise UserError(f"--out {options.out} lies in --root {options.root}: separate them")

@@ -38,3 +38,10 @@ def test_a_missing_gradio_and_wrong_weights_are_one_line(tmp_path, monkeypatch, 
         app.main(["--weights", "none.pth"])
     error = capsys.readouterr().err
     assert error == "error: gradio is not installed: pip install -r requirements-app.txt\n"
+
+
+def test_a_port_is_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        app.main(["--weights", "none.pth", "--port", "99999"])
+    error = "error: argument --port: 99999: should be at most 65535"
+    assert capsys.readouterr().err.startswith(error)

@@ -100,7 +100,7 @@ def test_index_masks_become_a_dataset_that_loads(folder, capsys):
     assert "images: 12 linked" in printed and "masks: 12, 12 of them written now" in printed
     assert "|   3 | class 3 |" in printed
     assert "fold 1 holds class 3 out; " in printed and "left out" not in printed
-    assert "sh train_base.sh split0 mine 1" in printed
+    assert "sh train.sh split0 mine 1" in printed
 
 
 def test_palette_masks_keep_their_indices_and_other_files_are_passed_over(folder, capsys):
@@ -222,7 +222,7 @@ def test_all_masks_may_have_an_addition_to_the_names_of_the_images(folder, capsy
     run()
     assert read_mask("root/index_masks/n10.png").max() == 2
     (folder / "pics/n01.jpg").unlink()
-    assert "masks have no image in pics: " in fails(capsys)
+    assert "masks without an image in pics (" in fails(capsys)
 
 
 def test_what_systems_leave_behind_is_no_class(folder):
@@ -499,6 +499,21 @@ def test_wrong_arguments_are_one_line_and_configure_nothing(folder, capsys, opti
     assert not (folder / "config/mine").exists()
 
 
+def test_the_data_of_another_dataset_is_not_replaced(folder, capsys):
+    write_data(folder)
+    run()
+    before = contents(folder / "root")
+    (folder / "config/datasets/broken.yaml").write_text("Data: [")
+    message = "--out root: is the data root of the dataset mine, whose masks would be replaced"
+    assert message in fails(capsys, name="other")
+    assert message.replace("root:", f"{folder}/root:", 1) in fails(
+        capsys, name="other", out=f"{folder}/root"
+    )
+    assert contents(folder / "root") == before
+    run()
+    run(name="other", out="new")
+
+
 def without_masks(folder):
     shutil.rmtree(folder / "masks")
     (folder / "masks").mkdir()
@@ -527,9 +542,13 @@ def remove_many(folder):
         (lambda folder: shutil.rmtree(folder / "pics") or (folder / "pics").mkdir(), "no image ("),
         (
             remove_many,
-            "4 images have no mask in masks: n00, n01, n02, …; 1 masks have no image in pics: n07.",
+            "images without a mask in masks (4): n00, n01, n02, …; masks without an image in pics (1): "
+            "n07. Add what is missing",
         ),
-        (rename(("masks/n00.png", "masks/N00.png")), "no mask in masks: n00; 1 masks have no"),
+        (
+            rename(("masks/n00.png", "masks/N00.png")),
+            "without a mask in masks (1): n00; masks without an",
+        ),
         (
             rename(("pics/n00.jpg", "pics/n\t.jpg"), ("masks/n00.png", "masks/n\t.png")),
             "a list cannot hold a name with a tab",

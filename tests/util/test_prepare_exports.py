@@ -299,6 +299,10 @@ def spoiled(**values):
         (spoiled(segmentation="text"), "p1.jpg: annotation 1: its segmentation is neither"),
         (spoiled(segmentation=rle([5])), "annotation 1: its runs do not add up to 48×60"),
         (renamed("q{}.jpg"), "no image of a.json is in pics, such as q0.jpg, q1.jpg, q2.jpg, …"),
+        (
+            lambda content: content.update(images=[], annotations=[]),
+            "a.json names no image: export",
+        ),
         (lambda content: content.pop("categories"), "categories: it is missing"),
         (lambda content: content["images"].append(content["images"][0]), "have the same id"),
     ],

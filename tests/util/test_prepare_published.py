@@ -161,7 +161,7 @@ def test_the_command(name, case, originals, whole, tmp_path, monkeypatch, capsys
     config = f"config/{name}/{name}_split0_resnet50.yaml"
     # Seen from here, the lists are where the configuration has them.
     assert f"next: python -m util.verify --config {config} --opts data_root out\n" in out
-    assert out.endswith(f"then: sh train_base.sh split0 {name} 1 data_root out\n")
+    assert out.endswith(f"then: sh train.sh split0 {name} 1 data_root out\n")
 
 
 @pytest.mark.parametrize("option", ["--out", "--lists"])

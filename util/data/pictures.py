@@ -77,6 +77,8 @@ def read_marks(marks: Picture, binary: bool) -> np.ndarray:
         raise ValueError(
             f"an array of a mask or scribble is (H, W), not {array.dtype} {array.shape}"
         )
+    if not np.isfinite(array).all():
+        raise ValueError("an array of a mask or scribble holds values that are no finite numbers")
     return _labels(array)
 
 

@@ -1,5 +1,6 @@
 """The configuration of the user's own dataset: its description, and a file per fold."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,22 @@ def require_free_name(name: str, command: str = "custom") -> None:
         raise UserError(f"--name {name}: {place} is not from this command; give another name")
     for place in (description.parent, folder if folder.exists() else folder.parent):
         require_writable(place, "it gets the configuration of the dataset")
+
+
+def require_own_root(name: str, out: str) -> None:
+    """Raise a UserError if `out` is the data root of another dataset, whose masks would be replaced."""
+    for description in sorted(_places(name)[0].parent.glob("*.yaml")):
+        root = None
+        # A faulty description of another dataset is reported where that one is used.
+        with contextlib.suppress(UserError):
+            root = given_values(description, ["data_set", description.stem]).get("data_root")
+        if description.stem == name or root is None:
+            continue
+        if (ROOT / str(root.value)).resolve() == Path(out).resolve():
+            raise UserError(
+                f"--out {out}: is the data root of the dataset {description.stem}, whose masks "
+                "would be replaced; give another folder"
+            )
 
 
 def _header(command: str) -> str:

@@ -194,16 +194,16 @@ def find_pairs(
         mask_files = {**binary}
     problems = []
     for missing, text in (
-        (sorted({*image_files} - {*mask_files}), f"images have no mask in {masks}"),
-        (sorted({*mask_files} - {*image_files}), f"masks have no image in {images}"),
+        (sorted({*image_files} - {*mask_files}), f"images without a mask in {masks}"),
+        (sorted({*mask_files} - {*image_files}), f"masks without an image in {images}"),
     ):
         if missing:
             more = ", …" if len(missing) > _NAMED else ""
-            problems.append(f"{len(missing):,} {text}: {', '.join(missing[:_NAMED])}{more}")
+            problems.append(f"{text} ({len(missing):,}): {', '.join(missing[:_NAMED])}{more}")
     if problems:
         raise UserError(
-            f"{'; '.join(problems)}. Add them (for an image without objects a mask of zeros) or "
-            "move the rest away"
+            f"{'; '.join(problems)}. Add what is missing, or move the rest away. The mask of an "
+            "image without objects holds zeros"
         )
     return [Pair(path, mask_files[stem]) for stem, path in image_files.items()], class_names
 

@@ -85,6 +85,8 @@ def read_export(
             masks = os.path.dirname(masks) or "."
         {"labelme": read_labelme, "yolo": read_yolo, "cvat": read_cvat}[form](export, masks)
     if not export.masks:
+        if not export.absent:
+            raise UserError(f"{masks} names no image: export it again, with the annotations")
         raise UserError(f"no image of {masks} is in {images}, such as {_some(export.absent)}")
     pairs = [
         Pair(os.path.join(images, name), mask, name) for name, mask in sorted(export.masks.items())

@@ -204,7 +204,7 @@ class DataRoot:
         return count_line(str(path), len(entries), expected) + kept
 
     def next_commands(self, dataset: str) -> list[str]:
-        """Return the lines of the commands that follow: the check of the data, and stage 1.
+        """Return the lines of the commands that follow: the check of the data, and the training.
 
         They set the places for which the configuration of the dataset names others.
         """
@@ -226,7 +226,7 @@ class DataRoot:
                 settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]
-        train = ["sh", "train_base.sh", "split0", dataset, "1", *settings]
+        train = ["sh", "train.sh", "split0", dataset, "1", *settings]
         return [f"next: {shlex.join(verify)}", f"then: {shlex.join(train)}"]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from model.norms import learning_norms
 from util.checkpoints.io import check_backbone
 from util.checkpoints.run_files import remove_leftovers, save_best
-from util.config import Config, dump_config
+from util.config import Config, dump_config, load_config
+from util.config.fields import SECTION_OF
 from util.data.streams import get_streams, set_streams
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
@@ -83,6 +84,19 @@ def _seed(cfg: Config, processes: Processes) -> int:
     return (cfg.manual_seed or 0) + 10**6 * processes.rank * cfg.seed_per_rank
 
 
+def _changed_settings(saved: Saved, cfg: Config) -> list[str]:
+    """Return "KEY NOW (before: THEN)" for the settings that the run of a checkpoint had otherwise."""
+    try:
+        before = load_config(saved.path.parent.parent / "config.yaml").model_dump()
+    except UserError:  # There is none, or another version wrote it.
+        return []
+    return [
+        f"{key} {value} (before: {before[key]})"
+        for key, value in cfg.model_dump().items()
+        if value != before[key] and key != "resume" and SECTION_OF[key] != "Test_Finetune"
+    ]
+
+
 class Trainer:
     """Trains one model, from where its last checkpoint stands to the last epoch.
 
@@ -118,9 +132,14 @@ class Trainer:
         check_lists(saved, self._details)
         self.state = state = restore(saved, net, optimizer, self.precision.scaler, classes)
         self.logger.info(
-            f"resumed from {saved.path}: {state.epoch} epochs and {state.step} iterations done, "
-            f"best mIoU {state.best:.4f}"
+            f"resumed from {saved.path}: {state.epoch} epochs and {state.step} iterations done"
+            + (f", best mIoU {state.best:.4f}" if state.best >= 0 else "")
         )
+        if changed := _changed_settings(saved, self.cfg):
+            self.logger.info(
+                f"settings that differ from those before: {', '.join(changed)}; exp_name NAME "
+                "trains a run of its own"
+            )
         world, batch, steps = (content[key] for key in ("world_size", "global_batch", "steps"))
         if world != self.processes.world_size:
             now = "as before" if batch == self.global_batch else f"it was {batch}"

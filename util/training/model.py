@@ -5,7 +5,7 @@ import logging
 from model import HDMNet, build_hdmnet
 from model.backbone import Backbone, find_backbone
 from util.checkpoints.io import is_shot_weight, load_backbone, load_weights, read_checkpoint
-from util.checkpoints.run_files import BaseLearner, RunFiles
+from util.checkpoints.run_files import LAST, PREVIOUS, BaseLearner, RunFiles
 from util.config import Config
 from util.data.loaders import config_fold, learner_classes
 from util.pretrained.kinds import BASE, Contents, recognise, require_fit, require_start
@@ -81,10 +81,18 @@ def start_backbone(backbone: Backbone, cfg: Config, logger: logging.Logger) -> N
 
 def needs_stage_1(cfg: Config) -> bool:
     """Tell whether a base learner is still to be trained before stage 2, as far as files tell."""
-    if cfg.base_weight or not needs_base_learner(cfg):
+    if cfg.base_weight or _continues(cfg) or not needs_base_learner(cfg):
         return False
     found = RunFiles(cfg).find_base_learner()
     return found is None or not found.complete
+
+
+def _continues(cfg: Config) -> bool:
+    """Tell whether stage 2 continues from a checkpoint, which holds its base learner."""
+    if cfg.resume != "auto":
+        return cfg.resume != "none"
+    snapshot = RunFiles(cfg).snapshot
+    return any((snapshot / name).exists() for name in (LAST, PREVIOUS))
 
 
 def needs_base_learner(cfg: Config) -> bool:

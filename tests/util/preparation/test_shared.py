@@ -151,7 +151,7 @@ def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     verify, train = DataRoot("../data/MSCOCO2014", "lists/coco/").next_commands("coco")
     assert verify.endswith(" --config config/coco/coco_split0_resnet50.yaml")
-    assert train == "then: sh train_base.sh split0 coco 1"
+    assert train == "then: sh train.sh split0 coco 1"
     # A dataset that has only a description.
     (tmp_path / "mine.yaml").write_text((ROOT / "config/datasets/demo.yaml").read_text())
     monkeypatch.setattr("util.config.loading.DATASETS", str(tmp_path))
@@ -160,7 +160,7 @@ def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
     lists = "train_list 'my lists/train.txt' val_list 'my lists/val.txt'"
     options = f"--config config/base/resnet50.yaml --opts data_set mine split 0 {lists}"
     assert verify == f"next: python -m util.verify {options}"
-    assert train == f"then: sh train_base.sh split0 mine 1 {lists}"
+    assert train == f"then: sh train.sh split0 mine 1 {lists}"
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])

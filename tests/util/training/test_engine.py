@@ -184,6 +184,27 @@ def plain(tmp_path_factory):
     return folder, Training(folder).run()
 
 
+def test_a_run_that_goes_on_says_which_settings_are_others(tmp_path):
+    assert Training(tmp_path).stop_at(3) == STOPPED
+    other = {"base_lr": 0.5, "train_h": 105, "train_w": 105, "test_num": 7, "resume": "last.pth"}
+    Training(tmp_path)
+    Training(tmp_path, **other)
+    resumed, same_again, changed = (
+        line.split(maxsplit=2)[2]
+        for line in (tmp_path / "log.txt").read_text().splitlines()
+        if "resumed" in line or "differ" in line
+    )
+    assert (
+        resumed
+        == same_again
+        == (f"resumed from {tmp_path}/snapshot/last.pth: 0 epochs and 3 iterations done")
+    )
+    assert changed == (
+        "settings that differ from those before: train_h 105 (before: 473), "
+        "train_w 105 (before: 473), base_lr 0.5 (before: 0.0001); exp_name NAME trains a run of its own"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 6, 7, 10, 11])

@@ -93,6 +93,8 @@ def test_weights_of_other_classes_need_a_base_learner(saved, foreign, base):
     assert not needs_stage_1(config(pre_weight=str(saved[0])))
     assert needs_stage_1(config(pre_weight=str(foreign[0])))
     assert not needs_stage_1(config(pre_weight=str(foreign[0]), base_weight=str(base[0])))
+    # Stage 2 continues from a checkpoint, and reports it if there is none.
+    assert not needs_stage_1(config(resume="absent.pth"))
     # Stage 2 reports it, in case it needs these weights at all.
     assert not needs_stage_1(config(pre_weight="absent.pth"))
     with pytest.raises(UserError, match=r"no base learner in .* set base_weight"):
