@@ -5,6 +5,7 @@ workers. With every batch, each worker sends the states of its random streams. T
 state of torch's generator at the start of the pass, they determine the rest of the pass.
 """
 
+import atexit
 import copy
 import multiprocessing
 import multiprocessing.context
@@ -32,6 +33,9 @@ from util.runtime.errors import DataError, UserError
 from util.runtime.parallel import end_with_main_process
 
 _STREAMS = "streams"
+# Python's exit kills the workers of a pass that an error ended, and torch would report that as a fault
+# of theirs. This runs before, because what was registered last runs first.
+atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
 
 
 def prepare_worker(_worker: int) -> None:

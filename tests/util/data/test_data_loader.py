@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from multiprocessing.resource_sharer import DupFd, stop
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 from torch.utils.data._utils.worker import ManagerWatchdog
 
+from tests.paths import ROOT
 from tests.processes import wait_for_end
 from util.data.data_loader import Loader, TrainLoader, prepare_worker
 from util.runtime.errors import UserError, exits_on_user_error
@@ -146,6 +149,24 @@ def test_a_worker_that_is_killed_is_one_line(capsys):
         exits_on_user_error(lambda: next(iter(Loader(Killed(), workers=1))))()
     message = capsys.readouterr().err
     assert "DataLoader worker" in message and "(out of memory?); lower workers" in message
+
+
+class Slow(Draws):
+    def __getitem__(self, index):
+        time.sleep(0.3)
+        return index
+
+
+def leave_a_pass_unfinished():
+    sys.modules["kept"] = batches = iter(Loader(Slow(), workers=4))
+    next(batches)
+    sys.exit(2)
+
+
+def test_an_exit_in_the_middle_of_a_pass_is_silent():
+    code = f"from {__name__} import leave_a_pass_unfinished; leave_a_pass_unfinished()"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
 class Signalled(Draws):
