@@ -303,6 +303,12 @@ def test_a_backbone_of_the_base_learner_that_does_not_learn_stays_in_eval_mode()
     assert net.train().backbone.training and not net.eval().backbone.training
 
 
+def test_the_ensemble_begins_as_the_meta_learner_alone():
+    ensemble = Ensemble(shot=1, kshot_trans_dim=None)
+    for merge in (ensemble.adjustment_merge, ensemble.background_merge):
+        assert merge.weight.flatten().tolist() == [1, 0]
+
+
 def test_linear_weights_of_supports_begin_as_equal_shares():
     weights = Ensemble(shot=4, kshot_trans_dim=0).shot_weights.weight
     assert weights.shape == (4, 4, 1, 1) and (weights == 0.25).all()
