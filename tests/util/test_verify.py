@@ -557,6 +557,8 @@ def test_a_full_disk_is_an_error(experiment, monkeypatch):
     (snapshot / "last.pth").write_bytes(b"0")
     assert experiment.rows()["disk"].status == OK
     # A base learner of its own, to be trained first, takes more.
+    (snapshot / "last.pth").unlink()
+    leave(needed)
     assert experiment.rows("base_weight", "none")["disk"].status == ERROR
     leave(0)
     assert exit_code(experiment.arguments()) == 1
