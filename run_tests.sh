@@ -3,7 +3,7 @@
 #     sh run_tests.sh [--quick | --oldest | --faults] [PYTEST ARGUMENT ...]
 # --quick runs what depends most on the versions of Python and the packages, in about three minutes: the
 # published model's numbers, settings, checkpoints, lists and episodes. -m "not slow" runs the quick tests
-# of everything, in one to two.
+# of everything, in about one.
 # --oldest runs the same as --quick with the oldest versions that the requirements allow, in the
 # environment .venv-oldest of Python 3.10; BASE=… in front names another Python.
 CDPATH='' cd -- "$(dirname -- "$0")" || exit 2

@@ -108,6 +108,7 @@ def backbones(monkeypatch):
     monkeypatch.setattr("model.backbone.BACKBONES", dict(backbone.BACKBONES))
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_examples_take_their_places(backbones, tmp_path, monkeypatch):
     page: dict = {}
     for block in blocks("docs/extend.md", "python"):

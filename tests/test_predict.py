@@ -321,6 +321,7 @@ def test_a_wrong_word_ends_with_one_line(run, place, words, message):
     assert re.search(message, line), line
 
 
+@pytest.mark.slow
 def test_wrong_weights_and_folders_end_with_one_line(run, place, tmp_path):
     (tmp_path / "labels").write_text("a file")
     code, _, err = run()
@@ -338,6 +339,7 @@ def test_wrong_weights_and_folders_end_with_one_line(run, place, tmp_path):
     assert code == 2 and "size 34: resnet18 takes 8·n + 1 and at least 33; the nearest is 33" in err
 
 
+@pytest.mark.slow
 def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "a_mask.png", "best.pth"):
@@ -347,6 +349,7 @@ def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
         assert code == 0 and "1 of 1 pictures" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

@@ -238,6 +238,7 @@ def test_weights_come_from_the_hub(seg, tmp_path, hub):
     assert (again.size, again.backbone, again.weights) == (SIZE, "resnet18", seg.weights)
 
 
+@pytest.mark.slow
 def test_a_backbone_whose_licence_forbids_sharing_is_saved_by_reference(tmp_path, hub, monkeypatch):
     entry = find_backbone("timm:test_vit")._replace(licence="dinov3-license")
     monkeypatch.setattr("util.checkpoints.trained.find_backbone", lambda name: entry)

@@ -69,6 +69,7 @@ def test_samples_encoded_alone_make_up_a_batch(net, episode, expected):
     assert_same(net.segment(stack_queries(queries), stack_supports(supports), SIZE), expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_batch_splits_into_samples_that_need_no_more_than_alone(net, episode, expected):
     query, support, mask = episode

@@ -158,6 +158,7 @@ def test_subclasses_that_do_more_are_not_folded():
     torch.testing.assert_close(copied(IMAGES.float()), module(IMAGES.float()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_under", [torch.inference_mode, torch.no_grad])
 def test_a_model_built_under_inference_mode_runs_and_notices_new_weights(run_under):
     episode = (IMAGES[:1].float(), IMAGES[None, 1:2].float(), torch.ones(1, 1, 57, 81).long())

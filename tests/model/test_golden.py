@@ -5,6 +5,7 @@ import pytest
 from tests.golden import FILES, check_outputs, check_training_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_outputs_in_eval_mode(name):
     check_outputs(name)

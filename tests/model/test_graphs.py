@@ -12,6 +12,7 @@ def named(part, **tensors):
     return dict(zip(part.outputs, part(*(tensors[name] for name in part.inputs)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shot", [1, 2])  # as other than in training, and as there
 @torch.no_grad()
 def test_parts_compute_what_the_reference_computes(shot):

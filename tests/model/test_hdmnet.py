@@ -240,6 +240,7 @@ def test_the_own_class_is_left_out_of_the_base_map(net, batch):
     assert (known > without).all()
 
 
+@pytest.mark.slow
 def test_equal_supports_weigh_like_one_when_scaled_to_the_shot_of_training(batch):
     torch.manual_seed(0)
     single = build_hdmnet("resnet18", 5, shot=1).eval()

@@ -40,6 +40,7 @@ def step(checkpoint_activations, fix_bn=True):
     return net, {n: p.grad for n, p in net.named_parameters() if p.grad is not None}, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fix_bn", [True, False])
 def test_computing_activations_again_keeps_less_and_gives_the_same_gradients(fix_bn):
     plain_net, plain, plain_size = step(False, fix_bn)

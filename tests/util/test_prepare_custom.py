@@ -755,6 +755,7 @@ def test_from_a_clone_to_a_training_from_public_weights(tmp_path):
     assert row.split()[2:4] == ["1/100", "1/100"], said + row
 
 
+@pytest.mark.slow
 def test_the_command_starts_without_torch():
     """It takes most of the time that a small dataset needs."""
     code = "import sys, util.prepare_custom; sys.exit('torch' in sys.modules)"

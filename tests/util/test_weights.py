@@ -310,6 +310,7 @@ def test_foreign_files_are_refused(state, message, capsys):
     assert not Path("initmodel").exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_backbone_goes_to_its_run(capsys):
     state = light_state(lambda: build_hdmnet("timm:test_vit", 0))
     save("last.pth", state, backbone="timm:test_vit", base_classes=list(range(1, 16)))

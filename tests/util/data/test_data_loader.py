@@ -144,6 +144,7 @@ def test_errors_of_workers_are_one_line():
         next(iter(Loader(Broken(), workers=1)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_one_line(capsys):
     with pytest.raises(SystemExit):
         exits_on_user_error(lambda: next(iter(Loader(Killed(), workers=1))))()
@@ -163,6 +164,7 @@ def leave_a_pass_unfinished():
     sys.exit(2)
 
 
+@pytest.mark.slow
 def test_an_exit_in_the_middle_of_a_pass_is_silent():
     code = f"from {__name__} import leave_a_pass_unfinished; leave_a_pass_unfinished()"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -177,6 +179,7 @@ class Signalled(Draws):
         return index
 
 
+@pytest.mark.slow
 def test_workers_outlive_the_signal_that_stops_a_training():
     loader = Loader(Signalled(), batch_size=23, workers=1)
     assert len(list(loader)) == 1

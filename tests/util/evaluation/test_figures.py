@@ -96,6 +96,7 @@ def test_captions_tell_the_size_of_maps_and_a_prediction_that_misses():
     assert picture()._field_defaults == {"title": "", "correlations": ()}
 
 
+@pytest.mark.slow
 def test_a_map_lies_over_the_grey_query():
     episode = picture(correlations=[np.zeros((2, 3), np.float32)])
     episode.query[...] = (30, 60, 120)

@@ -84,6 +84,7 @@ def test_the_number_of_base_classes_is_that_of_the_checkpoint(write, published):
 
 
 # As many base classes as the fold that is tested, and one of two stages.
+@pytest.mark.slow
 @pytest.mark.parametrize("base_classes", [range(1, 16), BASE_CLASSES, ()])
 def test_weights_of_another_dataset_are_tested_as_they_are(write, base_classes):
     details = {"data_set": "pascal", "base_classes": [*range(1, 16)]}
@@ -106,6 +107,7 @@ def test_weights_of_other_training_images_are_noted(rule, write):
     assert loaded.notes == [f"The weights were trained with mixed_images {rule}."]
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(write, tmp_path):
     net, _ = write(1)
     path = tmp_path / "base.pth"

@@ -184,6 +184,7 @@ def plain(tmp_path_factory):
     return folder, Training(folder).run()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_which_settings_are_others(tmp_path):
     assert Training(tmp_path).stop_at(3) == STOPPED
     other = {"base_lr": 0.5, "train_h": 105, "train_w": 105, "test_num": 7, "resume": "last.pth"}
@@ -220,6 +221,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(workers, at, whole, tmp_path)
     assert cut.validated + again.validated == uninterrupted.validated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fails_at", "position"), [(4, (0, 3)), (6, (1, 0))])
 def test_an_exception_loses_what_came_after_the_last_checkpoint(
     fails_at, position, plain, tmp_path
@@ -238,6 +240,7 @@ def test_an_exception_loses_what_came_after_the_last_checkpoint(
     assert same(again.run(), plain[1])
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_is_removed_or_passed_over(plain):
     folder, _ = plain
     assert {path.name for path in (folder / "snapshot").iterdir()} == {
@@ -458,6 +461,7 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "log.txt").exists()
 
 
+@pytest.mark.slow
 def test_reports_are_lines_and_json(plain):
     folder, _ = plain
     log = (folder / "log.txt").read_text()
