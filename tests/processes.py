@@ -131,6 +131,9 @@ class _Rank:
         self._process = fork.Process(target=_rank, args=(words, environment))
         self._process.start()
         self.pid = self._process.pid
+        # torchrun ends the group of a process, which is there a moment after the process.
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
 
     def poll(self):
         return self._process.exitcode
