@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from model import build_hdmnet, hdmnet_loss
 from tests.deterministic import episode, tensor_for
+from tests.model.random_nets import without_dropout
 from tests.paths import DATA
 from util.checkpoints.published_names import from_published, to_published
 from util.training.schedule import hdmnet_optimizer, poly_rate, set_rate
@@ -98,10 +98,7 @@ def check_training_steps(name, device="cpu", slack=1):
     `slack` is that of `check_outputs`.
     """
     numbers, _, net, batch = _golden(name, device)
-    net.train()
-    for module in net.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout2d):
-            module.p = 0.0
+    without_dropout(net).train()
     optimizer = hdmnet_optimizer(net, 1e-4)
 
     for step in range(3):

@@ -32,15 +32,19 @@ multiprocessing.set_forkserver_preload([*COMMANDS, *LATER])
 NO_PROCESS = 2**22 + 1  # beyond the largest process id of Linux
 
 
+def free_port():
+    """A port of this machine that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def spawn_two(function, *arguments):
     """Run function(processes, *arguments) in two processes on the CPU, joined as by torchrun.
 
     Raises what one of them raises.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = 2, port, function, arguments
+    arguments = 2, free_port(), function, arguments
     mp.start_processes(_run, arguments, nprocs=2, start_method=_ready_to_start())
 
 

@@ -88,6 +88,11 @@ def save_best(snapshot: Path, epoch: int, miou: float, content: dict[str, Any]) 
     return path
 
 
+def own_checkpoints(snapshot: Path) -> list[Path]:
+    """Return the checkpoints in a snapshot folder that its run continues from, the newest first."""
+    return [path for path in (snapshot / LAST, snapshot / PREVIOUS) if path.exists()]
+
+
 def remove_leftovers(snapshot: Path) -> None:
     """Remove what processes that were killed during a save left in a snapshot folder.
 

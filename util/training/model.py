@@ -5,7 +5,7 @@ import logging
 from model import HDMNet, build_hdmnet
 from model.backbone import Backbone, find_backbone
 from util.checkpoints.io import is_shot_weight, load_backbone, load_weights, read_checkpoint
-from util.checkpoints.run_files import LAST, PREVIOUS, BaseLearner, RunFiles
+from util.checkpoints.run_files import BaseLearner, RunFiles, own_checkpoints
 from util.config import Config
 from util.data.loaders import config_fold, learner_classes
 from util.pretrained.kinds import BASE, Contents, recognise, require_fit, require_start
@@ -91,8 +91,7 @@ def _continues(cfg: Config) -> bool:
     """Tell whether stage 2 continues from a checkpoint, which holds its base learner."""
     if cfg.resume != "auto":
         return cfg.resume != "none"
-    snapshot = RunFiles(cfg).snapshot
-    return any((snapshot / name).exists() for name in (LAST, PREVIOUS))
+    return bool(own_checkpoints(RunFiles(cfg).snapshot))
 
 
 def needs_base_learner(cfg: Config) -> bool:

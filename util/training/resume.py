@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from util.checkpoints.io import check_classes, load_weights, read_checkpoint, save_checkpoint
-from util.checkpoints.run_files import LAST, PREVIOUS, find_best
+from util.checkpoints.run_files import LAST, PREVIOUS, find_best, own_checkpoints
 from util.runtime.distributed import Processes
 from util.runtime.errors import UserError
 
@@ -122,7 +122,7 @@ def find_saved(
 
 def _find(setting: str, snapshot: Path, logger: logging.Logger) -> Saved | None:
     """Return the checkpoint that this process finds."""
-    own = [path for path in (snapshot / LAST, snapshot / PREVIOUS) if path.exists()]
+    own = own_checkpoints(snapshot)
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if setting == "auto" or (restarted and own):
         return _newest_whole(own, logger) if own else None

@@ -5,7 +5,6 @@ equally many that are not ignored: the episodes here do.
 """
 
 import datetime
-import socket
 import sys
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch.distributed as dist
 
 from model import build_hdmnet, hdmnet_loss
 from tests.golden import golden_episode
-from tests.processes import spawn_two
+from tests.model.random_nets import without_dropout
+from tests.processes import free_port, spawn_two
 from util.runtime import distributed as distributed_module
 from util.runtime.distributed import Processes, _is_lost_connection, start_processes
 from util.runtime.errors import UserError
@@ -27,10 +27,7 @@ CONFIG = {"size": 65, "shot": 1, "batch": 2, "base_classes": 5, "seed": 3, "empt
 def gradients(processes):
     """Gradients of one training step, each process on its share of the batch."""
     torch.manual_seed(0)
-    net = build_hdmnet("resnet18", 5).to(processes.device).train()
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
-            module.p = 0.0
+    net = without_dropout(build_hdmnet("resnet18", 5)).to(processes.device).train()
     wrapped = distributed(net, processes)
     batch = golden_episode(CONFIG)
     share = {key: value[processes.rank :: processes.world_size] for key, value in batch.items()}
@@ -142,10 +139,7 @@ def test_variables_left_from_another_command_are_named(place, values, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monkeypatch, capsys):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place(**COMPLETE | {"RANK": rank, "MASTER_PORT": port})
+    place(**COMPLETE | {"RANK": rank, "MASTER_PORT": str(free_port())})
     monkeypatch.setattr(distributed_module, "START_TIMEOUT", datetime.timedelta(seconds=2))
     message = r"cannot meet the other processes at 127\.0\.0\.1:\d+ \(.*imed out.*\); to run one"
     with (
