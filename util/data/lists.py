@@ -76,8 +76,6 @@ def load_lists(
     part: str,
     cache_dir: str,
     min_pixels: int = 2048,
-    workers: int | None = None,
-    progress: bool = True,
     mixed_images: str = "drop",
     min_cells: int = 0,
     grid: Grid | None = None,
@@ -96,8 +94,6 @@ def load_lists(
         part: "train", "val" or "test".
         cache_dir: The folder in which the scan of the masks is cached.
         min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
-        workers: Processes of the scan; None is all cores.
-        progress: Whether to show a progress bar.
         mixed_images: "drop" leaves out training images that also show a held-out class.
         min_cells: A class counts in an image if it also covers so many cells of `grid`.
         grid: The network's grid; needed where `min_cells` is not 0.
@@ -107,8 +103,9 @@ def load_lists(
         UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
     entries = read_entries(data_root, list_file, form)
-    place = (data_root, list_file, entries, cache_dir, workers, progress)
-    counts = counting_sizes(*place, min_cells, grid)
+    counts = counting_sizes(
+        data_root, list_file, entries, cache_dir, min_cells=min_cells, grid=grid
+    )
     check_classes(counts, list_file)
     lists = filter_entries(entries, counts, fold, part, min_pixels, mixed_images, data_root)
     check_any(lists, fold, part, min_pixels, list_file, mixed_images, min_cells)
@@ -121,7 +118,6 @@ def counting_sizes(
     entries: Sequence[Entry],
     cache_dir: str,
     workers: int | None = None,
-    progress: bool = True,
     min_cells: int = 0,
     grid: Grid | None = None,
     known: Mapping[str, Counts] | None = None,
@@ -130,7 +126,7 @@ def counting_sizes(
 
     The arguments are those of `load_counts` and `load_lists`.
     """
-    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    place = (data_root, list_file, entries, cache_dir, workers)
     counts = load_counts(*place, known=known)
     if not min_cells:
         return counts

@@ -41,7 +41,7 @@ def build_train_loader(
     Raises:
         UserError: There are too few images.
     """
-    dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
+    dataset = build_episodes(cfg, "train", testing=False)
     batch_size, grad_accum = batches or (cfg.batch_size, cfg.grad_accum)
     _, list_file = data_paths(cfg, "train")
     check_batch(list_file, len(dataset), batch_size, world_size, grad_accum)
@@ -55,7 +55,7 @@ def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
 
 @errors_as(DataError)
 def build_episodes(
-    cfg: Config, part: str, testing: bool, progress: bool = True, list_part: str | None = None
+    cfg: Config, part: str, testing: bool, list_part: str | None = None
 ) -> EpisodeDataset:
     """Return the episodes of a part.
 
@@ -65,7 +65,6 @@ def build_episodes(
             classes is fixed, those of this part).
         testing: Whether to use the transform of the test and to add labels at the original size;
             else the random transforms of training are used.
-        progress: Whether to show a progress bar if masks have to be scanned.
         list_part: The part whose list of images is used; None is `part`, or "val" for "test".
 
     Raises:
@@ -82,7 +81,6 @@ def build_episodes(
         part,
         cfg.list_dir,
         cfg.min_pixels,
-        progress=progress,
         mixed_images=cfg.mixed_images,
         min_cells=cfg.min_cells,
         grid=training_grid(cfg) if cfg.min_cells else None,

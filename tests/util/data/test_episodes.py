@@ -192,7 +192,7 @@ def test_stored_base_labels_give_the_same_episodes(part, build, tiny_voc, tiny_l
     computed = build(part, 2, 1)
     folder = base_label_dir(str(tmp_path), part, 2)
     fold, lists = tiny_lists(part, 2)
-    write_base_labels(str(tiny_voc), lists.entries, fold, folder, progress=False)
+    write_base_labels(str(tiny_voc), lists.entries, fold, folder)
     stored = build(part, 2, 1, folder)
     keys = ("base_mask", "base_label") if part == "val" else ("base_mask",)
     for index in range(0, len(computed), 10):

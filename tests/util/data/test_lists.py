@@ -49,7 +49,7 @@ def masks_read(monkeypatch):
 
 def load(root, list_file, part="train", fold=FOLD, min_pixels=100, **rules):
     cache = str(root / "lists")
-    return load_lists(str(root), list_file, fold, part, cache, min_pixels, progress=False, **rules)
+    return load_lists(str(root), list_file, fold, part, cache, min_pixels, **rules)
 
 
 @pytest.mark.parametrize("key", GOLDEN)

@@ -53,8 +53,8 @@ def test_val_loader_gives_the_published_episodes(make_config, shot):
 
 
 def test_episodes_of_both_parts_know_their_classes(make_config):
-    train = build_episodes(make_config(split=1), "train", testing=False, progress=False)
-    val = build_episodes(make_config(split=1), "val", testing=True, progress=False)
+    train = build_episodes(make_config(split=1), "train", testing=False)
+    val = build_episodes(make_config(split=1), "val", testing=True)
     assert val.classes == (6, 7, 8, 9, 10) and len(train.classes) == 15
     assert train.base_classes == val.base_classes == train.classes
 

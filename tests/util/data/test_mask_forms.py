@@ -98,9 +98,9 @@ def test_queries_keep_class_ids_of_16_bits_at_either_size(wide, resized):
 def test_values_beyond_the_classes_are_named_with_what_is_ignored(wide):
     place = (str(wide), str(wide / "list.txt"), fold_classes(299, "seen", 0), "val", str(wide))
     with pytest.raises(UserError, match=r"1\.png holds the value 300; .*1\.\.299, .*65535 is ign"):
-        load_lists(*place, progress=False, form=MaskForm(299))
+        load_lists(*place, form=MaskForm(299))
     with pytest.raises(UserError, match=r"holds the value 300; class ids are 0\.\.255"):
-        load_lists(*place, progress=False)
+        load_lists(*place)
     check_labels(np.array([[255, 65535]], np.uint16), 299, "")
 
 

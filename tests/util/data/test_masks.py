@@ -276,10 +276,10 @@ def test_training_reads_palettes_and_turned_pairs_without_preparation(tmp_path):
     entries = read_entries(str(tmp_path), list_file)
     (tmp_path / entries[0][1]).write_bytes(encode(IDS, "PNG", VOC))
     (tmp_path / entries[1][0]).write_bytes(encode(NOISE, "JPEG", exif=exif(6)))
-    counts = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"), progress=False)
+    counts = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"))
     assert counts == [{1: 8 * 60, 2: 20 * 30}] * 2
     fold, folder = Fold(base=(2,), novel=(1,)), str(tmp_path / "base")
-    write_base_labels(str(tmp_path), entries, fold, folder, progress=False)
+    write_base_labels(str(tmp_path), entries, fold, folder)
     stored, computed = BaseLabels(fold, entries, folder), BaseLabels(fold, entries)
     for entry, expected in zip(entries, (IDS, turn(IDS, 6)), strict=True):
         image, mask = read_pair(str(tmp_path), entry)
