@@ -34,7 +34,7 @@ Step = Callable[[RandomStream, np.ndarray, Labels], Arrays]  # one step of a tra
 
 
 class Compose:
-    """The steps of a transform in order, followed by `to_tensors`.
+    """The steps of a transform in order; then the image is normalised.
 
     Args:
         steps: The steps.
@@ -63,7 +63,8 @@ class Compose:
         transformed = list(labels)
         for step in self.steps:
             image, transformed = step(cast(RandomStream, rng), image, transformed)
-        return to_tensors(image, transformed, out)
+        tensors = (torch.from_numpy(np.ascontiguousarray(label)) for label in transformed)
+        return normalise(image, out), *tensors
 
 
 class EvalTransform(Compose):
@@ -71,17 +72,23 @@ class EvalTransform(Compose):
 
     Args:
         size: Height and width of the result.
-        resized: Whether images are resized to `size`; else `FitInside` keeps their aspect.
+        resized: Whether images are resized to `size`; else `fit_inside` keeps their aspect.
         padding_label: Label of the padding.
+
+    Raises:
+        ValueError: The size is not square, but `resized` is False.
     """
 
     def __init__(self, size: Size, resized: bool = True, padding_label: int = 255):
-        self._fit = None if resized else FitInside(size, padding_label)
-        super().__init__([self._fit or partial(resize, size)], size)
+        if not resized and size[0] != size[1]:
+            raise ValueError(f"the canvas has to be square, got {size}")
+        self.resized = resized
+        step = partial(resize, size) if resized else partial(fit_inside, size, padding_label)
+        super().__init__([step], size)
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width fills of the result."""
-        return self._fit.fitted_size(height, width) if self._fit else self.size
+        return self.size if self.resized else fitted_size(self.size, height, width)
 
 
 def train_transform(size: Size, scale: Range, rotate: Range, padding_label: int = 255) -> Compose:
@@ -183,45 +190,37 @@ def resize(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> 
     )
 
 
-class FitInside:
+def fit_inside(
+    size: Size, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
+) -> Arrays:
     """Shrink an image whose longer side exceeds the canvas, keep a smaller one, pad the rest.
 
-    The longer side becomes the canvas side, the other keeps the aspect, both are then cut to
-    multiples of 8; pasted top-left on a canvas (h, w), h = w, of zeros and, in labels,
-    `padding_label`. Sides never fall below 8 pixels.
+    The image, of `fitted_size`, is pasted top-left on a canvas `size` (h, w), h = w, of zeros and, in
+    labels, `padding_label`.
     """
+    image, labels = resize(fitted_size(size, *image.shape[:2]), rng, image, labels)
 
-    def __init__(self, size: Size, padding_label: int = 255):
-        if size[0] != size[1]:
-            raise ValueError(f"the canvas has to be square, got {size}")
-        self.size, self.padding_label = size, padding_label
-
-    def __call__(self, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
-        image, labels = resize(self.fitted_size(*image.shape[:2]), rng, image, labels)
-        # Class ids of 16 bits are ignored at their highest value.
-        fills = [self.padding_label if one.itemsize == 1 else 65535 for one in labels]
-        return self._paste(image, 0), [*map(self._paste, labels, fills)]
-
-    def fitted_size(self, height: int, width: int) -> Size:
-        """Return the (h, w) that an image of height × width takes on the canvas."""
-        longer, canvas = max(height, width), self.size[0]
-        if longer <= canvas:
-            return height, width
-        height, width = (
-            max(8, (canvas if side == longer else int(side * (canvas / longer))) // 8 * 8)
-            for side in (height, width)
-        )
-        return height, width
-
-    def _paste(self, array: np.ndarray, fill: int) -> np.ndarray:
-        canvas = np.full((*self.size, *array.shape[2:]), fill, array.dtype)
+    def pasted(array: np.ndarray, fill: int) -> np.ndarray:
+        canvas = np.full((*size, *array.shape[2:]), fill, array.dtype)
         canvas[: array.shape[0], : array.shape[1]] = array
         return canvas
 
+    # Class ids of 16 bits are ignored at their highest value.
+    fills = [padding_label if label.itemsize == 1 else 65535 for label in labels]
+    return pasted(image, 0), [*map(pasted, labels, fills)]
 
-def to_tensors(
-    image: np.ndarray, labels: Iterable[np.ndarray], out: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Normalise the image and turn all arrays into tensors; see `Compose.__call__`."""
-    tensors = (torch.from_numpy(np.ascontiguousarray(label)) for label in labels)
-    return normalise(image, out), *tensors
+
+def fitted_size(size: Size, height: int, width: int) -> Size:
+    """Return the (h, w) that an image of height × width takes on the canvas of `fit_inside`.
+
+    The longer side becomes the canvas side, the other keeps the aspect, both are then cut to multiples
+    of 8. Sides never fall below 8 pixels.
+    """
+    longer, canvas = max(height, width), size[0]
+    if longer <= canvas:
+        return height, width
+    height, width = (
+        max(8, (canvas if side == longer else int(side * (canvas / longer))) // 8 * 8)
+        for side in (height, width)
+    )
+    return height, width

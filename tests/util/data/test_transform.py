@@ -7,15 +7,14 @@ import torch
 
 from model.preprocessing import MEAN, STD
 from util.data.transform import (
+    Compose,
     EvalTransform,
-    FitInside,
     base_train_transform,
     random_blur,
     random_crop,
     random_flip,
     random_rotate,
     random_scale,
-    to_tensors,
     train_transform,
 )
 
@@ -108,7 +107,7 @@ def test_the_module_random_is_a_stream(image):
 
 def test_normalisation():
     image = np.array([[MEAN, np.add(MEAN, STD)]], np.float32)
-    (tensor,) = to_tensors(image, [])
+    (tensor,) = Compose([], (1, 2))(None, image)
     np.testing.assert_allclose(tensor[:, 0, 0], 0, atol=1e-6)
     np.testing.assert_allclose(tensor[:, 0, 1], 1, atol=1e-6)
 
@@ -144,7 +143,7 @@ def test_base_train_transform_keeps_the_aspect(image, label):
     tensor, mask = base_train_transform((33, 33), (0.5, 1.5), (-10, 10))(rng, image, label)
     assert rng.numbers == []
     np.testing.assert_array_equal(mask, label[4:37, 5:38])
-    np.testing.assert_array_equal(tensor, to_tensors(image[4:37, 5:38], [])[0])
+    np.testing.assert_array_equal(tensor, Compose([], (33, 33))(None, image[4:37, 5:38])[0])
 
 
 def test_eval_transform_resizes_without_drawing(image, label):
@@ -167,7 +166,6 @@ def test_eval_transform_resizes_without_drawing(image, label):
     ],
 )
 def test_fitted_sizes(size, fitted):
-    assert FitInside((473, 473)).fitted_size(*size) == fitted
     assert EvalTransform((473, 473), resized=False).fitted_size(*size) == fitted
     assert EvalTransform((473, 473)).fitted_size(*size) == (473, 473)
 
@@ -178,7 +176,7 @@ def test_eval_transform_without_resizing_pastes_top_left(image, label):
     assert (mask[40:] == 255).all() and (mask[:, 60:] == 255).all()
     black = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(tensor[:, 64, 64], black)
-    np.testing.assert_array_equal(tensor[:, :40, :60], to_tensors(image, [])[0])
+    np.testing.assert_array_equal(tensor[:, :40, :60], Compose([], (40, 60))(None, image)[0])
     tensor, mask = EvalTransform((33, 33), resized=False)(None, image, label)
     assert tensor.shape == (3, 33, 33)
     # 60×40 → 33×22 → 32×16
