@@ -16,6 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from util.data.folds import LIST_PARTS
 from util.demo.scene import Hues, SceneObject, draw_scene
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
@@ -30,7 +31,6 @@ CLASS_NAMES = (
     *("checked_crown", "rimmed_cloud", "ringed_bell", "netted_boat", "rayed_flower"),
 )
 
-PARTS = ("train", "val")
 STAMP = "demo.json"
 _VERSION = 3  # raise it when the same seed would give other pictures
 _GROUP = 5
@@ -134,7 +134,7 @@ def write_demo(
     _claim_folder(out, {"version": _VERSION, **counts, "seed": seed, "size": size})
     texts = {"classes.txt": "".join(f"{name}\n" for name in CLASS_NAMES)}
     missing = []
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(LIST_PARTS):
         stems = [f"{part}_{index:04d}" for index in range(counts[part])]
         pairs = [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
         texts[f"{part}.txt"] = "".join(f"{image} {mask}\n" for image, mask in pairs)

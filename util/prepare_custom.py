@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeInt
 from util.config import Parser
 from util.config.fields import DataFields, MixedImages, Name, TrainFields
 from util.data.cells import Grid
-from util.data.folds import MAX_CLASSES, SEEN
+from util.data.folds import LIST_PARTS, MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
@@ -38,7 +38,6 @@ from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
     IMAGE_TYPES,
     MASK_FOLDER,
-    PARTS,
     VAL_SHARE,
     Pair,
     find_pairs,
@@ -237,9 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = Counter(note for _, notes in done for note in notes)
     lines += [*pair_summary(placed), *(f"{note}: {n:,}" for note, n in sorted(found.items()))]
     made = {pair.entry[1]: one.counts for pair, one in zip(pairs, placed, strict=True)}
-    entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
-    lines += [root.write_list(part, entries[part]) for part in PARTS]
-    list_files = {part: root.list_file(part) for part in PARTS}
+    entries = {part: [pair.entry for pair in parts[part]] for part in LIST_PARTS}
+    lines += [root.write_list(part, entries[part]) for part in LIST_PARTS]
+    list_files = {part: root.list_file(part) for part in LIST_PARTS}
     counts = {
         part: counting_sizes(
             *(out, path, entries[part], LIST_DIR, root.workers),

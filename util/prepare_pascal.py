@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from util.config import Parser
-from util.data.images import Entry
+from util.data.images import Entry, FilePath
 from util.preparation.masks import Placed, pair_summary, prepare_pair
 from util.preparation.pascal import download_pascal, sbd_mask, voc_mask
 from util.preparation.shared import (
     DataRoot,
-    FilePath,
     add_shared_options,
     count_line,
     require_files,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.util.prepare_files import contents
+from util.data.folds import LIST_PARTS
 from util.demo.background import TEXTURES
 from util.demo.scene import PATTERNS
 from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, silhouette
 from util.demo_data import (
     CLASS_NAMES,
-    PARTS,
     draw_picture,
     main,
     scene_classes,
@@ -39,7 +39,7 @@ def entries(folder, part):
 @pytest.mark.slow
 def test_layout(demo):
     names = {"train.txt", "val.txt", "classes.txt", "demo.json"}
-    for part, count in zip(PARTS, (TRAIN, VAL), strict=True):
+    for part, count in zip(LIST_PARTS, (TRAIN, VAL), strict=True):
         pairs = entries(demo, part)
         assert len(pairs) == count
         for image_name, mask_name in pairs:
@@ -55,7 +55,7 @@ def test_layout(demo):
 
 def test_pictures_and_masks(demo):
     portraits = set()
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(LIST_PARTS):
         seen = set()
         for index, (image_name, mask_name) in enumerate(entries(demo, part)):
             image = cv2.imread(str(demo / image_name))

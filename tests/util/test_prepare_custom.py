@@ -673,11 +673,11 @@ def test_an_interrupted_run_says_that_it_goes_on(folder, capsys, monkeypatch):
     write_data(folder)
     calls = []
 
-    def interrupted(*arguments, place=util.preparation.custom_pairs.prepare_pair):
+    def interrupted(*arguments, place=util.preparation.custom_pairs.prepare_pair, **options):
         calls.append(arguments)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return place(*arguments)
+        return place(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(util.preparation.custom_pairs, "prepare_pair", interrupted)

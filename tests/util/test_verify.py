@@ -18,6 +18,7 @@ from util.checkpoints.run_files import RunFiles
 from util.checks import data, resources
 from util.checks.rows import ERROR, OK, WARNING, Row, table
 from util.config import load_config
+from util.data.folds import LIST_PARTS
 from util.data.loaders import build_base_data, build_episodes, build_train_loader
 from util.get_mulway_base_data import main as write_base_labels
 from util.pretrained.kinds import meta_hdmnet
@@ -25,7 +26,6 @@ from util.runtime.errors import DataError, exits_on_user_error
 from util.verify import main, verify
 
 CLASSES, IMAGES = 4, 3  # images of each class in each part
-PARTS = ("train", "val")
 
 
 class Experiment:
@@ -34,7 +34,7 @@ class Experiment:
     def __init__(self, folder):
         self.root = folder / "Bilder für uns"
         self.root.mkdir(parents=True)
-        for part in PARTS:
+        for part in LIST_PARTS:
             entries = [
                 self.pair(f"{part} ü {class_id} {number}", class_id)
                 for class_id in range(1, CLASSES + 1)

@@ -11,7 +11,7 @@ from functools import partial
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
-from util.data.folds import fold_classes, ignore_value, mask_type
+from util.data.folds import LIST_PARTS, fold_classes, ignore_value, mask_type
 from util.data.hsnet import draw_hsnet_runs
 from util.data.images import (
     Entry,
@@ -46,7 +46,6 @@ from util.runtime.parallel import run_parallel
 from util.training.model import needs_stage_1
 
 SAMPLE = 200  # pairs of a list that are read where not all are
-PARTS = ("train", "val")
 _PUBLISHED_COUNTS = {
     "pascal": {"train": SBD_COUNT + VOC_COUNT, "val": VAL_COUNT},
     "coco": COCO_COUNTS,
@@ -74,7 +73,7 @@ def data_rows(
         root = None
     else:
         yield Row(OK, "data_root", root)
-    for part in PARTS:
+    for part in LIST_PARTS:
         list_file = getattr(cfg, f"{part}_list")
         if not list_file or not os.path.isfile(list_file):
             found = f"there is no file {list_file}" if list_file else "is not set"
@@ -119,19 +118,13 @@ class _Part:
             return
         yield self._list_row(len(listed), problems)
 
-        exist = run_parallel(
-            partial(_exist, self.root), listed, self.workers, f"finding {part} files"
+        absent = run_parallel(
+            partial(_absent, self.root), listed, self.workers, f"finding {part} files"
         )
-        missing = tuple(
-            os.path.join(self.root, name)
-            for entry, both in zip(listed, exist, strict=True)
-            for name, there in zip(entry, both, strict=True)
-            if not there
-        )
-        if missing:
+        if missing := tuple(path for of_pair in absent for path in of_pair):
             found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
             yield Row(ERROR, f"{part} files", found, missing, self.remedy)
-        there = [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
+        there = [entry for entry, of_pair in zip(listed, absent, strict=True) if not of_pair]
         if not there:
             return
 
@@ -304,8 +297,9 @@ class _Part:
         return Row(OK, subject, found)
 
 
-def _exist(root: str, entry: Entry) -> list[bool]:
-    return [os.path.isfile(os.path.join(root, name)) for name in entry]
+def _absent(root: str, entry: Entry) -> list[str]:
+    paths = (os.path.join(root, name) for name in entry)
+    return [path for path in paths if not os.path.isfile(path)]
 
 
 def _pair_problems(root: str, entry: Entry) -> list[str]:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from util.data.folds import SEEN, Fold, count_folds, fold_classes
+from util.data.folds import LIST_PARTS, SEEN, Fold, count_folds, fold_classes
 from util.data.images import Entry
 from util.data.list_cache import Counts
 from util.data.lists import ImageLists, check_any, filter_entries, shortages
-from util.preparation.custom_pairs import PARTS
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
@@ -61,16 +60,16 @@ def report_lines(
     smallest = max(1, data["min_pixels"])
     enough = {
         part: [sum(pixels.get(key, 0) >= smallest for pixels in counts[part]) for key in classes]
-        for part in PARTS
+        for part in LIST_PARTS
     }
     rows = [
-        [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in PARTS)]
+        [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in LIST_PARTS)]
         for key in classes
     ]
     cells = f" on {data['min_cells']} cells or more" if data.get("min_cells") else ""
     title = f"images with {data['min_pixels']:,} pixels or more of a class{cells}:"
-    lines = ["", title, "", markdown_table(["", "class", *PARTS], rows, left=(1,))]
-    for part in PARTS:
+    lines = ["", title, "", markdown_table(["", "class", *LIST_PARTS], rows, left=(1,))]
+    for part in LIST_PARTS:
         without = [_name(data, key) for key in classes if not enough[part][key - 1]]
         if without:
             lines.append(f"warning: no image of {part} has so much of {', '.join(without)}")
@@ -78,7 +77,7 @@ def report_lines(
     rule = data.get("mixed_images", "drop")
     for split, fold in enumerate(_folds(data)):
         images, warnings = {}, []
-        for part in PARTS:
+        for part in LIST_PARTS:
             lists = entries[part], counts[part]
             found = filter_entries(*lists, fold, part, data["min_pixels"], rule)
             images[part] = len(found.entries)

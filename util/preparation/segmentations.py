@@ -14,11 +14,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from util.data.folds import IGNORE
-from util.data.images import check_labels, read_whole_image
+from util.data.images import FilePath, check_labels, read_whole_image
 from util.data.masks import MaskFile
 from util.preparation.masks import stack_regions
 from util.preparation.pascal import Colour, ids_of_colours
-from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
 # Pixels of the longest side of an annotated image: pycocotools counts pixels in 32 bits, and crashes

@@ -21,14 +21,13 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from util.config import given_values
-from util.data.images import Entry
+from util.data.images import Entry, FilePath
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
 from util.runtime.machine import require_writable
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
-FilePath = str | os.PathLike[str]
 P = ParamSpec("P")
 T = TypeVar("T")
 
