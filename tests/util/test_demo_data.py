@@ -143,13 +143,9 @@ def test_other_arguments_are_refused(demo, change):
     assert contents(demo) == before
 
 
-def test_foreign_folder_is_refused_and_untouched(tmp_path, capsys):
+def test_foreign_folder_is_refused_and_untouched(tmp_path, error_line):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stop:
-        main(["--out", str(tmp_path)])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "not empty" in error and error.count("\n") == 1
+    assert "not empty" in error_line(main, ["--out", str(tmp_path)])
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     with pytest.raises(UserError, match="is a file"):
         write_demo(tmp_path / "thesis.txt", 2, 1)

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.util.prepare_files import write_image
 from util.config import load_config
 from util.data.dataset import read_pair
 from util.data.folds import Fold, base_label_table, fold_classes
@@ -18,11 +18,6 @@ from util.runtime.errors import UserError
 SIZE = (40, 56)
 SIZES = ("train_h", "train_w", "val_size", "base_h", "base_w")
 OPTS = ["backbone", "resnet18", "workers", "0", *(word for key in SIZES for word in (key, "33"))]
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def region(top, left, height=16, width=20):
@@ -44,11 +39,11 @@ def wide(tmp_path):
     """Index masks of 300 classes; 65,535 is ignored, and 255 is a class."""
     lines = []
     for number in range(6):
-        write(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
+        write_image(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
         mask = np.zeros(SIZE, np.uint16)
         mask[region(2, 4)] = (255, 300)[number % 2]
         mask[region(22, 30)] = (7, 65535)[number % 2]
-        write(tmp_path / f"m/{number}.png", mask)
+        write_image(tmp_path / f"m/{number}.png", mask)
         lines.append(f"i/{number}.png m/{number}.png\n")
     (tmp_path / "list.txt").write_text("".join(lines))
     return tmp_path
@@ -59,11 +54,11 @@ def folders(tmp_path):
     """Images of a cat (class 2) and, in every second one, an ant (class 1) in front of it."""
     lines = []
     for number in range(6):
-        write(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
-        write(tmp_path / f"m/cat/{number}.png", region(2, 4) * np.uint8(255))
+        write_image(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
+        write_image(tmp_path / f"m/cat/{number}.png", region(2, 4) * np.uint8(255))
         lines.append(f"i/{number}.png m/cat/{number}.png\n")
         if number % 2:
-            write(tmp_path / f"m/ant/{number}.png", region(10, 14).astype(np.uint8))
+            write_image(tmp_path / f"m/ant/{number}.png", region(10, 14).astype(np.uint8))
             lines.append(f"i/{number}.png m/ant/{number}.png\n")
     (tmp_path / "list.txt").write_text("".join(lines))
     return tmp_path

@@ -118,11 +118,7 @@ def test_download_with_train_noval(download, tmp_path):
     assert download["calls"] == ["voc", "sbd", "noval", "voc"]
 
 
-def test_a_failed_download_is_one_line(download, tmp_path, capsys):
+def test_a_failed_download_is_one_line(download, tmp_path, error_line):
     download["error"] = OSError("<urlopen error no route to host>")
-    with pytest.raises(SystemExit) as stop:
-        run_with_download(tmp_path)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
+    error = error_line(run_with_download, tmp_path)
     assert error.startswith("error: the download failed (<urlopen error no route to host>): try")
-    assert error.count("\n") == 1
