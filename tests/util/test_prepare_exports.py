@@ -61,43 +61,29 @@ def fails(error_line):
     return partial(error_line, prepare)
 
 
-TOOLS = {
-    "write_cvat_coco": (
-        "COCO instances",
-        [
-            "warning: boxes without masks, left out: 1 of 9 annotations",
-        ],
-    ),
-    "write_roboflow": (
-        "COCO instances",
-        [
-            "no class, since it only groups others: things",
-            "val is what lies in the folders valid, val and test",
-        ],
-    ),
-    "write_label_studio": ("COCO instances", []),
-    "write_labelme": ("files of labelme", []),
-    "write_yolo": (
-        "YOLO segmentation labels",
-        ["images without objects, all background: 2"],
-    ),
-    "write_cvat_masks": ("coloured masks with labelmap.txt", []),
-}
-
-
-@pytest.mark.parametrize("tool", TOOLS)
-def test_the_export_of_a_tool_becomes_a_dataset(folder, capsys, tool):
-    names, images = getattr(export_files, tool)(folder / "export")
-    form, lines = TOOLS[tool]
+@pytest.mark.parametrize(
+    ("tool", "form", "line"),
+    [
+        ("cvat_coco", "COCO instances", "boxes without masks, left out: 1 of 9 annotations"),
+        ("roboflow", "COCO instances", "no class, since it only groups others: things"),
+        ("label_studio", "COCO instances", ""),
+        ("labelme", "files of labelme", ""),
+        ("yolo", "YOLO segmentation labels", "images without objects, all background: 2"),
+        ("cvat_masks", "coloured masks with labelmap.txt", ""),
+    ],
+)
+def test_the_export_of_a_tool_becomes_a_dataset(folder, capsys, tool, form, line):
+    names, images = getattr(export_files, f"write_{tool}")(folder / "export")
     (folder / "val.txt").write_text("".join(f"{names[number]}\n" for number in TEST))
-    options = [] if tool == "write_roboflow" else ["--val", "val.txt"]
+    options = [] if tool == "roboflow" else ["--val", "val.txt"]
     prepare(images, "export", *options)
     printed = capsys.readouterr().out
-    for line in (f"--masks is read as {form}; --format chooses another form", *lines):
-        assert line in printed
+    assert f"--masks is read as {form}; --format chooses another form" in printed
+    assert line in printed
+    assert ("val is what lies in the folders valid, val and test" in printed) == (not options)
     for number, name in names.items():
         mask = expected(number)
-        if tool == "write_cvat_masks" and number == 1:
+        if tool == "cvat_masks" and number == 1:
             mask[0] = 255
         np.testing.assert_array_equal(mask_of(name), mask)
     assert config().class_names == [*CLASSES]
@@ -105,7 +91,7 @@ def test_the_export_of_a_tool_becomes_a_dataset(folder, capsys, tool):
     made = {image for part in entries.values() for image, _ in part}
     others = {"images/images/train/empty.jpg", "images/images/train/without.jpg"}
     assert made - others == {f"images/{name}.jpg" for name in names.values()}
-    assert len(made) == COUNT + (2 if tool == "write_yolo" else 0)
+    assert len(made) == COUNT + (2 if tool == "yolo" else 0)
     assert {image for image, _ in entries["val"]} == {
         f"images/{names[number]}.jpg" for number in TEST
     }

@@ -156,17 +156,3 @@ def test_classes_of_each_part_are_a_fold():
     for wrong in ({"train": [1, 2]}, {"train": [1], "test": [1, 2]}, {"train": [1], "test": [3]}):
         with pytest.raises(UserError, match=r"train, val and test have to hold the classes 1\.\.2"):
             fold_classes(2, wrong, 0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("masks", "folders"), "folders needs class_names"),
-        (("num_classes", "300", "base_data_root", "x"), "needs index masks of at most 254 classes"),
-        (("folds", "{train: [1], test: [2, 3]}"), r"have to hold the classes 1\.\.2, each once"),
-        (("folds", "{train: [1], novel: [2]}"), "folds = .*: "),
-    ],
-)
-def test_settings_that_cannot_be_are_named(tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
-        config(tmp_path, "num_classes", "2", "folds", "seen", *settings)

@@ -115,6 +115,7 @@ def test_what_may_be_no_class_id_is_an_error(tmp_path, content, message):
         (encode(255 * OBJECT, "TIFF"), "white"),
         (encode(OBJECT.astype(np.uint16) * 4095), "white"),
         (encode(grays(*[255 * OBJECT] * 3), "BMP"), "white"),
+        (encode(grays(*[255 * OBJECT] * 3, WHITE[..., 0])), "white"),
         (encode(7 * OBJECT), "value"),
         (encode(grays(250 * OBJECT, 0 * OBJECT, 9 * OBJECT)), "value"),
         (encode(1 - OBJECT, "PNG", [255, 255, 255, 0, 0, 0]), "white"),
