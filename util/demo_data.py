@@ -10,8 +10,8 @@ An interrupted command continues where it stopped when it is given again.
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -85,22 +85,13 @@ def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarra
     return draw_scene(rng, objects, height, width)
 
 
-class _Task(NamedTuple):
-    """A picture to draw, see `draw_picture`, and where it is to be."""
-
-    seed: int
-    part: int
-    number: int
-    size: int
-    image: Path
-    mask: Path
-
-
-def _write_picture(task: _Task) -> None:
-    image, label = draw_picture(task.seed, task.part, task.number, task.size)
+def _write_picture(out: Path, seed: int, size: int, picture: tuple[int, int, str, str]) -> None:
+    """Draw a picture, given as part, index, and names of image and mask, into a folder."""
+    part, index, image_name, mask_name = picture
+    image, label = draw_picture(seed, part, index, size)
     jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
-    write_atomically(task.mask, cv2.imencode(".png", label)[1].tobytes())
-    write_atomically(task.image, jpeg.tobytes())
+    write_atomically(out / mask_name, cv2.imencode(".png", label)[1].tobytes())
+    write_atomically(out / image_name, jpeg.tobytes())
 
 
 def write_demo(
@@ -139,13 +130,14 @@ def write_demo(
         pairs = [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
         texts[f"{part}.txt"] = "".join(f"{image} {mask}\n" for image, mask in pairs)
         missing += [
-            _Task(seed, number, index, size, out / image, out / mask)
+            (number, index, image, mask)
             for index, (image, mask) in enumerate(pairs)
             if not ((out / image).exists() and (out / mask).exists())
         ]
     if not missing and all((out / name).exists() for name in texts):
         return False
-    run_parallel(_write_picture, missing, description="demo data", progress=False)
+    draw = partial(_write_picture, out, seed, size)
+    run_parallel(draw, missing, description="demo data", progress=False)
     for name, text in texts.items():
         write_atomically(out / name, text)
     return True

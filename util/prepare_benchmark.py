@@ -25,7 +25,6 @@ from util.data.folds import PARTS, SEEN
 from util.data.images import Entry, read_image
 from util.data.masks import HALF, UNREADABLE, MaskFile
 from util.preparation.custom_config import (
-    path_in_config,
     require_free_name,
     require_own_root,
     write_config,
@@ -284,8 +283,6 @@ def main(arguments: list[str] | None = None) -> None:
     tested = [entry for class_id, entry, _ in done if class_id >= first_tested]
     lines += [root.write_list("train", trained), root.write_list("val", tested)]
     data: dict[str, Any] = {
-        "data_root": path_in_config(options.out),
-        **{f"{part}_list": path_in_config(root.list_file(part)) for part in ("train", "val")},
         "num_classes": len(names),
         "class_names": names,
         **{"masks": "folders", "min_pixels": 1, "protocol": "hsnet"},
@@ -293,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if parts:
         data["folds"] = {part: [names.index(one) + 1 for one in parts[part]] for part in PARTS}
-    write_config(name, data, {"protocol": "the published one"}, "benchmark")
+    write_config(name, root, data, {"protocol": "the published one"}, "benchmark")
     config = f"--config config/{name}/{name}_split0_resnet50.yaml"
     lines.append(f"next: python -m util.verify {config}")
     lines += [f"then: sh train.sh split0 {name} 1"] if parts else []

@@ -29,7 +29,6 @@ from util.preparation.coco import CROWDS
 from util.preparation.custom_config import (
     divide,
     own_settings,
-    path_in_config,
     require_free_name,
     require_own_root,
     write_config,
@@ -252,8 +251,6 @@ def main(arguments: list[str] | None = None) -> None:
         [*parts["train"], *parts["val"]], [*counts["train"], *counts["val"]], class_names
     )
     data = {
-        "data_root": path_in_config(out),
-        **{f"{part}_list": path_in_config(path) for part, path in list_files.items()},
         "num_classes": num_classes,
         **({"class_names": class_names} if class_names else {}),
         **divide(num_classes, options.folds),
@@ -266,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         better, notes["mixed_images"] = choose_mixed_images(data, entries["train"], counts["train"])
         rule = data["mixed_images"] = options.mixed_images or better
         lines.append(f"held-out classes in training images: {rule} ({notes['mixed_images']})")
-    write_config(name, data, notes)
+    write_config(name, root, data, notes)
     lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")
 

@@ -10,6 +10,7 @@ import yaml
 
 from util.config import given_values
 from util.data.folds import SEEN, count_folds
+from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 from util.runtime.machine import require_writable
@@ -79,16 +80,23 @@ def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
 
 
 def write_config(
-    name: str, data: Mapping[str, Any], notes: Mapping[str, str], command: str = "custom"
+    name: str,
+    root: DataRoot,
+    data: Mapping[str, Any],
+    notes: Mapping[str, str],
+    command: str = "custom",
 ) -> None:
-    """Write the YAML files of the dataset `name` with the settings `data` and comments on some.
+    """Write the YAML files of the dataset `name` in `root`.
+
+    The settings are `data`; `notes` are comments on some.
 
     The description is written each time; the others, which the user may have edited, only where
     they are missing.
     """
     description, folder = _places(name)
     comments = {key: f"  # {note}" for key, note in notes.items()}
-    lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in data.items()]
+    settings = {key: _path_in_config(place) for key, place in root.places.items()} | {**data}
+    lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in settings.items()]
     header = f"{_header(command)}, again by each run: settings go into config/{name}/{name}.yaml."
     write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {
@@ -110,7 +118,7 @@ def own_settings(name: str) -> dict[str, Any]:
     return {key: one.value for key, one in given_values(path).items()} if path.is_file() else {}
 
 
-def path_in_config(path: str) -> str:
+def _path_in_config(path: str) -> str:
     """Return a path as the other descriptions give it: relative to the repository if within."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from util.config import given_values
+from util.data.folds import LIST_PARTS
 from util.data.images import Entry, FilePath
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
@@ -176,6 +177,12 @@ class DataRoot:
         """Return the path of the list of a part ("train" or "val")."""
         return os.path.join(self.lists, f"{part}.txt")
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The settings that say where a dataset is: its root and its lists."""
+        lists = {f"{part}_list": self.list_file(part) for part in LIST_PARTS}
+        return {"data_root": str(self.folder), **lists}
+
     def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
         """Write the list of a part ("train" or "val"), as `util.data.lists.read_entries` reads it.
 
@@ -214,14 +221,9 @@ class DataRoot:
             file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
         values = given_values(str(ROOT / file), chosen)
         settings: list[str] = []
-        for key, place in (
-            ("data_root", str(self.folder)),
-            ("train_list", self.list_file("train")),
-            ("val_list", self.list_file("val")),
-        ):
-            if key not in values or os.path.realpath(str(values[key].value)) != os.path.realpath(
-                place
-            ):
+        for key, place in self.places.items():
+            known = os.path.realpath(str(values[key].value)) if key in values else None
+            if known != os.path.realpath(place):
                 settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]
