@@ -24,11 +24,7 @@ from util.config import Parser
 from util.data.folds import PARTS, SEEN
 from util.data.images import Entry, read_image
 from util.data.masks import HALF, UNREADABLE, MaskFile
-from util.preparation.custom_config import (
-    require_free_name,
-    require_own_root,
-    write_config,
-)
+from util.preparation.custom_config import require_free_name, require_own_root, write_config
 from util.preparation.exports import files_under
 from util.preparation.masks import Placed, pair_summary, place_all, prepare_pair
 from util.preparation.shared import (

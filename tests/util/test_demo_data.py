@@ -12,14 +12,7 @@ from util.data.folds import LIST_PARTS
 from util.demo.background import TEXTURES
 from util.demo.scene import PATTERNS
 from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, silhouette
-from util.demo_data import (
-    CLASS_NAMES,
-    draw_picture,
-    main,
-    scene_classes,
-    usual_hues,
-    write_demo,
-)
+from util.demo_data import CLASS_NAMES, draw_picture, main, scene_classes, usual_hues, write_demo
 from util.runtime.errors import UserError
 
 TRAIN, VAL = 30, 20

@@ -102,10 +102,7 @@ def set_in(path, value):
         ([], r"no COCO instances file \(file: should be an object"),
         ({"images": [], "annotations": []}, r"\(categories: it is missing\)"),
         (set_in(["images", 1], 3), r"\(images\.1: should be an object"),
-        (
-            set_in(["images", 1, "height"], 48.5),
-            r"images\.1\.height: should be a whole number",
-        ),
+        (set_in(["images", 1, "height"], 48.5), r"images\.1\.height: should be a whole number"),
         (set_in(["images", 1, "width"], -1), r"images\.1\.width: should be above 0"),
         (set_in(["images", 1, "id"], 9), "two images, or two categories, have the same id"),
         (set_in(["images", 1, "file_name"], "../x.jpg"), r"\.\./x\.jpg lies outside"),

@@ -278,15 +278,9 @@ def spoiled(**values):
         (of_images(height=96), "p0.jpg is 60×48 pixels but its mask 60×96"),
         (spoiled(category_id=5), "annotation 1 names image 1 and category 5, which the file does"),
         (spoiled(segmentation="text"), "p1.jpg: annotation 1: its segmentation is neither"),
-        (
-            spoiled(segmentation=runs(1) | {"counts": [5]}),
-            "its runs do not add up to 48×60",
-        ),
+        (spoiled(segmentation=runs(1) | {"counts": [5]}), "its runs do not add up to 48×60"),
         (renamed("q{}.jpg"), "no image of a.json is in pics, such as q0.jpg, q1.jpg, q2.jpg, …"),
-        (
-            lambda content: content.update(images=[], annotations=[]),
-            "a.json names no image: export",
-        ),
+        (lambda content: content.update(images=[], annotations=[]), "a.json names no image"),
         (lambda content: content.pop("categories"), "categories: it is missing"),
         (lambda content: content["images"].append(content["images"][0]), "have the same id"),
     ],
@@ -340,11 +334,7 @@ def text(content):
     ("name", "write", "message"),
     [
         ("a.json", lambda path: None, "a.json does not exist"),
-        (
-            "a.json",
-            text('{"images": [], "annotations": [{"id"'),
-            "a.json is no COCO instances file",
-        ),
+        ("a.json", text('{"images": [], "annotations": [{"id"'), "is no COCO instances file"),
         ("a.json", text('{"images": ['), "a.json is damaged, packed, or of another form: give a"),
         ("a.json", text("[]"), "a.json is damaged, packed, or of another form"),
         ("a.zip", text(""), "a.zip is damaged, packed, or of another form"),
@@ -440,10 +430,7 @@ def test_labels_of_labelme_for_the_background_and_what_is_ignored(folder, capsys
     ("content", "message"),
     [
         ('{"shapes": [], "imagePath"', "p0.json is no file of labelme (JSONDecodeError("),
-        (
-            labelme([labelme_shape(0, "star")]),
-            "p0.json: p0.jpg: annotation 1: the shape star is not known",
-        ),
+        (labelme([labelme_shape(0, "star")]), "p0.jpg: annotation 1: the shape star is not known"),
         (labelme([labelme_shape(0, "circle", [[1, 1]])]), "a circle has 2 points or more, not 1"),
         (labelme([{"points": []}]), "p0.json is no file of labelme (KeyError('label'))"),
         (labelme([labelme_shape(0, "mask", mask="QUJD")]), "annotation 1: its mask is no image"),

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from util.config.fields import (
-    SIZES,
-    BaseFields,
-    DataFields,
-    MethodFields,
-    TestFields,
-    TrainFields,
-)
+from util.config.fields import SIZES, BaseFields, DataFields, MethodFields, TestFields, TrainFields
 from util.data.folds import MAX_CLASSES, SEEN, Folds, count_folds, fold_classes
 from util.runtime.errors import UserError
 

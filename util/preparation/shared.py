@@ -21,7 +21,6 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from util.config import given_values
-from util.data.folds import LIST_PARTS
 from util.data.images import Entry, FilePath
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
@@ -180,8 +179,11 @@ class DataRoot:
     @property
     def places(self) -> dict[str, str]:
         """The settings that say where a dataset is: its root and its lists."""
-        lists = {f"{part}_list": self.list_file(part) for part in LIST_PARTS}
-        return {"data_root": str(self.folder), **lists}
+        return {
+            "data_root": str(self.folder),
+            "train_list": self.list_file("train"),
+            "val_list": self.list_file("val"),
+        }
 
     def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
         """Write the list of a part ("train" or "val"), as `util.data.lists.read_entries` reads it.

@@ -418,11 +418,8 @@ def parsed(*words):
 @pytest.mark.parametrize(
     ("words", "opts", "viz"),
     [
-        (
-            "--opts rotate_min -10 shot=5 --viz --opts split 1",
-            "rotate_min -10 shot=5 split 1",
-            True,
-        ),
+        ("--opts scale_max 1 shot=5 --viz --opts split 1", "scale_max 1 shot=5 split 1", True),
+        ("--opts rotate_min -10", "rotate_min -10", False),
         ("--opts", "", False),
         ("--opts shot 5 --viz split=1 epochs 2", "shot 5 split=1 epochs 2", True),
     ],

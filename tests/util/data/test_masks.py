@@ -89,10 +89,7 @@ def test_class_ids_are_read_in_every_exact_form(tmp_path, content, kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            encode(NOISE),
-            "holds colours, and nothing says which colour is which class: add a labelmap",
-        ),
+        (encode(NOISE), "holds colours, and nothing says which colour is which class: add a"),
         (encode(OBJECT.astype(np.uint16) * 300), "holds the value 300; class ids are 0..255"),
         (encode(OBJECT.astype(np.float32) / 2, "TIFF"), "holds the value 0.5; class ids are"),
         (encode(255 * OBJECT, "JPEG"), "is a JPEG or lossy WebP, whose values are not exact"),

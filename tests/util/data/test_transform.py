@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.preprocessing import MEAN, STD
+from tests.util.data.scripted import Scripted
 from util.data.transform import (
     Compose,
     EvalTransform,
@@ -17,21 +18,6 @@ from util.data.transform import (
     random_scale,
     train_transform,
 )
-
-
-class Scripted:
-    """A stream of given numbers, which records what was asked of it."""
-
-    def __init__(self, *numbers):
-        self.numbers, self.asked = list(numbers), []
-
-    def random(self):
-        self.asked.append("random")
-        return self.numbers.pop(0)
-
-    def randint(self, low, high):
-        self.asked.append((low, high))
-        return self.numbers.pop(0)
 
 
 @pytest.fixture
