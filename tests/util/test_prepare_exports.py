@@ -45,6 +45,18 @@ def prepare(images, masks, *options):
     main([*words, "--workers", "1", "--min_pixels", "1", "--folds", "seen", *options])
 
 
+def prepare_coco(content, *options):
+    """The tool with a COCO file of this content, and the pictures beside it."""
+    write_json(Path("a.json"), content)
+    prepare("pics", "a.json", *options)
+
+
+@pytest.fixture
+def folder(folder):
+    write_pictures(folder / "pics")
+    return folder
+
+
 def config():
     return load_config(
         "config/mine/mine_split0_resnet50.yaml", ["batch_size", "1", "base_batch_size", "1"]
@@ -59,6 +71,11 @@ def mask_of(name):
 def fails(error_line):
     """A function that runs the tool with an error, and returns the line of this error."""
     return partial(error_line, prepare)
+
+
+@pytest.fixture
+def coco_fails(error_line):
+    return partial(error_line, prepare_coco)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +213,10 @@ QUIRKS = {
 
 @pytest.mark.parametrize("quirk", QUIRKS)
 def test_quirks_of_coco_files_change_nothing(folder, capsys, quirk):
-    write_pictures(folder / "pics")
     content = coco()
     change, line = QUIRKS[quirk]
     change(content)
-    write_json(folder / "a.json", content)
-    prepare("pics", "a.json")
+    prepare_coco(content)
     assert line in capsys.readouterr().out
     for number in range(COUNT):
         np.testing.assert_array_equal(mask_of(f"p{number}"), expected(number))
@@ -211,7 +226,6 @@ def test_quirks_of_coco_files_change_nothing(folder, capsys, quirk):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
 @pytest.mark.parametrize("form", ["coco", "labelme"])
 def test_json_in_any_encoding(folder, encoding, form):
-    write_pictures(folder / "pics")
     if form == "coco":
         content = coco()
         content["categories"][0]["name"] = "größer"
@@ -229,29 +243,25 @@ def test_json_in_any_encoding(folder, encoding, form):
 def test_crowds_beside_objects_are_ignored_as_in_coco_unless_the_user_says_otherwise(
     folder, capsys
 ):
-    write_pictures(folder / "pics")
     content = coco()
     content["annotations"][4]["iscrowd"] = 1
-    write_json(folder / "a.json", content)
-    prepare("pics", "a.json")
+    prepare_coco(content)
     assert "annotations with iscrowd 1: 1, read as --crowd ignore;" in capsys.readouterr().out
     np.testing.assert_array_equal(mask_of("p4"), 255 * (expected(4) > 0))
-    prepare("pics", "a.json", "--crowd", "object")
+    prepare_coco(content, "--crowd", "object")
     np.testing.assert_array_equal(mask_of("p4"), expected(4))
 
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_the_size_tells_whether_the_camera_had_turned_what_was_annotated(folder, upright):
     """The pixels of the sixth picture are stored lying, and shown upright."""
-    write_pictures(folder / "pics")
     exif = Image.Exif()
     exif[0x0112] = 6
     write_image(folder / "pics/p5.jpg", noise(SIZE), exif=exif)
     content = coco()
     if upright:
         content["images"][5] |= {"height": WIDTH, "width": HEIGHT}
-    write_json(folder / "a.json", content)
-    prepare("pics", "a.json")
+    prepare_coco(content)
     drawn = np.zeros((WIDTH, HEIGHT) if upright else (HEIGHT, WIDTH), np.uint8)
     drawn[14:35, 11:45] = 2
     np.testing.assert_array_equal(mask_of("p5"), drawn if upright else np.rot90(drawn, -1))
@@ -285,36 +295,29 @@ def spoiled(**values):
         (lambda content: content["images"].append(content["images"][0]), "have the same id"),
     ],
 )
-def test_what_is_wrong_in_a_coco_file_is_named(folder, fails, change, message):
-    write_pictures(folder / "pics")
+def test_what_is_wrong_in_a_coco_file_is_named(folder, coco_fails, change, message):
     content = coco()
     change(content)
-    write_json(folder / "a.json", content)
-    assert message in fails("pics", "a.json")
+    assert message in coco_fails(content)
     assert not Path("config/mine").exists()
 
 
-def test_a_name_that_fits_several_images_is_refused(folder, fails):
-    write_pictures(folder / "pics")
+def test_a_name_that_fits_several_images_is_refused(folder, coco_fails):
     for part in ("a", "b"):
         write_image(folder / f"pics/{part}/p0.jpg", noise(SIZE))
-    write_json(folder / "a.json", coco())
-    prepare("pics", "a.json")  # The image without a folder is named exactly.
+    prepare_coco(coco())  # The image without a folder is named exactly.
     assert Path("root/images/p0.jpg").exists() and not Path("root/images/a").exists()
     content = coco()
     content["images"][0]["file_name"] = "b/p0.jpg"
-    write_json(folder / "a.json", content)
-    prepare("pics", "a.json")
+    prepare_coco(content)
     assert Path("root/images/b/p0.jpg").exists()
     (folder / "pics/p0.jpg").unlink()
     content["images"][0]["file_name"] = "c/p0.jpg"
-    write_json(folder / "a.json", content)
-    assert "c/p0.jpg may be the image a/p0.jpg or b/p0.jpg: name its" in fails("pics", "a.json")
+    assert "c/p0.jpg may be the image a/p0.jpg or b/p0.jpg: name its" in coco_fails(content)
     for kind in ("jpg", "png"):
         write_image(folder / f"pics/x.{kind}", noise(SIZE))
         content["images"][0 if kind == "jpg" else 1]["file_name"] = f"x.{kind}"
-    write_json(folder / "a.json", content)
-    assert "x.jpg and pics/x.png differ only in their type" in fails("pics", "a.json")
+    assert "x.jpg and pics/x.png differ only in their type" in coco_fails(content)
 
 
 def test_files_of_one_export_have_the_same_categories(folder, fails):
@@ -343,7 +346,6 @@ def text(content):
     ],
 )
 def test_what_is_no_known_export_is_named(folder, fails, name, write, message):
-    write_pictures(folder / "pics")
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     write(path)
@@ -353,7 +355,6 @@ def test_what_is_no_known_export_is_named(folder, fails, name, write, message):
 
 def test_several_forms_are_refused_and_one_can_be_chosen(folder, fails):
     """What predict.py writes: masks, COCO, labelme and YOLO in one folder, and each is read alone."""
-    write_pictures(folder / "pics")
     file = CocoFile(CLASSES, polygons=False)
     labels = folder / "labels"
     (labels / "masks").mkdir(parents=True)
@@ -387,7 +388,6 @@ def test_several_forms_are_refused_and_one_can_be_chosen(folder, fails):
 
 
 def test_every_shape_of_labelme(folder, capsys):
-    write_pictures(folder / "pics")
     shapes = {
         "oriented_rectangle": corners(0),
         "circle": [[30, 24], [40, 24]],
@@ -412,7 +412,6 @@ def test_every_shape_of_labelme(folder, capsys):
 
 
 def test_labels_of_labelme_for_the_background_and_what_is_ignored(folder, capsys):
-    write_pictures(folder / "pics")
     hole = labelme_shape(0, "rectangle", [[20, 10], [25, 15]]) | {"label": "_background_"}
     edge = labelme_shape(0, "rectangle", [[0, 40], [5, 48]]) | {"label": "__ignore__"}
     for number in range(COUNT):
@@ -443,7 +442,6 @@ def test_labels_of_labelme_for_the_background_and_what_is_ignored(folder, capsys
     ],
 )
 def test_what_is_wrong_in_a_file_of_labelme_is_named(folder, fails, content, message):
-    write_pictures(folder / "pics")
     write_json(folder / "labels/p1.json", labelme([labelme_shape(1)], "p1.jpg"))
     path = folder / "labels/p0.json"
     if isinstance(content, str):
@@ -465,7 +463,6 @@ def yolo_line(number, fields=()):
 
 
 def write_labels(folder, **lines):
-    write_pictures(folder / "pics")
     (folder / "labels").mkdir()
     for number in range(COUNT):
         line = lines.get(f"p{number}", yolo_line(number))
@@ -585,27 +582,21 @@ def test_folders_of_an_export_divide_the_images_unless_the_user_says_otherwise(f
     assert len(read_entries("root", "lists/mine/val.txt")) == 4
 
 
-def test_an_export_without_annotations_is_named(folder, fails):
-    write_pictures(folder / "pics")
-    write_json(folder / "a.json", coco() | {"annotations": []})
-    assert "a.json holds no object in any image of pics" in fails("pics", "a.json")
+def test_an_export_without_annotations_is_named(folder, coco_fails):
+    assert "a.json holds no object in any image of pics" in coco_fails(coco() | {"annotations": []})
 
 
 def test_classes_with_nearly_the_same_name_are_a_warning(folder, capsys):
-    write_pictures(folder / "pics")
     content = coco()
     for category, name in zip(content["categories"], ("bolt", "Bolt "), strict=True):
         category["name"] = name
-    write_json(folder / "a.json", content)
-    prepare("pics", "a.json")
+    prepare_coco(content)
     printed = capsys.readouterr().out
     assert "warning: classes that differ only in capitals or blanks: 'bolt', 'Bolt '" in printed
 
 
 def test_a_changed_annotation_draws_its_mask_again(folder, capsys):
-    write_pictures(folder / "pics")
-    write_json(folder / "a.json", coco())
-    prepare("pics", "a.json")
+    prepare_coco(coco())
     content = coco()
     content["annotations"][3]["segmentation"] = [polygon(4)]
     write_json(folder / "a.json", content)
@@ -616,7 +607,6 @@ def test_a_changed_annotation_draws_its_mask_again(folder, capsys):
 
 
 def test_the_export_may_lie_in_the_folder_of_the_images_but_the_result_may_not(folder, fails):
-    write_pictures(folder / "pics")
     write_json(folder / "pics/a.json", coco())
     prepare("pics", "pics")
     assert json.loads((folder / "pics/a.json").read_text()) == coco()
