@@ -24,7 +24,7 @@ from util.config import Parser
 from util.data.folds import PARTS, SEEN
 from util.data.images import Entry, read_image
 from util.data.masks import HALF, UNREADABLE, MaskFile
-from util.preparation.custom_config import require_free_name, require_own_root, write_config
+from util.preparation.custom_config import require_own_place, write_config
 from util.preparation.exports import files_under
 from util.preparation.masks import Placed, pair_summary, place_all, prepare_pair
 from util.preparation.shared import (
@@ -248,8 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_shared_options(parser, LISTS)
     options = parser.parse_args(arguments)
     name, benchmark = options.name, BENCHMARKS[options.name]
-    require_free_name(name, "benchmark")
-    require_own_root(name, options.out)
+    require_own_place(name, options.out, "benchmark")
     require_folder(options.root, f"give the folder of {benchmark.title} as --root")
     if Path(options.out).resolve().is_relative_to(Path(options.root).resolve()):
         raise UserError(f"--out {options.out} lies in --root {options.root}: separate them")

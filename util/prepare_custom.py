@@ -29,8 +29,7 @@ from util.preparation.coco import CROWDS
 from util.preparation.custom_config import (
     divide,
     own_settings,
-    require_free_name,
-    require_own_root,
+    require_own_place,
     write_config,
 )
 from util.preparation.custom_pairs import (
@@ -198,8 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     name, masks, out = options.name, options.masks, options.out
     lists = f"lists/{name}" if options.lists == LISTS else options.lists
     class_names = read_class_names(options.class_names) if options.class_names else None
-    require_free_name(name)
-    require_own_root(name, out)
+    require_own_place(name, out)
     require_folder(options.images, "give the folder of the images as --images")
     form = options.format or recognise(masks)
     print(f"--masks is read as {FORMS[form]}; --format chooses another form", flush=True)

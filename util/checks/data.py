@@ -23,6 +23,7 @@ from util.data.images import (
 )
 from util.data.list_cache import Counts, count_mask
 from util.data.lists import (
+    Rules,
     check_any,
     check_classes,
     counting_sizes,
@@ -35,6 +36,7 @@ from util.data.loaders import (
     check_batch,
     config_fold,
     learner_classes,
+    list_rules,
     mask_form,
     training_grid,
 )
@@ -239,8 +241,8 @@ class _Part:
         """Warn of supports whose mask covers no cell of the network's grid."""
         cfg, grid = self.cfg, training_grid(self.cfg)
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
-        fold, rules = config_fold(cfg), (cfg.min_pixels, cfg.mixed_images)
-        lists = filter_entries(entries, counts, fold, self.part, *rules)
+        fold = config_fold(cfg)
+        lists = filter_entries(entries, counts, fold, self.part, list_rules(cfg))
         masks = [os.path.join(self.root, mask) for _, mask in lists.entries]
         count = partial(count_mask, self.root, grid=grid)
         cells = run_parallel(count, lists.entries, self.workers, f"supports of {self.part}")
@@ -259,16 +261,16 @@ class _Part:
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
-        rule = cfg.mixed_images
-        lists = filter_entries(entries, counts, fold, part, cfg.min_pixels, rule)
+        rules = list_rules(cfg)
+        lists = filter_entries(entries, counts, fold, part, rules)
         problems = list(shortages(lists, cfg.shot, cfg.class_names, self.list_file))
         try:
-            check_any(lists, fold, part, cfg.min_pixels, self.list_file, rule, cfg.min_cells)
+            check_any(lists, fold, part, rules, self.list_file)
             if self.part == "train":
                 images = len(lists.entries)
                 check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
             elif cfg.hsnet_list and (split, part) == (cfg.split, "val"):
-                any_size = filter_entries(entries, counts, fold, "test", min_pixels=1)
+                any_size = filter_entries(entries, counts, fold, "test", Rules(min_pixels=1))
                 draw_hsnet_runs(any_size, cfg.shot, 1, 1, cfg.hsnet_list)
         except UserError as error:
             problems.append(str(error))
@@ -283,7 +285,7 @@ class _Part:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
             remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
-            if part == "train" and rule == "drop" and fold.held_out:
+            if part == "train" and rules.mixed_images == "drop" and fold.held_out:
                 remedy += ", or mixed_images background"
             return Row(status, subject, found, tuple(problems), remedy)
         names = cfg.class_names

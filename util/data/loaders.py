@@ -18,7 +18,7 @@ from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
 from util.data.folds import MAX_CLASSES, Fold, fold_classes
-from util.data.lists import MaskForm, check_enough, existing_entries, load_lists
+from util.data.lists import MaskForm, Rules, check_enough, existing_entries, load_lists
 from util.data.transform import Compose, EvalTransform, base_train_transform, train_transform
 from util.runtime.errors import DataError, UserError, errors_as
 
@@ -74,18 +74,9 @@ def build_episodes(
     list_part = list_part or {"test": "val"}.get(part, part)
     data_root, list_file = data_paths(cfg, list_part)
     fold = config_fold(cfg)
-    lists = load_lists(
-        data_root,
-        list_file,
-        fold,
-        part,
-        cfg.list_dir,
-        cfg.min_pixels,
-        mixed_images=cfg.mixed_images,
-        min_cells=cfg.min_cells,
-        grid=training_grid(cfg) if cfg.min_cells else None,
-        form=mask_form(cfg),
-    )
+    grid = training_grid(cfg) if cfg.min_cells else None
+    rules, form = list_rules(cfg), mask_form(cfg)
+    lists = load_lists(data_root, list_file, fold, part, cfg.list_dir, rules, grid, form)
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
         transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
@@ -139,6 +130,11 @@ def config_fold(cfg: Config) -> Fold:
 def mask_form(cfg: Config) -> MaskForm:
     """Return how the masks of the dataset hold its classes."""
     return MaskForm(cfg.num_classes, cfg.class_names if cfg.masks == "folders" else None)
+
+
+def list_rules(cfg: Config) -> Rules:
+    """Return which images of a list are taken."""
+    return Rules(cfg.min_pixels, cfg.mixed_images, cfg.min_cells)
 
 
 def training_grid(cfg: Config) -> Grid:
