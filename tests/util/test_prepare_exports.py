@@ -486,9 +486,8 @@ def test_classes_of_yolo_are_named_in_a_file_or_on_the_command_line(folder, fail
     (folder / "labels/classes.txt").unlink()
     prepare("pics", "labels", "--class_names", "nut,bolt")
     np.testing.assert_array_equal(mask_of("p0"), expected(0) * 2)
-    assert "data.yaml holds the class nut: add it to --class_names" in fails(
-        "pics", "labels", "--class_names", "bolt"
-    )
+    error = fails("pics", "labels", "--class_names", "bolt")
+    assert "data.yaml holds the class nut: add it to --class_names" in error
 
 
 @pytest.mark.parametrize(

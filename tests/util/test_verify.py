@@ -302,9 +302,8 @@ def test_supports_that_vanish_on_the_grid_are_a_warning(experiment):
     sizes = ("train_h=97", "train_w=97")
     rows = experiment.rows(*sizes)
     assert bad(rows) == {"train supports": WARNING}
-    assert rows["train supports"].found == (
-        "1 of 9 that were read cover no cell of the 13×13 grid at 97 px"
-    )
+    found = "1 of 9 that were read cover no cell of the 13×13 grid at 97 px"
+    assert rows["train supports"].found == found
     assert rows["train supports"].details == (f"{experiment.mask(3)}: class 2",)
     rows = experiment.rows(*sizes, "min_cells=1")
     assert bad(rows) == {} and rows["fold 0 train"].found.startswith("8 images")

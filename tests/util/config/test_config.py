@@ -388,7 +388,7 @@ def test_two_folds_of_two_classes(tmp_path):
 def test_small_vgg_inputs_are_refused(tmp_path):
     assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
     with pytest.raises(
-        UserError, match=r"base_h = 49: must be 8·n . 1 and at least 57; the nearest is 57"
+        UserError, match=r"base_h = 49: must be 8·n . 1 and at least 57; the nearest"
     ):
         load(tmp_path, SMALL, "base_h", "49", "vgg", "True")
 

@@ -156,9 +156,7 @@ def test_no_usable_image_is_an_error(tmp_path):
 
 def test_black_and_white_masks_without_preparation_are_named(tmp_path):
     list_file = write_dataset(tmp_path, {"a": mask_of((255, 300)), "b": mask_of()})
-    with pytest.raises(
-        UserError, match=r"no mask of .*train\.txt holds a class, only 0 \(background"
-    ):
+    with pytest.raises(UserError, match=r"no mask of .*train\.txt holds a class, only 0 \(back"):
         load(tmp_path, list_file)
 
 
@@ -314,9 +312,7 @@ def test_lists_may_have_comments_and_be_written_in_other_encodings(tmp_path, enc
     entries = read_entries(str(tmp_path), str(tmp_path / "list.txt"))
     assert entries == [("é.png", "mask.png"), ("#1.png", "y.png")]
     (tmp_path / "list.txt").write_bytes(b"\xff\xfea\0b")
-    with pytest.raises(
-        UserError, match=r"list\.txt is no text in UTF-8 or UTF-16: save it as UTF-8"
-    ):
+    with pytest.raises(UserError, match=r"list\.txt is no text in UTF-8 or UTF-16: save it as"):
         read_entries(str(tmp_path), str(tmp_path / "list.txt"))
 
 

@@ -99,9 +99,7 @@ def test_a_mask_of_the_user_stays(prepare, mask):
     cv2.imwrite(str(mask), LABEL + 1)
     for present in (mask.read_bytes(), b"no picture"):
         mask.write_bytes(present)
-        with pytest.raises(
-            UserError, match=r"masks/a\.png exists, but this command neither wrote it"
-        ):
+        with pytest.raises(UserError, match=r"masks/a\.png exists, but this command neither wrote"):
             prepare()
         assert mask.read_bytes() == present != before
 
