@@ -39,7 +39,6 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.texts import read_text
 
-LISTS = "lists/NAME"
 IMAGES, MASKS = "images", "masks"  # folders under the data root
 RAREST = 0.048  # A tile whose rarest colour covers a smaller share is left out.
 _MANY = 100  # From so many classes on, only all of them together are counted.
@@ -245,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description="Prepare a benchmark.")
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--root", required=True, help="folder of the unpacked archives")
-    add_shared_options(parser, LISTS)
+    add_shared_options(parser)
     options = parser.parse_args(arguments)
     name, benchmark = options.name, BENCHMARKS[options.name]
     require_own_place(name, options.out, "benchmark")
@@ -255,8 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts = _class_lists(options.root) if benchmark.parts else {}
     names = [*benchmark.classes] or [one for part in PARTS for one in parts[part]]
     sources, lines = find_sources(options.root, benchmark, names)
-    lists = f"lists/{name}" if options.lists == LISTS else options.lists
-    root = DataRoot(options.out, lists, options.copy, options.workers)
+    root = DataRoot.of(options, name)
     folders = {os.path.dirname(f"{IMAGES}/{source.key}") for source in sources}
     root.open("", *sorted(folders), *(f"{MASKS}/{one}" for one in names))
 

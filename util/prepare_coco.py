@@ -96,9 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--coco", required=True, help="folder with annotations/, train2014/ and val2014/"
     )
-    add_shared_options(parser, "lists/coco")
+    add_shared_options(parser, "coco")
     options = parser.parse_args(arguments)
-    root = DataRoot(options.out, options.lists, options.copy, options.workers)
+    root = DataRoot.of(options, "coco")
     print(*prepare_coco(options.coco, root), *root.next_commands("coco"), sep="\n")
 
 

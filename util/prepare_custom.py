@@ -59,7 +59,6 @@ from util.preparation.shared import (
 from util.runtime.errors import UserError
 from util.runtime.texts import read_text
 
-LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
 TRAIN_SIZE = TrainFields.model_fields["train_h"].default
 
@@ -186,7 +185,7 @@ def _parser() -> Parser:
         help="what to do with training images that also hold held-out classes: drop, background or "
         "ignore (default: drop, or background where drop leaves too few)",
     )
-    add_shared_options(parser, LISTS)
+    add_shared_options(parser)
     return parser
 
 
@@ -195,7 +194,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line `arguments` (that of the process if None)."""
     options = _parser().parse_args(arguments)
     name, masks, out = options.name, options.masks, options.out
-    lists = f"lists/{name}" if options.lists == LISTS else options.lists
     class_names = read_class_names(options.class_names) if options.class_names else None
     require_own_place(name, out)
     require_folder(options.images, "give the folder of the images as --images")
@@ -222,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         require_text(*class_names)
         divide(len(class_names), options.folds)
     parts = split(pairs, options.val, options.val_share, options.seed)
-    root = DataRoot(out, lists, options.copy, options.workers)
+    root = DataRoot.of(options, name)
     folders = {os.path.dirname(name) for pair in pairs for name in pair.entry}
     root.open("", IMAGE_FOLDER, MASK_FOLDER, *sorted(folders))
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):

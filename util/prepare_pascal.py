@@ -149,14 +149,14 @@ def main(arguments: list[str] | None = None) -> None:
         required=True,
         help="SBD's benchmark.tgz as unpacked: dataset; or SegmentationClassAug, a folder of PNGs",
     )
-    add_shared_options(parser, "lists/pascal")
+    add_shared_options(parser, "pascal")
     parser.add_argument(
         "--download", action="store_true", help="get both into --voc and --sbd first (3.4 GB)"
     )
     options = parser.parse_args(arguments)
     if options.download:
         download_pascal(options.voc, options.sbd)
-    root = DataRoot(options.out, options.lists, options.copy, options.workers)
+    root = DataRoot.of(options, "pascal")
     lines = prepare_pascal(options.voc, options.sbd, root)
     print(*lines, *root.next_commands("pascal"), sep="\n")
 

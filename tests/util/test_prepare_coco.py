@@ -128,12 +128,6 @@ def test_a_wrong_instances_file_is_named_before_anything_is_drawn(coco, tmp_path
     assert not contents(tmp_path / "out")
 
 
-def test_a_wrong_segmentation_names_file_image_and_annotation(coco, tmp_path):
-    write_json(coco, "train", set_in(["annotations", 0, "segmentation"], 5))
-    with pytest.raises(UserError, match=r"instances_train2014\.json: COCO_9\.jpg: annotation 1: "):
-        prepare(coco, tmp_path / "out")
-
-
 def test_categories_have_to_agree(coco, tmp_path):
     content = json.loads(json.dumps(VAL))
     content["categories"].append({"id": 3, "name": "car"})

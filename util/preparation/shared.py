@@ -65,10 +65,10 @@ def argument_type(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def add_shared_options(parser: argparse.ArgumentParser, lists: str) -> None:
-    """Add --out, --lists (default `lists`), --copy and --workers to a parser."""
+def add_shared_options(parser: argparse.ArgumentParser, name: str = "NAME") -> None:
+    """Add --out, --lists (default lists/NAME), --copy and --workers to a parser."""
     parser.add_argument("--out", required=True, help="data root; an incomplete one is completed")
-    parser.add_argument("--lists", default=lists, help="folder of the lists (%(default)s)")
+    parser.add_argument("--lists", help=f"folder of the lists (lists/{name})")
     parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
     parser.add_argument(
         "--workers", type=argument_type(PositiveInt), help="processes (default: all cores)"
@@ -165,6 +165,12 @@ class DataRoot:
     lists: FilePath  # the folder of train.txt and val.txt
     copy: bool = False  # whether images are copied instead of linked
     workers: int | None = None  # number of processes; None is all cores
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, name: str) -> "DataRoot":
+        """Return what the options of `add_shared_options` say for the dataset `name`."""
+        lists = options.lists or f"lists/{name}"
+        return cls(options.out, lists, options.copy, options.workers)
 
     def open(self, *folders: str) -> None:
         """Open the folders, which are relative to the root, and that of the lists."""

@@ -166,7 +166,7 @@ def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])
 def test_workers_are_counted_from_one(workers, capsys):
     parser = argparse.ArgumentParser()
-    add_shared_options(parser, "lists/here")
+    add_shared_options(parser)
     assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", "x", "--workers", workers])
