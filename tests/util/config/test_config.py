@@ -379,12 +379,6 @@ def test_folds_that_hold_no_class_out(tmp_path):
         load(tmp_path, SMALL.replace("8", "1"), "folds", "[[1]]")
 
 
-def test_two_folds_of_two_classes(tmp_path):
-    cfg = load(tmp_path, SMALL.replace("8", "2"), "num_folds", "2", "split", "1")
-    assert (cfg.fold_count, cfg.effective_folds) == (2, "contiguous")
-    assert load(tmp_path, SMALL.replace("8", "2"), "folds", "[[2]]").fold_count == 1
-
-
 def test_small_vgg_inputs_are_refused(tmp_path):
     assert load(tmp_path, SMALL, "base_h", "49").base_h == 49
     with pytest.raises(

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.util.voc_files import write_dataset
 from util.data.dataset import BaseLabels, read_pair
 from util.data.folds import Fold
-from util.data.images import as_shown, read_image, read_mask
+from util.data.images import as_shown, read_image, read_mask, read_whole_image
 from util.data.list_cache import load_counts
 from util.data.lists import read_entries
 from util.data.masks import MaskFile, eight_bits, turn
@@ -232,6 +232,8 @@ def test_images_and_masks_are_read_as_a_viewer_shows_them(tmp_path, kind, orient
     size = shown.shape[:2]
     image = read_image(str(path))
     assert image.shape == shown.shape
+    # The preparations ask for the size alone.
+    assert read_whole_image(path, pixels=False).shape == shown.shape
     if kind != "JPEG":
         assert np.array_equal(image, shown)
         path.write_bytes(encode(grays(IDS, IDS, IDS), kind, exif=exif(orientation), **lossless))

@@ -131,14 +131,3 @@ def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
             read_whole_image(path, pixels=pixels)
     with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
         MaskFile(path, path.read_bytes())
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
-    path = str(tmp_path / "a.jpg")
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    Image.fromarray(noise((20, 30))).save(path, exif=tags)
-    for pixels in (True, False):
-        size = read_whole_image(path, pixels=pixels).shape[:2]
-        assert size == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]
