@@ -79,10 +79,10 @@ def build_episodes(
     lists = load_lists(data_root, list_file, fold, part, cfg.list_dir, rules, grid, form)
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
-        transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
+        transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val)
     else:
         scale, rotate = (cfg.scale_min, cfg.scale_max), (cfg.rotate_min, cfg.rotate_max)
-        transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate, cfg.padding_label)
+        transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate)
     folder = _base_label_folder(cfg, list_part)
     # What is scored keeps the published labels.
     ignored = () if testing else ignored_classes(cfg)
@@ -106,12 +106,12 @@ def build_base_data(
     size = (cfg.base_h, cfg.base_w)
     scale = (cfg.base_scale_min, cfg.base_scale_max)
     rotate = (cfg.base_rotate_min, cfg.base_rotate_max)
-    transform = base_train_transform(size, scale, rotate, cfg.padding_label)
+    transform = base_train_transform(size, scale, rotate)
     images = _base_images(cfg, "train", transform)
     _, list_file = data_paths(cfg, "train")
     check_batch(list_file, len(images), batch_size, world_size, cfg.grad_accum, "base_batch_size")
     train = _shuffled(cfg, images, batch_size, rank, world_size)
-    val = _base_images(cfg, "val", EvalTransform(size, padding_label=cfg.padding_label))
+    val = _base_images(cfg, "val", EvalTransform(size))
     return train, val
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.preprocessing import MEAN, normalise
+from util.data.folds import IGNORE, ignore_value
 
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # lowest, highest
@@ -73,47 +74,40 @@ class EvalTransform(Compose):
     Args:
         size: Height and width of the result.
         resized: Whether images are resized to `size`; else `fit_inside` keeps their aspect.
-        padding_label: Label of the padding.
 
     Raises:
         ValueError: The size is not square, but `resized` is False.
     """
 
-    def __init__(self, size: Size, resized: bool = True, padding_label: int = 255):
+    def __init__(self, size: Size, resized: bool = True):
         if not resized and size[0] != size[1]:
             raise ValueError(f"the canvas has to be square, got {size}")
         self.resized = resized
-        step = partial(resize, size) if resized else partial(fit_inside, size, padding_label)
-        super().__init__([step], size)
+        super().__init__([partial(resize if resized else fit_inside, size)], size)
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width fills of the result."""
         return self.size if self.resized else fitted_size(self.size, height, width)
 
 
-def train_transform(size: Size, scale: Range, rotate: Range, padding_label: int = 255) -> Compose:
+def train_transform(size: Size, scale: Range, rotate: Range) -> Compose:
     """Return the transform of episode training: scale, rotation, blur, flip, and resize.
 
     Args:
         size: Height and width of the result; the aspect is not kept, and nothing is cropped.
         scale: Lowest and highest factor.
         rotate: Lowest and highest angle in degrees.
-        padding_label: Label of what rotation brings into view.
     """
-    return Compose([*_augmentation(scale, rotate, padding_label), partial(resize, size)], size)
+    return Compose([*_augmentation(scale, rotate), partial(resize, size)], size)
 
 
-def base_train_transform(
-    size: Size, scale: Range, rotate: Range, padding_label: int = 255
-) -> Compose:
+def base_train_transform(size: Size, scale: Range, rotate: Range) -> Compose:
     """Return the transform of base-learner training: as `train_transform`, but with a random crop."""
-    crop = partial(random_crop, size, padding_label)
-    return Compose([*_augmentation(scale, rotate, padding_label), crop], size)
+    return Compose([*_augmentation(scale, rotate), partial(random_crop, size)], size)
 
 
-def _augmentation(scale: Range, rotate: Range, padding_label: int) -> list[Step]:
-    rotation = partial(random_rotate, rotate, padding_label)
-    return [partial(random_scale, scale), rotation, random_blur, random_flip]
+def _augmentation(scale: Range, rotate: Range) -> list[Step]:
+    return [partial(random_scale, scale), partial(random_rotate, rotate), random_blur, random_flip]
 
 
 def random_scale(scale: Range, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
@@ -126,12 +120,10 @@ def random_scale(scale: Range, rng: RandomStream, image: np.ndarray, labels: Lab
     return scaled(image, cv2.INTER_LINEAR), [scaled(label, cv2.INTER_NEAREST) for label in labels]
 
 
-def random_rotate(
-    rotate: Range, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
-) -> Arrays:
+def random_rotate(rotate: Range, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """With probability 1/2 rotate about the centre by an angle drawn from `rotate`, in degrees.
 
-    What comes into view has the mean colour and, in labels, `padding_label`.
+    What comes into view has the mean colour and is ignored in labels.
     """
     if rng.random() < 0.5:
         angle = rotate[0] + (rotate[1] - rotate[0]) * rng.random()
@@ -140,7 +132,7 @@ def random_rotate(
         size = (width, height)
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=MEAN)
         labels = [
-            cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=padding_label)
+            cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
             for label in labels
         ]
     return image, labels
@@ -158,13 +150,10 @@ def random_flip(rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     return image, labels
 
 
-def random_crop(
-    size: Size, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
-) -> Arrays:
+def random_crop(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """Cut out `size` (h, w) pixels at a random place.
 
-    A smaller image is first padded evenly to that size, with the mean colour and, in labels,
-    `padding_label`.
+    A smaller image is first padded evenly to that size, with the mean colour; labels are ignored there.
     """
     (height, width), (crop_h, crop_w) = image.shape[:2], size
     pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
@@ -172,8 +161,7 @@ def random_crop(
         sides = (pad_h // 2, pad_h - pad_h // 2, pad_w // 2, pad_w - pad_w // 2)
         image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=MEAN)
         labels = [
-            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=padding_label)
-            for label in labels
+            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=IGNORE) for label in labels
         ]
     top = rng.randint(0, image.shape[0] - crop_h)
     left = rng.randint(0, image.shape[1] - crop_w)
@@ -190,13 +178,11 @@ def resize(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> 
     )
 
 
-def fit_inside(
-    size: Size, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
-) -> Arrays:
+def fit_inside(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """Shrink an image whose longer side exceeds the canvas, keep a smaller one, pad the rest.
 
-    The image, of `fitted_size`, is pasted top-left on a canvas `size` (h, w), h = w, of zeros and, in
-    labels, `padding_label`.
+    The image, of `fitted_size`, is pasted top-left on a canvas `size` (h, w), h = w, of zeros, which
+    labels ignore.
     """
     image, labels = resize(fitted_size(size, *image.shape[:2]), rng, image, labels)
 
@@ -205,9 +191,7 @@ def fit_inside(
         canvas[: array.shape[0], : array.shape[1]] = array
         return canvas
 
-    # Class ids of 16 bits are ignored at their highest value.
-    fills = [padding_label if label.itemsize == 1 else 65535 for label in labels]
-    return pasted(image, 0), [*map(pasted, labels, fills)]
+    return pasted(image, 0), [pasted(label, ignore_value(label.dtype)) for label in labels]
 
 
 def fitted_size(size: Size, height: int, width: int) -> Size:

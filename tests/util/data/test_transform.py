@@ -41,18 +41,18 @@ def test_scale_uses_one_factor_for_all(image, label):
 
 def test_rotation_draws_its_angle_only_if_it_rotates(image, label):
     rng = Scripted(0.5)
-    kept, _ = random_rotate((-10, 10), 255, rng, image, [label])
+    kept, _ = random_rotate((-10, 10), rng, image, [label])
     assert kept is image and rng.asked == ["random"]
     rng = Scripted(0.49, 1.0)
-    turned, (turned_label,) = random_rotate((-90, 90), 77, rng, image, [label])
+    turned, (turned_label,) = random_rotate((-90, 90), rng, image, [label])
     assert rng.asked == ["random", "random"]
     # a quarter turn of a 60×40 image leaves the left and right margins uncovered
     np.testing.assert_allclose(turned[20, 2], MEAN, rtol=1e-6)
-    assert turned_label[20, 2] == 77
+    assert turned_label[20, 2] == 255
     matrix = cv2.getRotationMatrix2D((30, 20), 90, 1)
     np.testing.assert_array_equal(
         turned_label,
-        cv2.warpAffine(label, matrix, (60, 40), flags=cv2.INTER_NEAREST, borderValue=77),
+        cv2.warpAffine(label, matrix, (60, 40), flags=cv2.INTER_NEAREST, borderValue=255),
     )
 
 
@@ -108,7 +108,7 @@ def test_an_image_is_written_where_there_is_a_place_for_it(image, label):
 
 def test_crop_of_a_larger_image_is_a_window(image, label):
     rng = Scripted(3, 7)
-    crop, (label_crop,) = random_crop((32, 33), 255, rng, image, [label])
+    crop, (label_crop,) = random_crop((32, 33), rng, image, [label])
     assert rng.asked == [(0, 8), (0, 27)]
     np.testing.assert_array_equal(crop, image[3:35, 7:40])
     np.testing.assert_array_equal(label_crop, label[3:35, 7:40])
@@ -116,7 +116,7 @@ def test_crop_of_a_larger_image_is_a_window(image, label):
 
 def test_crop_pads_a_smaller_image_evenly(image, label):
     rng = Scripted(0, 10)
-    crop, (label_crop,) = random_crop((43, 50), 255, rng, image, [label])
+    crop, (label_crop,) = random_crop((43, 50), rng, image, [label])
     assert rng.asked == [(0, 0), (0, 10)]
     np.testing.assert_array_equal(crop[1:41], image[:, 10:])
     np.testing.assert_allclose(crop[[0, 41, 42]], np.broadcast_to(MEAN, (3, 50, 3)), rtol=1e-6)
