@@ -8,7 +8,7 @@ from model.mm import resize
 from model.precision import full_precision, widened
 
 # Elements of one tile of cosines: few enough to stay in a cache, many enough to fill a GPU.
-CPU_TILE = 2**20
+CPU_TILE = 2**21
 GPU_TILE = 2**26
 
 
@@ -66,12 +66,13 @@ def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
     """
     if support.dtype != product_type(query):
         query, support = widened(query), widened(support)
-    columns = support.flatten(1, 2).transpose(1, 2)  # (B, C, K·m)
-    rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * columns.shape[2]))
+    rows = support.flatten(1, 2)  # (B, K·m, C)
+    columns = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(rows) * rows.shape[1]))
     best = []
-    for part in query.split(rows, dim=1):
-        part = part.to(support.dtype)
-        products = (part @ columns).unflatten(2, support.shape[1:3])
-        highest = widened(products.amax(-1)).mean(-1)
+    for part in query.split(columns, dim=1):
+        part = part.to(rows.dtype)
+        # In this order, since CPUs would copy all rows for each product in bfloat16.
+        products = (rows @ part.transpose(1, 2)).unflatten(1, support.shape[1:3])  # (B, K, m, ·)
+        highest = widened(products.amax(2)).mean(1)
         best.append(highest / widened(part).norm(dim=-1).clamp(min=1e-12))
     return torch.cat(best, dim=1)

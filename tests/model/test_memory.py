@@ -60,7 +60,7 @@ def test_computing_activations_again_keeps_less_and_gives_the_same_gradients(fix
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        *(("prior.CPU_TILE", 1_048_576), ("prior.GPU_TILE", 67_108_864)),
+        *(("prior.CPU_TILE", 2_097_152), ("prior.GPU_TILE", 67_108_864)),
         *(("query_softmax.CPU_TILE", 1_048_576), ("query_softmax.GPU_TILE", 67_108_864)),
         *(("frozen.CPU_GATHERED", 4_194_304), ("frozen.GPU_GATHERED", 67_108_864)),
         *(("frozen.CPU_PIXELS", 262_144), ("frozen.CPU_CHANNELS", 512)),
