@@ -21,7 +21,7 @@ from util.checkpoints.published_names import (
     is_published,
     without_wrappers,
 )
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, is_full_disk
 from util.runtime.files import write_atomically
 
 # The names under which files keep their weights; other files are the weights themselves.
@@ -242,14 +242,19 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) under a temporary name, then rename it to `path`.
 
     Raises:
-        UserError: The disk is full or cannot be written.
+        UserError: The disk is full, or the folder cannot be written.
     """
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:
         # torch hides the reason behind an error of its own, which it meets while closing the file.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        problem, remedy = f"cannot be written ({reason})", "free some space or name another place"
+        if isinstance(cause, OSError) and not is_full_disk(cause):
+            problem = f"the folder {Path(path).parent} {problem}"
+            remedy = "name another place"
         raise UserError(
-            f"checkpoint {path} cannot be written ({reason}); what was saved before is untouched: "
-            "free some space or name another place, and give the same command again"
+            f"checkpoint {path}: {problem}; what was saved before is untouched: {remedy}, and give the "
+            "same command again"
         ) from error

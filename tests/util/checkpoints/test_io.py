@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 
 import pytest
@@ -133,6 +135,26 @@ def test_a_failed_save_leaves_the_file_before(tmp_path):
         save_checkpoint(path, {"state_dict": {}, "unpicklable": lambda: None})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, r"last\.pth: cannot be written \(No space left .*: free some space or name"),
+        (errno.EROFS, r"last\.pth: the folder a b cannot be written \(Read-only .*: name another place"),
+    ],
+)
+def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told_apart(
+    code, message, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=message) as error:
+        save_checkpoint("a b/last.pth", {"state_dict": {}})
+    assert "Errno" not in str(error.value)
 
 
 def test_weights_of_another_fold_are_refused():
