@@ -288,6 +288,14 @@ def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
     assert code == 2 and "bolt/2.jpg has no mask 2_mask.png or 2.png" in err
 
 
+def test_a_mask_of_the_whole_picture_is_said(run, tmp_path):
+    mask = str(tmp_path / "white.png")
+    with Image.open("a.png") as image:
+        Image.new("L", image.size, 255).save(mask)
+    code, _, err = run(query=("photos/turned.jpg",), supports=("--support", "a.png", mask))
+    assert code == 0 and err == "support a.png: its mask covers the whole picture\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -299,6 +307,10 @@ def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
             r"\(a.png\): the box 5,5,900,50 is no",
         ),
         ({"supports": ("--support", "a.png", "none.png")}, "none.png cannot be read as a mask"),
+        (
+            {"supports": ("--support", "a_mask.png", "a.png")},
+            "a_mask.png a.png: the first is a mask and the second is none; the picture comes first",
+        ),
         ({"supports": ("--support", "x.png", "5,5")}, r"\[0\] \(x.png\): there is no file x.png"),
         ({"supports": ("--supports", "none")}, "--supports none: there is no such folder"),
         ({"supports": ("--supports", "photos/more")}, "it holds no CLASS/IMAGE with a mask"),
