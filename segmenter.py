@@ -32,7 +32,7 @@ from torch import Tensor
 from model import HDMNet, preprocess_image, preprocess_mask
 from model.backbone import check_size
 from model.features import SupportFeatures, map_tensors, split_supports, stack_supports
-from util.checkpoints.support_file import SupportContents, load_supports, save_supports
+from util.checkpoints.support_set import SupportSet
 from util.checkpoints.trained import Trained, fingerprint, load_trained, save_trained
 from util.data.label_maps import draw_overlay, index_image
 from util.data.marks import Marks, marked_mask
@@ -86,44 +86,6 @@ class Support:
 
 
 Supports = Support | Sequence[Support] | Mapping[str, Support | Sequence[Support]]
-
-
-@dataclass(frozen=True, eq=False)
-class SupportSet:
-    """The features of supports, which serve any number of queries.
-
-    Attributes:
-        features: by class, the features of its K supports as one episode.
-        masks: by class, the mask of each support, bool (H, W): the one that was given, or what a box,
-            points or a scribble became.
-        size: S of the images S×S that were encoded; queries are segmented at the same.
-        weights: identifies the weights that encoded them.
-    """
-
-    features: dict[str, SupportFeatures]
-    masks: dict[str, list[np.ndarray]]
-    size: int
-    weights: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, whose labels in `Result.label_map` are 1, 2, …"""
-        return tuple(self.features)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all to a safetensors file, which holds tensors and names only."""
-        content = SupportContents(self.features, self.masks, self.size, self.weights)
-        save_supports(path, content)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "SupportSet":
-        """Read a file of `save`.
-
-        Raises:
-            ValueError: the file is missing, or it is another one.
-        """
-        with errors_as(ValueError):
-            return cls(*load_supports(path))
 
 
 @dataclass(frozen=True, eq=False)
