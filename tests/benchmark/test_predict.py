@@ -7,7 +7,9 @@ from benchmark import predict
 
 @pytest.mark.slow
 def test_own_pictures_are_measured(monkeypatch, capsys):
-    monkeypatch.setattr(predict, "_in_new_process", lambda function: function())
+    monkeypatch.setattr(
+        predict, "in_new_process", lambda function, *arguments: function(*arguments)
+    )
     options = ["--net", "resnet18", "--size", "65", "--shot", "2", "--repeats", "1"]
     predict.main([*options, "--queries", "10", "--amp", "off"])
     head, rule, row = capsys.readouterr().out.strip().splitlines()[-3:]

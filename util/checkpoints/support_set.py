@@ -75,7 +75,9 @@ class SupportSet:
                 masks[name] = [own[f"mask{number}"].numpy() for number in range(count)]
             return cls(features, masks, int(about["size"]), about["weights"])
         except (OSError, safetensors.SafetensorError, TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{os.fspath(path)} is no file of SupportSet.save ({error})") from error
+            raise ValueError(
+                f"{os.fspath(path)} is no file of SupportSet.save ({error})"
+            ) from error
 
 
 def _features(tensors: Mapping[str, Tensor]) -> SupportFeatures:
