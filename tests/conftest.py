@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.tiny_voc import make
+from tests.util.hub import Hub
 
 
 def pytest_addoption(parser):
@@ -77,3 +78,14 @@ def tiny_settings(tiny_voc, list_cache):
         "data_set": "tiny",
         "workers": 0,
     }
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, and an empty cache of what comes from it."""
+    with Hub() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub

@@ -16,7 +16,6 @@ from model.backbone import find_backbone
 from segmenter import FewShotSegmenter, Result, Support, SupportSet
 from tests.paths import ROOT
 from tests.small_model import SIZE, small_episodes, small_net
-from tests.util.hub import Hub
 from util.checkpoints.io import load_backbone
 from util.checkpoints.published_names import to_published
 from util.config import dump_config, load_config
@@ -217,16 +216,6 @@ def test_weights_come_from_files_runs_and_folders(nets, tmp_path):
     torch.save({"state_dict": net.base.state_dict()}, tmp_path / "base.pth")
     with pytest.raises(ValueError, match="base learner, where a trained HDMNet is needed"):
         FewShotSegmenter.from_pretrained(tmp_path / "base.pth")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub on this machine, which the libraries take for the real one."""
-    with Hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield hub
 
 
 @pytest.mark.slow

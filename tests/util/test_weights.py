@@ -12,7 +12,6 @@ from torchvision.models import vgg16_bn
 from model import build_hdmnet, build_pspnet
 from model.backbone import find_backbone
 from tests.golden import SHAPES
-from tests.util.hub import Hub
 from tests.util.weight_data import imagenet, light, light_state, published, timm_state
 from util.checkpoints.io import load_backbone, read_checkpoint
 from util.weights import main
@@ -41,17 +40,6 @@ def run(capsys, *argv, code=0):
     if code:
         assert said.err.startswith("error: ") and said.err.count("\n") == 1
     return said.err if code else said.out
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for the hub, and an empty cache of what comes from it."""
-    with Hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield hub
 
 
 def left():
@@ -430,17 +418,6 @@ def test_export_takes_the_best_of_a_run(capsys):
     assert "best.pth: a run/snapshot/best_epoch_3_0.3000.pth, HDMNet of resnet18" in said
     assert len(read_checkpoint("best.pth")["state_dict"]["base.classifier.2.bias"]) == 4
     assert "name the run's folder" in run(capsys, "export", "best", "--out", "x.pth", code=2)
-
-
-@pytest.mark.parametrize("key", ["model", "state_dict"])
-def test_files_of_other_tools_are_imported(key, capsys):
-    state = {f"_orig_mod.{name}": value.clone() for name, value in pspnet("vgg16").items()}
-    torch.save({key: state}, "a.pth")
-    save_file(state, "b.safetensors")
-    for file in ("a.pth", "b.safetensors"):
-        run(capsys, "import", file, "--dataset", "pascal", "--split", "0")
-    place = "initmodel/PSPNet/pascal/split0/vgg/best.pth"
-    assert "classifier.2.bias" in read_checkpoint(place)["state_dict"]
 
 
 def test_export_refuses_what_has_no_other_names(capsys):
