@@ -1,14 +1,16 @@
 """What is measured: an episode of the test or a training step, at a size, on random images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import HDMNet, HDMNetOutput, build_hdmnet, hdmnet_loss
+from benchmark.published import Published
+from model import HDMNet, build_hdmnet, hdmnet_loss
 from model.features import QueryFeatures, SupportFeatures
 from util.training.captured import CapturedPass
 from util.training.schedule import hdmnet_optimizer
@@ -65,7 +67,13 @@ class Lab:
 
     The ways are "reference", "fast", "bf16" (fast, the backbone in bfloat16), "compiled" (fast, after
     torch.compile), in a test "cached" (fast, the features of query and supports known from an earlier
-    call), and in training "captured" and "compiled, captured" (replayed from a CUDA graph).
+    call), in training "captured" and "compiled, captured" (replayed from a CUDA graph), and
+    "published", where a copy of the published code is given.
+
+    Args:
+        case: what is measured.
+        device: where.
+        folder: that of a copy of the published code, or None.
 
     Attributes:
         amp: The type of automatic mixed precision in what runs next, or None.
@@ -73,9 +81,9 @@ class Lab:
         flops: The operations of one fast step.
     """
 
-    def __init__(self, case: Case, device: torch.device):
+    def __init__(self, case: Case, device: torch.device, folder: Path | None = None):
         torch.manual_seed(0)
-        self.case, self.device = case, device
+        self.case, self.device, self.folder = case, device, folder
         self.amp: torch.dtype | None = None
         batch, shot, size = case.batch, case.shot, case.size
         self.net = self._build()
@@ -87,7 +95,7 @@ class Lab:
         self.class_index = torch.arange(batch, device=device) % case.base_classes
 
     def model(self, way: str) -> HDMNet:
-        """Return the model that runs in one of the ways."""
+        """Return the model that runs in one of the ways but "published"."""
         if way == "bf16":
             return self._reduced
         return self._compiled if way.startswith("compiled") else self.net
@@ -98,6 +106,8 @@ class Lab:
             _ = self._features  # computed before anything is measured
         if not self.case.training:
             return lambda: self.test(way)
+        if way == "published":
+            return self._published_step()
         net = self.model(way).train()
         optimizer = hdmnet_optimizer(net, 1e-4)
 
@@ -122,14 +132,34 @@ class Lab:
 
         return train
 
+    def forget_gradients(self) -> None:
+        """Free the memory of all gradients."""
+        for name in ("net", "_reduced", "_compiled", "published"):
+            if name in vars(self):  # It was used.
+                vars(self)[name].zero_grad(set_to_none=True)
+
+    def _published_step(self) -> Callable[[], object]:
+        net = self.published.train()
+        optimizer = net.optimizer(1e-4)
+        inputs = (self.query, self.support, self.support_mask, self.class_index, self.query_mask)
+
+        def train() -> None:
+            optimizer.zero_grad()
+            net.loss(*inputs).backward()
+            optimizer.step()
+
+        return train
+
     @torch.no_grad()
-    def test(self, way: str) -> HDMNetOutput:
-        """Return the output in eval mode, computed in one of the ways."""
+    def test(self, way: str) -> Sequence[Any]:
+        """Return the output in eval mode, `final` and `meta` first, computed in one of the ways."""
+        inputs = (self.query, self.support, self.support_mask)
+        if way == "published":
+            return self.published.eval()(*inputs)
         net = self.model(way).eval()
         with self._autocast():
             if way == "cached":
                 return net.segment(*self._features, self.query.shape[-2:])
-            inputs = (self.query, self.support, self.support_mask)
             return net.reference_forward(*inputs) if way == "reference" else net(*inputs)
 
     def difference(self, way: str) -> float:
@@ -137,8 +167,13 @@ class Lab:
         return difference(self.test(way), self.expected)
 
     @cached_property
-    def expected(self) -> HDMNetOutput:
+    def expected(self) -> Sequence[Any]:
         return self.test("reference")
+
+    @cached_property
+    def published(self) -> Published:
+        assert self.folder is not None
+        return Published(self.folder, self.net, self.case.backbone)
 
     @cached_property
     def flops(self) -> int:
@@ -174,7 +209,7 @@ class Lab:
         return torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
 
 
-def difference(actual: HDMNetOutput, expected: HDMNetOutput) -> float:
+def difference(actual: Sequence[Any], expected: Sequence[Any]) -> float:
     """Return the largest difference of `final` and of `meta`, each divided by its largest logit."""
     pairs = zip(actual[:2], expected[:2], strict=True)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)

@@ -3,6 +3,7 @@
 #
 # Installs nothing. The pieces (default: all) are tests, steps, profile, base and protocol; each is ended
 # after LIMIT seconds (240), so that the others are done whatever happens. --small runs on the CPU.
+# PUBLISHED=DIR also measures the steps of a copy of the published code.
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 2
 . ./util/shell.sh
 [ $# -ge 1 ] || fail "usage: sh benchmark/gpu.sh OUT [--small] [PIECE ...]"
@@ -23,7 +24,7 @@ if [ -n "$small" ]; then
     whole="--net resnet18 --size 65 --pictures 60 --runs 2 --episodes 8"
     tests=
 else
-    measured="--repeats 7"
+    measured="--repeats 7 ${PUBLISHED:+--published $PUBLISHED}"
     whole="--size 633 --pictures 300 --runs 10 --episodes 60"
     whole="$whole --opts batch_size_val=8 feature_cache_gb=20"
     tests="-n 4"

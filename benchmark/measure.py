@@ -67,12 +67,12 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     return process_bytes("VmHWM") - before
 
 
-def cpu_peak_bytes(case: Case, way: str) -> int:
+def cpu_peak_bytes(case: Case, way: str, folder: Path | None = None) -> int:
     """Return `peak_bytes` of a case's first run in a new process, on the CPU."""
     # From this size on, the allocator of glibc returns what is freed to the system, so that a new
     # process holds what is in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
-    return in_new_process(_first_peak_bytes, case, way)
+    return in_new_process(_first_peak_bytes, case, way, folder)
 
 
 def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
@@ -81,11 +81,11 @@ def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def _first_peak_bytes(case: Case, way: str) -> int:
+def _first_peak_bytes(case: Case, way: str, folder: Path | None) -> int:
     device = torch.device("cpu")
     # It loads the libraries.
     Lab(SMALL_CASES[case.training], device).step("fast")()
-    return peak_bytes(Lab(case, device).step(way), device)
+    return peak_bytes(Lab(case, device, folder).step(way), device)
 
 
 def measure_peaks(device: torch.device) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 The piece `steps` compares test episodes and training steps with model/reference.py in each precision:
 median times of runs that take turns, the most memory that a run adds to weights and batch, and the
-logits of tests. `profile` says which parts, operators and kernels the time goes to. Either writes
-PIECE.json and PIECE.md after each row. Weights and images are random; masks cover 15 % of an image.
+logits of tests. With `--published DIR`, a copy of the published code is measured beside them (its
+training step on a GPU alone, which it asks for). `profile` says which parts, operators and kernels the
+time goes to. Either writes PIECE.json and PIECE.md after each row. Weights and images are random; masks
+cover 15 % of an image.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import profile
 
+from benchmark import published
 from benchmark.cases import CPU_CASES, GPU_CASES, SMALL_CASES, Case, Lab
 from benchmark.measure import (
     cpu_peak_bytes,
@@ -79,6 +82,8 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
 
     precision = PRECISIONS[name]
     ways = EXACT if precision.amp is None and precision.way == "fast" else (precision.way,)
+    if ways is EXACT and lab.folder and (not lab.case.training or lab.device.type == "cuda"):
+        ways = (*ways, "published")
     if lab.case.training:  # whose steps change the weights
         ways = tuple(way for way in ways if way != "cached")
     else:
@@ -89,14 +94,14 @@ def measure_steps(lab: Lab, name: str, repeats: int) -> dict[str, Any]:
         for way, step in steps.items():
             attempt(way, way, partial(seconds_of, step, lab.device))
     for way, step in steps.items():
-        lab.model(way).zero_grad(set_to_none=True)
+        lab.forget_gradients()
         release_memory(lab.device)
         if way.endswith("captured"):
             continue  # Graphs hold their memory, whether it is in use or not.
         if lab.device.type == "cuda" or lab.case in SMALL_CASES:
             attempt(way, f"{way} bytes", partial(peak_bytes, step, lab.device))
         elif way != "bf16":  # each number takes a new process
-            attempt(way, f"{way} bytes", partial(cpu_peak_bytes, lab.case, way))
+            attempt(way, f"{way} bytes", partial(cpu_peak_bytes, lab.case, way, lab.folder))
     attempt(precision.way, "flops", lambda: lab.flops)
     # The first of several runs was to warm up.
     return failed | {key: median(values[1:] or values) for key, values in taken.items() if values}
@@ -108,7 +113,7 @@ def steps_text(record: dict[str, Any]) -> str:
         f"{name} {rate / 1e12:.3g} {'TB/s' if name == 'copy' else 'TFLOP/s'}"
         for name, rate in record["ceilings"].items()
     )
-    rows = [_row(found, record["ceilings"]) for found in record["results"]]
+    rows = [_row(found, record) for found in record["results"]]
     table = markdown_table([*rows[0]], [[*row.values()] for row in rows], left=(0, 1))
     return (
         f"{table}\n"
@@ -117,7 +122,7 @@ def steps_text(record: dict[str, Any]) -> str:
     )
 
 
-def _row(found: dict[str, Any], ceilings: dict[str, float]) -> dict[str, str]:
+def _row(found: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
     _, _, way, ceiling = PRECISIONS[found["precision"]]
 
     def cell(key: str, form: str, factor: float = 1) -> str:
@@ -125,13 +130,21 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> dict[str, str]:
             return format(found[key] * factor, form)
         return "out of memory" if f"{key.split()[0]} failed" in found else ""
 
-    def ratio(suffix: str, form: str) -> str:
-        keys = f"reference{suffix}", f"{way}{suffix}"
+    def ratio(suffix: str, form: str, slow: str = "reference") -> str:
+        keys = f"{slow}{suffix}", f"{way}{suffix}"
         # Small cases fit into what the process held before.
         known = all(found.get(key, 0) > 0 for key in keys)
         return f"{found[keys[0]] / found[keys[1]]:{form}}×" if known else ""
 
+    of_published = {
+        "published, s": cell("published", ".3g"),
+        "faster than it": ratio("", ".2f", "published"),
+        "published, MiB": cell("published bytes", ".0f", 2**-20),
+        "smaller than it": ratio(" bytes", ".1f", "published"),
+        "its difference": cell("published difference", ".0e"),
+    }
     known = "flops" in found and way in found
+    share = f"{found['flops'] / found[way] / record['ceilings'][ceiling]:.0%}" if known else ""
     return {
         "case": found["name"],
         "precision": found["precision"],
@@ -143,8 +156,9 @@ def _row(found: dict[str, Any], ceilings: dict[str, float]) -> dict[str, str]:
         "here, MiB": cell(f"{way} bytes", ".0f", 2**-20),
         "smaller": ratio(" bytes", ".1f"),
         "features known, MiB": cell("cached bytes", ".0f", 2**-20),
-        "share of peak": f"{found['flops'] / found[way] / ceilings[ceiling]:.0%}" if known else "",
+        "share of peak": share,
         "difference": cell(f"{way} difference", ".0e"),
+        **(of_published if record["published"] else {}),
     }
 
 
@@ -186,7 +200,18 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="episodes at once,")
     parser.add_argument("--train", action="store_true", help="a training step, else a test,")
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
-    return parser.parse_args()
+    parser.add_argument(
+        "--published", type=Path, metavar="DIR", help="also measure a copy of the published code"
+    )
+    args = parser.parse_args()
+    if args.published is not None:
+        if not (args.published / "model/HDMNet.py").is_file():
+            parser.error(f"--published {args.published}: there is no model/HDMNet.py in it")
+        if args.small or args.backbone not in published.BACKBONES:
+            parser.error(
+                f"--published has no other backbones than {', '.join(published.BACKBONES)}"
+            )
+    return args
 
 
 def main() -> None:
@@ -205,6 +230,7 @@ def main() -> None:
         "environment": run_environment(),
         "cudnn": torch.backends.cudnn.version(),
         "ceilings": measure_peaks(device),
+        "published": args.published is not None,
         "results": [],
     }
     # What torch compiles takes minutes to start, and comes last.
@@ -212,7 +238,7 @@ def main() -> None:
     compiled = [name for name in names if PRECISIONS[name].way.startswith("compiled")]
     others = [name for name in names if name not in compiled]
     for chosen, case in product(filter(None, (others, compiled)), cases):
-        lab = Lab(case, device)
+        lab = Lab(case, device, args.published)
         for name in chosen:
             precision = PRECISIONS[name]
             if precision.way.endswith("captured") and not case.training:

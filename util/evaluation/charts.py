@@ -120,7 +120,7 @@ def class_bars(report: Mapping[str, Any]) -> Figure:
         key: [run["class_iou"][key] for run in runs]
         for key in (runs[0]["class_iou"] if runs else ())
     }
-    known_names = report.get("class_names", {})  # none in the reports before version 0.7.0
+    known_names = report.get("class_names", {})  # none in the reports before version 1.0.0
     names = [known_names.get(key, f"class {key}") for key in ious]
     names = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
     size = (_WIDTH, min(3 * _MARGIN + _BAR * len(names), _HIGHEST))

@@ -211,7 +211,7 @@ def _score_table(report: dict[str, Any]) -> str:
 
 
 def _class_table(report: dict[str, Any]) -> str:
-    # The reports of versions before 0.7.0 have no names.
+    # The reports of versions before 1.0.0 have no names.
     runs, names = report["runs"], report.get("class_names", {})
     seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
     rows, absent = [], []
