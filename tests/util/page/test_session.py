@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter import FewShotSegmenter, Support
-from tests.small_model import SIZE, small_episodes, small_net
+from segmenter import Support
 from util.page import session as work
 from util.page.session import BOX, BRUSH, POINTS, Session
-
-
-@pytest.fixture(scope="module")
-def seg(tiny_voc, tmp_path_factory):
-    net = small_net(small_episodes(tiny_voc, tmp_path_factory.mktemp("lists")))
-    return FewShotSegmenter(net, SIZE, "resnet18", "cpu")
 
 
 @pytest.fixture(scope="module")
