@@ -89,3 +89,18 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         yield hub
+
+
+@pytest.fixture
+def error_line(capsys):
+    """Runs a command that ends with code 2, and returns the one line that it says, without "error: "."""
+
+    def error_line(command, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command(*arguments)
+        line = capsys.readouterr().err
+        assert end.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        return line.removeprefix("error: ").removesuffix("\n")
+
+    return error_line

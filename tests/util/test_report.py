@@ -267,18 +267,15 @@ def test_the_page_shows_the_tests_and_trainings_that_it_finds(tmp_path):
         ("test-1shot-best.json", None, "cannot be read: it is damaged, or another file"),
     ],
 )
-def test_files_that_the_page_cannot_show_are_one_line(name, content, reason, tmp_path, capsys):
+def test_files_that_the_page_cannot_show_are_one_line(name, content, reason, tmp_path, error_line):
     result = write(tmp_path, runs=[{}] * name.endswith(".json"))  # runs without classes
     damaged = (result.parent / name).resolve()
     if content is not None:
         damaged.write_bytes(content)
     elif damaged != result:
         damaged.mkdir()
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path), "--format", "html"])
-    line = capsys.readouterr().err
-    assert caught.value.code == 2 and line.count("\n") == 1
-    assert line.startswith(f"error: {damaged} {reason}")
+    line = error_line(main, [str(tmp_path), "--format", "html"])
+    assert line.startswith(f"{damaged} {reason}")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -308,8 +305,6 @@ def test_other_files_are_one_line(tmp_path, content, message):
         ([".", "--folds", "0"], "--folds: 0 is no number"),
     ],
 )
-def test_nothing_to_report_is_one_line(words, message, tmp_path, capsys, monkeypatch):
+def test_nothing_to_report_is_one_line(words, message, tmp_path, error_line, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert message in error_line(main, words)
