@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tables import cells_of
 from util.evaluation.episode_records import EpisodeRecord, write_csv
 from util.evaluation.figures import write_png
 from util.evaluation.metrics import SCORES
@@ -42,14 +43,8 @@ def write_folds(root, shot=1, folds=range(4), first=0.5, exp="", **changed):
         write(root, f"{exp}split{split}{suffix}", miou, split=split, shot=shot, **changed)
 
 
-def rows(text):
-    """[cells] of all rows of the markdown tables, headers and rules included."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
 def table(*paths, **options):
-    return rows(paper_tables(find_results(paths), **options))
+    return cells_of(paper_tables(find_results(paths), **options))
 
 
 def row(found, name, backbone="resnet50"):
@@ -145,7 +140,7 @@ def test_of_two_tests_the_newer_stands_and_notes_say_so(tmp_path):
     new = write(tmp_path, miou=0.4, name="a", trained_shot=5)
     os.utime(old, (1000, 1000))
     text = paper_tables(find_results([old, new, old]))
-    assert row(rows(text), "HDMNet")[0] == "40.0"
+    assert row(cells_of(text), "HDMNet")[0] == "40.0"
     assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
     assert f"{new}: 1-shot with weights of 5-shot." in text
 
@@ -162,11 +157,11 @@ def test_the_tests_say_the_number_of_folds_of_each_dataset(tmp_path):
     write_folds(tmp_path, folds=range(3), dataset="mine", fold_count=3)
     write(tmp_path, dataset="mine", folds="seen", fold_count=1, name="seen")
     mine, pascal = paper_tables(find_results([tmp_path])).split("### pascal")
-    assert [cells[2:7] for cells in rows(mine)[2:]] == [
+    assert [cells[2:7] for cells in cells_of(mine)[2:]] == [
         ["50.0", "-", "-", "50.0", "60.0"],
         ["50.0", "51.0", "52.0", "51.0", "61.0"],
     ]
-    assert row(rows(pascal), "HDMNet")[4] == "51.5"
+    assert row(cells_of(pascal), "HDMNet")[4] == "51.5"
     found = table(tmp_path / "pascal", folds=5)
     assert row(found, "HDMNet")[:6] == ["50.0", "51.0", "52.0", "53.0", "-", "-"]
 

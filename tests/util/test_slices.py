@@ -1,3 +1,4 @@
+from tests.tables import rows_of
 from util.evaluation.episode_records import EpisodeRecord, write_csv
 from util.slices import main
 
@@ -8,8 +9,7 @@ def test_the_command_joins_files(tmp_path, capsys, error_line):
         write_csv(path, [EpisodeRecord("q", "cat", fold / 2, 0.0, 7, 0.1, 1, 510, ("s",))])
     out = tmp_path / "slices.md"
     main([*map(str, paths), "--out", str(out)])
-    (line,) = [line for line in out.read_text().splitlines() if line.startswith("| all ")]
-    assert line.split("|")[2:5] == ["        2 ", " 25.0 ", "   0.0 "]
+    assert rows_of(out.read_text())["all"] == ["2", "25.0", "0.0"]
     main([str(paths[1])])
     assert "The 1 episodes" not in (text := capsys.readouterr().out) and "50.0" in text
     assert "none.csv cannot be read" in error_line(main, [str(tmp_path / "none.csv")])

@@ -12,6 +12,7 @@ from torchvision.models import vgg16_bn
 from model import build_hdmnet, build_pspnet
 from model.backbone import find_backbone
 from tests.golden import SHAPES
+from tests.tables import cells_of
 from tests.util.weight_data import imagenet, light, light_state, published, timm_state
 from util.checkpoints.io import load_backbone, read_checkpoint
 from util.weights import main
@@ -135,9 +136,9 @@ def pspnet(net="resnet18", classes=15):
 
 def listed(capsys, *opts):
     """The cells of the table by file, and the lines below it."""
-    lines = run(capsys, "list", *opts).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
-    return {row[1]: row for row in cells[2:]}, [line for line in lines if "|" not in line]
+    said = run(capsys, "list", *opts)
+    below = [line for line in said.splitlines() if not line.startswith("|")]
+    return {row[1]: row for row in cells_of(said)[2:]}, below
 
 
 def test_list_names_all_that_can_be_had(capsys):

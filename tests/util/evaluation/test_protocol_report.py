@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import rows_of
 from util.config import load_config
 from util.data.draws import Draw, DrawnRun
 from util.evaluation.counts import Counts
@@ -52,17 +53,9 @@ def report_of(cfg, runs=RUNS, threshold=None, notes=(), scores=SCORES, work=WORK
     return json.loads(json.dumps(report))
 
 
-def rows(text):
-    """{first cell: other cells} of all tables."""
-    cells = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
-    ]
-    return {first: others for first, *others in cells}
-
-
 def test_the_table_holds_runs_their_spread_and_the_published_number():
     report = report_of(config())
-    table = rows(report_text(report))
+    table = rows_of(report_text(report))
     assert table["seed"] == list(SCORES)
     for run in report["runs"]:
         assert table[str(run["seed"])] == [f"{100 * run[score]:.2f}" for score in SCORES]
@@ -85,7 +78,7 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
     assert (
         "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
     )
-    assert rows(text)["3"] == table["bird"]
+    assert rows_of(text)["3"] == table["bird"]
     for number, processes in ((1, "1 process"), (2, "2 processes")):
         report["work"]["processes"] = number
         assert f"a second on {processes}; " in report_text(report)
@@ -93,7 +86,7 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
 
 def test_two_runs_have_a_spread():
     text = report_text(report_of(config(), RUNS[:2]))
-    table = rows(text)
+    table = rows_of(text)
     assert {"mean", "std", "±95%", "best"} <= table.keys() and "interval of the mean" in text
     assert table["class, IoU"] == ["510", "365", "mean", "std", "±95%"] and len(table["bird"]) == 5
     assert text.startswith("# resnet50, fold 0 of pascal, 1-shot\n\nWeights: best.pth. 2 × 7 ")
@@ -114,7 +107,7 @@ def test_classes_that_were_left_out_are_named():
         run["class_iou"] |= {str(class_id): None for class_id in absent}
     text = report_text(report)
     assert "No episode asks for bicycle (seed 510), bird: left out of mIoU." in text
-    table = rows(text)
+    table = rows_of(text)
     assert table["bird"] == ["-"] * 6 and table["bicycle"][0] == "-"
     known = [100 * run["class_iou"]["2"] for run in report["runs"][1:]]
     assert table["bicycle"][1:4] == [*(f"{iou:.2f}" for iou in known), f"{np.mean(known):.2f}"]
@@ -124,7 +117,7 @@ def test_classes_that_were_left_out_are_named():
 def test_one_run_has_no_spread():
     report = report_of(config(), RUNS[:1])
     text = report_text(report)
-    table = rows(text)
+    table = rows_of(text)
     assert "510" in table and "std" not in text and "±" not in text and "best" not in table
     assert len(table["bird"]) == 1
     report["environment"] = json.loads(json.dumps(run_environment()))
@@ -133,7 +126,7 @@ def test_one_run_has_no_spread():
 
 def test_baselines_are_shown():
     report = report_of(config("baselines=True"), threshold=Threshold(1, 250))
-    table = rows(report_text(report))
+    table = rows_of(report_text(report))
     assert table["HDMNet"] == [f"{100 * report['mean']['mIoU']:.2f}"]
     names = ("everything foreground", "prior of f4 ≥ 0.500")
     for key, name in zip(BASELINES, names, strict=True):
@@ -195,7 +188,7 @@ def test_weights_of_another_kind_are_not_those_of_the_published_numbers():
     report = report_of(config(), notes=["Weights of 60 base classes."], scores=scores)
     text = report_text(report)
     assert report["published_mIoU_percent"] is None and "published" not in text
-    assert rows(text)["seed"] == scores
+    assert rows_of(text)["seed"] == scores
 
 
 def test_settings_tell_tests_apart():
