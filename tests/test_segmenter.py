@@ -214,7 +214,7 @@ def test_weights_come_from_files_runs_and_folders(nets, tmp_path):
     with pytest.raises(ValueError, match=r"weights owner/name: .* the Hugging Face Hub gave none"):
         FewShotSegmenter.from_pretrained("owner/name", local_files_only=True)
     torch.save({"state_dict": net.base.state_dict()}, tmp_path / "base.pth")
-    with pytest.raises(ValueError, match="base learner, where a trained HDMNet is needed"):
+    with pytest.raises(ValueError, match="another kind, base learner; needed here: HDMNet"):
         FewShotSegmenter.from_pretrained(tmp_path / "base.pth")
 
 
