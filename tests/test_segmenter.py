@@ -180,7 +180,8 @@ def test_supports_are_saved_and_loaded(seg, two_classes, tmp_path):
     with pytest.raises(ValueError, match="encoded by other weights"):
         other.segment(queries[1], again)
     (tmp_path / "text").write_text("no supports")
-    for name in ("text", "missing"):
+    safetensors.torch.save_file({}, tmp_path / "other", {"classes": "no JSON"})
+    for name in ("text", "missing", "other"):
         with pytest.raises(ValueError, match=f"{name} is no file of SupportSet.save"):
             SupportSet.load(tmp_path / name)
 

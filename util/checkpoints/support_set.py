@@ -16,6 +16,13 @@ from model.features import SupportFeatures
 from model.matching import SupportTokens
 from util.runtime.files import write_atomically
 
+_FOREIGN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+)  # raised where tensors or names are others
+
 
 @dataclass(frozen=True, eq=False)
 class SupportSet:
@@ -74,7 +81,7 @@ class SupportSet:
                 count = sum(key.startswith("mask") for key in own)
                 masks[name] = [own[f"mask{number}"].numpy() for number in range(count)]
             return cls(features, masks, int(about["size"]), about["weights"])
-        except (OSError, safetensors.SafetensorError, TypeError, KeyError, RuntimeError) as error:
+        except (*_FOREIGN, OSError, safetensors.SafetensorError) as error:
             raise ValueError(
                 f"{os.fspath(path)} is no file of SupportSet.save ({error})"
             ) from error
