@@ -92,15 +92,28 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def error_line(capsys):
+def run_command(capsys):
+    """Runs a command in this process; returns its exit code, what it printed, and its errors."""
+
+    def run_command(command, *arguments):
+        capsys.readouterr()
+        code = 0
+        try:
+            command(*arguments)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
+def error_line(run_command):
     """Runs a command that ends with code 2, and returns the one line that it says, without "error: "."""
 
     def error_line(command, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            command(*arguments)
-        line = capsys.readouterr().err
-        assert end.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        code, _, line = run_command(command, *arguments)
+        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
         return line.removeprefix("error: ").removesuffix("\n")
 
     return error_line

@@ -58,19 +58,14 @@ def place(tiny_voc, tmp_path_factory):
 
 
 @pytest.fixture
-def run(place, tmp_path, monkeypatch, capsys):
+def run(place, tmp_path, monkeypatch, run_command):
     """Runs predict.py in the folder of the pictures; returns its exit code, output and errors."""
     monkeypatch.chdir(place)
 
     def run(*words, query=("photos",), supports=("--support", "a.png", "a_mask.png")):
         words = ["--weights", "best.pth", *supports, "--query", *query, *words]
-        code = 0
-        try:
-            predict.main([*words, "--out", str(tmp_path / "labels"), "--device", "cpu"])
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        words += ["--out", str(tmp_path / "labels"), "--device", "cpu"]
+        return run_command(predict.main, words)
 
     return run
 
