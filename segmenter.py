@@ -160,9 +160,7 @@ class Result:
         """Yield foreground minus background logit of each class at a size (height, width)."""
         # One class at a time, since two logits of a large picture take much memory.
         for logits in self.logits:
-            resized = F.interpolate(logits[None], size=shape, mode="bilinear", align_corners=True)[
-                0
-            ]
+            (resized,) = F.interpolate(logits[None], shape, mode="bilinear", align_corners=True)
             yield resized[1] - resized[0]
 
     def _label_map(self, shape: tuple[int, int]) -> np.ndarray:
@@ -401,17 +399,11 @@ class FewShotSegmenter(
                 net = self.net.for_shot(features.prototype.shape[1])
                 out = net.segment(queries, episodes, (size, size))
                 outputs[name] = out.final.cpu(), [maps.float().cpu() for maps in out.correlations]
-        return [
-            Result(
-                picture,
-                shape,
-                tuple(outputs),
-                torch.stack([final[number] for final, _ in outputs.values()]),
-                {
-                    name: [one[number].numpy() for one in maps]
-                    for name, (_, maps) in outputs.items()
-                },
-                threshold,
-            )
-            for number, (picture, shape) in enumerate(zip(batch, shapes, strict=True))
-        ]
+        results = []
+        for number, (picture, shape) in enumerate(zip(batch, shapes, strict=True)):
+            logits = torch.stack([final[number] for final, _ in outputs.values()])
+            maps = {
+                name: [one[number].numpy() for one in own] for name, (_, own) in outputs.items()
+            }
+            results.append(Result(picture, shape, tuple(outputs), logits, maps, threshold))
+        return results

@@ -27,21 +27,12 @@ from util.runtime.files import write_atomically
 # The names under which files keep their weights; other files are the weights themselves.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 # Entries that tell why a checkpoint does not fit, with the reason; the first that differs applies.
-_CAUSES = [
-    (
-        re.compile(r"(base\.)?(backbone\.)?stages\."),
-        "another backbone: check backbone, layers and vgg",
-    ),
-    (
-        re.compile(r"(base\.)?classifier\."),
-        "another number of base classes: check data_set, folds and base_learner",
-    ),
-    (
-        re.compile(r"ensemble\.shot_weights\."),
-        "another shot or kshot_trans_dim: check these two settings",
-    ),
-    (re.compile(""), "another network, or the file is incomplete"),
-]
+_CAUSES = {
+    r"(base\.)?(backbone\.)?stages\.": "another backbone: check backbone, layers and vgg",
+    r"(base\.)?classifier\.": "another number of base classes: check data_set, folds and base_learner",
+    r"ensemble\.shot_weights\.": "another shot or kshot_trans_dim: check these two settings",
+    "": "another network, or the file is incomplete",
+}
 
 
 def read_checkpoint(
@@ -190,8 +181,8 @@ def check_fit(net: nn.Module, state: StateDict, source: str) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     }
-    for entries, cause in _CAUSES:
-        differing = [problem for key, problem in problems.items() if entries.match(key)]
+    for entries, cause in _CAUSES.items():
+        differing = [problem for key, problem in problems.items() if re.match(entries, key)]
         if differing:
             raise UserError(
                 f"checkpoint {source} does not fit the configured model: {differing[0]} "
