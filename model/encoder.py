@@ -21,7 +21,7 @@ from model.masked import MaskedPositions, MaskGrids
 from model.norms import statistics_kept
 from model.parts import Matching, MatchingFactory
 from model.precision import full_precision, widened
-from model.prior import masked_prototype, unit_rows
+from model.prior import masked_prototype, product_type, unit_rows
 from model.pspnet import PSPNet
 
 
@@ -171,7 +171,7 @@ class FeatureEncoder(nn.Module):
                 merged,
                 base,
                 self._gram(features),
-                f5,
+                f5.to(product_type(features.f4)),
                 to_tokens(features.f4),
             )
 
@@ -184,7 +184,7 @@ class FeatureEncoder(nn.Module):
             else:
                 f5 = positions.gather(to_tokens(features.f3))
             f5, f4 = (
-                unit_rows(rows).mul_(positions.inside[..., None])
+                unit_rows(rows).mul_(positions.inside[..., None]).to(product_type(features.f4))
                 for rows in (f5, positions.gather(to_tokens(features.f4)))
             )
         return _SupportPart(reduced, self._gram(features), f5, f4)

@@ -28,6 +28,17 @@ def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
         return (total / (mask.flatten(2).sum(2, keepdim=True) + 0.0005))[..., None]
 
 
+def product_type(feature: Tensor) -> torch.dtype:
+    """Return the type that the prior's products of a backbone's features are computed in.
+
+    It is bfloat16 for features of that type, since rounding unit vectors once more moves a cosine by
+    far less. Products in float16 could overflow.
+    """
+    if feature.dtype == torch.bfloat16:
+        return torch.bfloat16
+    return torch.promote_types(feature.dtype, torch.float32)
+
+
 def unit_rows(tokens: Tensor) -> Tensor:
     """Return tokens (..., C) at unit length, in float32 or wider; zeros stay zeros."""
     return F.normalize(widened(tokens), dim=-1)
@@ -53,10 +64,14 @@ def similarity_prior(query: Tensor, support: Tensor) -> Tensor:
         (B, n): the maximum of the cosine over support positions, those outside the mask counting as
         0, and its mean over the supports.
     """
-    rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * support.shape[2]))
+    if support.dtype != product_type(query):
+        query, support = widened(query), widened(support)
+    columns = support.flatten(1, 2).transpose(1, 2)  # (B, C, K·m)
+    rows = max(1, (GPU_TILE if query.is_cuda else CPU_TILE) // (len(query) * columns.shape[2]))
     best = []
-    for part in map(widened, query.split(rows, dim=1)):
-        first, *others = ((part @ one.transpose(1, 2)).amax(-1) for one in support.unbind(1))
-        highest = sum(others, first)
-        best.append(highest / part.norm(dim=-1).clamp(min=1e-12))
-    return torch.cat(best, dim=1) / support.shape[1]
+    for part in query.split(rows, dim=1):
+        part = part.to(support.dtype)
+        products = (part @ columns).unflatten(2, support.shape[1:3])
+        highest = widened(products.amax(-1)).mean(-1)
+        best.append(highest / widened(part).norm(dim=-1).clamp(min=1e-12))
+    return torch.cat(best, dim=1)

@@ -1,7 +1,7 @@
 """What a small training of stage 2 loses to faults; only with `--faults`.
 
 The ordinary commands train on the CPU, in processes forked from one that has loaded torch. The
-weights at the end are compared, bit for bit, with those of a run without faults. The table of
+weights at the end are compared, bit for bit, with those of a run without faults. The table of faults in
 docs/reliability.md is printed by `python -m pytest tests/faults --faults -s`.
 """
 

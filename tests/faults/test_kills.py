@@ -1,6 +1,6 @@
 """What seven commands lose to kills, full disks and folders they cannot write; only with `--faults`.
 
-The second table of docs/reliability.md is printed by `python -m pytest tests/faults --faults -s`.
+The table of kills in docs/reliability.md is printed by `python -m pytest tests/faults --faults -s`.
 """
 
 import random

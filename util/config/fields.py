@@ -60,13 +60,13 @@ class DataFields(BaseModel):
     val_list: str | None = None  # images of validation and test, one IMAGE MASK per line
     list_dir: str = "lists"  # folder of the cache of the scanned masks
     classes: Literal[2] = 2  # background and foreground
-    num_classes: Annotated[int, Field(ge=1, le=65534)]  # without background; 16 bits above 254
+    num_classes: Annotated[int, Field(ge=1, le=65534)]  # without background; 16-bit masks above 254
     class_names: list[str] | None = None  # names in the order of the ids, for reports and messages
     masks: Literal["index", "folders"] = "index"  # folders: binary masks in a folder of their class
     folds: Folds = "contiguous"  # a rule, held-out classes of each fold, or classes of each part
     num_folds: Annotated[int, Field(ge=2)] = 4  # number of contiguous or interleaved folds
     min_pixels: CountOrZero = 2048  # smallest area with which a class counts in an image
-    min_cells: CountOrZero = 0  # and the smallest number of cells of the network's grid
+    min_cells: CountOrZero = 0  # as min_pixels, in cells of the network's grid
     mixed_images: MixedImages = "drop"  # what becomes of training images with held-out classes
 
 
@@ -93,7 +93,7 @@ class TrainFields(BaseModel):
     pre_weight: str | None = None  # checkpoint of HDMNet to start from: a file, a folder or best
     base_weight: str | None = None  # the same for the base learner; it wins over that of pre_weight
     epochs: Count = 200  # number of epochs of stage 2
-    start_epoch: CountOrZero = 0  # epochs taken as done
+    start_epoch: CountOrZero = 0  # number of epochs that count as done
     stop_interval: CountOrZero = 75  # epochs without a better mIoU before stopping; 0: never
     index_split: Annotated[int, Field(ge=-1)] = -1  # read without effect
     power: NonNegative = 0.9  # exponent of the decay of the learning rate
@@ -114,9 +114,9 @@ class TrainFields(BaseModel):
     val_num: Count = 1000  # episodes of a validation during training
     resized_val: bool = True  # False: the image is padded at the bottom and right, not resized
     ori_resize: bool = True  # score at the original size; False: at val_size
-    workers: CountOrZero = 8  # loader processes per process
+    workers: CountOrZero = 8  # loader processes of each process
     amp: Amp = "off"  # mixed precision; fp16: CUDA only; auto: bf16 where it is fast
-    backbone_dtype: Literal["bf16", "fp16"] | None = None  # of the frozen backbone; unset: as amp
+    backbone_dtype: Literal["bf16", "fp16"] | None = None  # type of the frozen backbone; unset: amp
     tf32: bool = True  # multiply float32 in TF32 on a GPU; False: to compare with a CPU
     compile: bool = False  # use torch.compile: slow to start, may be faster afterwards
     cuda_graphs: bool = False  # launch each pass of stage 2 at once, on GPUs
@@ -161,7 +161,7 @@ class MethodFields(BaseModel):
     aux_weight2: NonNegative = 1.0  # weight of the base learner's loss
     low_fea: Literal["layer2", "layer3", "layer4"] = "layer2"  # features whose styles are compared
     kshot_trans_dim: CountOrZero = 2  # width of the net that weighs the supports; 0: one linear map
-    kshot_order: Literal["sorted", "restored"] = "sorted"  # of these weights; sorted: as published
+    kshot_order: Literal["sorted", "restored"] = "sorted"  # order of weights; sorted: as published
     train_kshot_rw: bool = False  # train the net that weighs the supports
     prior: Literal["max", "minmax"] = "max"  # minmax: stretch it to 0..1 in each image
     base_learner: Literal["pspnet", "none"] = "pspnet"  # none: no stage 1, and a prior of f3 and f4

@@ -44,14 +44,26 @@ def parts_of(label_map: np.ndarray) -> Iterator[Part]:
             yield Part(label, left, top, numbers[window] == number)
 
 
-def outlines_of(part: Part) -> list[np.ndarray]:
-    """Return the outline of a part as polygons (n, 2) of x and y, n ≥ 3; holes are filled."""
-    contours, _ = cv2.findContours(
-        part.region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    simple = (cv2.approxPolyDP(contour, 0.7, True)[:, 0] for contour in contours)
-    corner = np.array([part.left, part.top])
-    return [points + corner for points in simple if len(points) > 2]
+def outlines_of(part: Part, on_edges: bool = False) -> list[np.ndarray]:
+    """Return the outline of a part as polygons (n, 2) of x and y, n ≥ 3; holes are filled.
+
+    Args:
+        part: one part of a label map.
+        on_edges: the polygons run along the edges of the outermost pixels, for programs that fill what
+            is inside, as pycocotools does; otherwise through their centres, as whole numbers, for
+            those that draw the outline too, as OpenCV does.
+    """
+    scale = 2 if on_edges else 1
+    region = part.region.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+    contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines = []
+    for contour in contours:
+        points = cv2.approxPolyDP(contour, 0.7 * scale, True)
+        if len(points) < 3:  # As narrow as this, it must not be simplified.
+            points = contour
+        corners = (points[:, 0] + 0.5) / scale if on_edges else points[:, 0]
+        outlines.append(corners + np.array([part.left, part.top]))
+    return [outline for outline in outlines if len(outline) > 2]
 
 
 def write_labels(path: Path, label_map: np.ndarray, uncertainty: float) -> None:
@@ -167,9 +179,7 @@ class CocoFile:
         for part in parts_of(label_map):
             segmentation: Any = _run_lengths(part, height, width)
             if self.polygons:
-                segmentation = [points.ravel().tolist() for points in outlines_of(part)]
-                if not segmentation:
-                    continue
+                segmentation = [line.ravel().tolist() for line in outlines_of(part, on_edges=True)]
             box = [part.left, part.top, part.region.shape[1], part.region.shape[0]]
             annotations.append(
                 {

@@ -15,10 +15,10 @@ PAGE = ROOT / "docs" / "settings.md"
 FIELD = re.compile(r"^    (\w+): (.+?)(?: = (.+?))?(?:  # (.+))?$", re.MULTILINE)
 CLASS = re.compile(r'^class (\w+)\(BaseModel\):\n    """(.+?)"""\n(.*?)(?=^\S|\Z)', re.M | re.S)
 WORDS = {
-    "Count": "whole number from 1 on",
-    "CountOrZero": "whole number from 0 on",
-    "Positive": "number above 0",
-    "NonNegative": "number from 0 on",
+    "Count": "integer ≥ 1",
+    "CountOrZero": "integer ≥ 0",
+    "Positive": "number > 0",
+    "NonNegative": "number ≥ 0",
     "Fraction": "0 to 1",
     "Angle": "degrees",
     "Name": "name of a folder",
@@ -31,14 +31,16 @@ WORDS = {
 }
 HEAD = """# Settings
 
-This page lists every setting, so you can look up its name, its values, its default and what it does.
+On this page you can look up every setting: its name, its values, its default and what it does.
 
-A YAML file groups settings in sections. On the command line they follow as `KEY VALUE`, as in
-`sh train.sh split0 pascal 4 shot 5`, and in Python's own command lines after `--opts`. "Published" are
-those of the published configurations, which work unchanged. Unset settings may be left empty.
-[train.md](train.md#configure) says how files build on each other.
-
-The page is made from [util/config/fields.py](../util/config/fields.py) by
+Give a setting as `KEY VALUE` after a script, as in `sh train.sh split0 pascal 4 shot 5`, or after
+`--opts` of a Python command. In a YAML file, it stands in its section, and a key without a value counts
+as not given. [train.md](train.md#configure) says which value wins. The last column marks the settings of
+the published configurations, which work unchanged.
+"""
+COLUMNS = "| setting | values | default | meaning | published |\n|-|-|-|-|-|\n"
+FOOT = """
+This page is made from [util/config/fields.py](../util/config/fields.py) by
 `python -m tests.util.config.settings_page`, and a test compares the two.
 """
 
@@ -50,7 +52,7 @@ def type_words(annotation: str) -> str:
         values = kind.removeprefix("Literal[").removesuffix("]").replace('"', "").split(", ")
         return ", ".join(f"`{value}`" for value in values)
     if bounds := re.match(r"Annotated\[int, Field\((.+)\)\]$", kind):
-        return "whole number " + bounds[1].replace("ge=", "from ").replace(", le=", " to ")
+        return "integer " + bounds[1].replace("ge=", "≥ ").replace(", le=", " and ≤ ")
     return WORDS[kind]
 
 
@@ -63,15 +65,15 @@ def page_text() -> str:
     classes = {name: (about, body) for name, about, body in CLASS.findall(source)}
     for section, fields in SECTIONS.items():
         about, body = classes[fields.__name__]
-        text += f"\n## {section}\n\n{about}\n\n| setting | values | default | meaning | |\n|-|-|-|-|-|\n"
+        text += f"\n## {section}\n\n{about}\n\n{COLUMNS}"
         for key, annotation, default, meaning in FIELD.findall(body):
             shown = {"": "required", "None": "unset", '""': "unset"}.get(
                 default, f"`{default.strip(chr(34))}`"
             )
-            mark = "published" if key in known else ""
+            mark = "yes" if key in known else ""
             meaning = meaning or "as the one above"
             text += f"| `{key}` | {type_words(annotation)} | {shown} | {meaning} | {mark} |\n"
-    return text
+    return text + FOOT
 
 
 if __name__ == "__main__":
