@@ -95,11 +95,11 @@ def hub(tmp_path, monkeypatch):
 def run_command(capsys):
     """Runs a command in this process; returns its exit code, what it printed, and its errors."""
 
-    def run_command(command, *arguments):
+    def run_command(command, *arguments, **options):
         capsys.readouterr()
         code = 0
         try:
-            command(*arguments)
+            command(*arguments, **options)
         except SystemExit as end:
             code = end.code
         return code, *capsys.readouterr()
@@ -109,11 +109,12 @@ def run_command(capsys):
 
 @pytest.fixture
 def error_line(run_command):
-    """Runs a command that ends with code 2, and returns the one line that it says, without "error: "."""
+    """A function that runs a command which has to end with one line, and returns this line."""
 
-    def error_line(command, *arguments):
-        code, _, line = run_command(command, *arguments)
-        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
-        return line.removeprefix("error: ").removesuffix("\n")
+    def error_line(command, *arguments, code=2, **options):
+        found, _, line = run_command(command, *arguments, **options)
+        assert found == code and line.count("\n") == 1, line
+        assert line.startswith(("error: ", "interrupted")), line
+        return line
 
     return error_line

@@ -33,9 +33,9 @@ def test_a_missing_gradio_is_one_line(monkeypatch, error_line):
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")  # so that what the command sets ends with the test
     said = error_line(app.main, ["--weights", "none.pth"])
-    assert said == "gradio is not installed: pip install -r requirements-app.txt"
+    assert said == "error: gradio is not installed: pip install -r requirements-app.txt\n"
 
 
 def test_a_port_is_one(error_line):
     said = error_line(app.main, ["--weights", "none.pth", "--port", "99999"])
-    assert said.startswith("argument --port: 99999: should be at most 65535")
+    assert said.startswith("error: argument --port: 99999: should be at most 65535")

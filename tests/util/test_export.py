@@ -92,7 +92,8 @@ def test_the_files_give_the_logits_of_the_model_for_any_number_of_supports(kind,
 def test_pt2_needs_none_of_the_packages(weights, tmp_path, monkeypatch, error_line):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert error_line(export.main, ["--weights", weights, "--out", str(tmp_path / "onnx")]) == (
-        "--format onnx needs onnx, onnxscript, onnxruntime: pip install -r requirements-export.txt"
+        "error: --format onnx needs onnx, onnxscript, onnxruntime: "
+        "pip install -r requirements-export.txt\n"
     )
     assert not (tmp_path / "onnx").exists()
 

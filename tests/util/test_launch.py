@@ -279,5 +279,5 @@ def test_after_a_signal_it_waits_and_says_whether_all_was_saved(
 
 
 def test_the_usage_is_one_line(error_line):
-    usage = "usage: python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]"
+    usage = "error: usage: python -m util.launch PROCESSES SCRIPT [ARGUMENT ...]\n"
     assert error_line(main, ["x"]) == usage

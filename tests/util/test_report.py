@@ -270,7 +270,7 @@ def test_files_that_the_page_cannot_show_are_one_line(name, content, reason, tmp
     elif damaged != result:
         damaged.mkdir()
     line = error_line(main, [str(tmp_path), "--format", "html"])
-    assert line.startswith(f"{damaged} {reason}")
+    assert line.startswith(f"error: {damaged} {reason}")
     assert not (tmp_path / "report.html").exists()
 
 

@@ -20,7 +20,9 @@ def fails(error):
 
 
 def test_a_user_error_is_one_line(error_line):
-    assert error_line(exits_on_user_error(fails(UserError("no such file")))) == "no such file"
+    assert (
+        error_line(exits_on_user_error(fails(UserError("no such file")))) == "error: no such file\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_process_of_torchrun_tells_the_launcher_how_it_ends(
 def test_a_full_disk_is_one_line(tmp_path, error_line):
     (tmp_path / "scalars.jsonl").symlink_to("/dev/full")
     text = error_line(exits_on_user_error(lambda: Scalars(tmp_path).add("train", {"loss": 1.0}, 1)))
-    assert text == "No space left on device; make room, what was saved before is untouched"
+    assert text == "error: No space left on device; make room, what was saved before is untouched\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError("no a.png")])
