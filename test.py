@@ -17,12 +17,7 @@ from util.data.hsnet import draw_hsnet_runs
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
 from util.evaluation.charts import as_png, class_bars
-from util.evaluation.episode_records import (
-    episode_records,
-    shown_episodes,
-    slice_tables,
-    write_csv,
-)
+from util.evaluation.episode_records import episode_records, shown_episodes, slice_tables, write_csv
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.figures import draw_pictures
 from util.evaluation.journal import Journal

@@ -209,10 +209,7 @@ def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
         "overlay/grey.jpg",
         "overlay/palette.jpg",
     }
-    for words, changed in (
-        (("--threshold", "0.6"), "threshold"),
-        (("--size", "41"), "size"),
-    ):
+    for words, changed in ((("--threshold", "0.6"), "threshold"), (("--size", "41"), "size")):
         code, _, err = run(*words)
         assert code == 2 and f"it holds results for other {changed}; give another folder" in err
     code, _, err = run(supports=("--support", "b.png", "b_mask.png"))

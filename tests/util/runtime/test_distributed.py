@@ -105,8 +105,7 @@ def place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"MASTER_ADDR": "a"}, {"LOCAL_RANK": "3"}],
+    "values", [{}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"MASTER_ADDR": "a"}, {"LOCAL_RANK": "3"}]
 )
 def test_what_names_no_other_process_is_one_process(place, values):
     place(**values)
@@ -142,10 +141,7 @@ def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monk
     place(**COMPLETE | {"RANK": rank, "MASTER_PORT": str(free_port())})
     monkeypatch.setattr(distributed_module, "START_TIMEOUT", datetime.timedelta(seconds=2))
     message = r"cannot meet the other processes at 127\.0\.0\.1:\d+ \(.*imed out.*\); to run one"
-    with (
-        pytest.raises(UserError, match=message),
-        start_processes(datetime.timedelta(days=7)),
-    ):
+    with pytest.raises(UserError, match=message), start_processes(datetime.timedelta(days=7)):
         pass
     assert "waiting for the other processes at 127.0.0.1" in capsys.readouterr().err
 

@@ -17,11 +17,7 @@ def as_before(monkeypatch):
 
 def fused_attention():
     cuda = torch.backends.cuda
-    return {
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-    }
+    return {cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()}
 
 
 @pytest.mark.parametrize("cuda", [False, True])
