@@ -95,12 +95,8 @@ def test_every_format_holds_the_masks(run, place, tmp_path):
 
     # What Python's users get is what is written.
     seg = FewShotSegmenter.from_pretrained("best.pth", device="cpu")
-    supports = seg.fit(
-        {
-            "first": Support("a.png", mask="a_mask.png"),
-            "second": Support("b.png", box=(10, 10, 90, 80)),
-        }
-    )
+    first, second = Support("a.png", mask="a_mask.png"), Support("b.png", box=(10, 10, 90, 80))
+    supports = seg.fit({"first": first, "second": second})
     result = seg.segment("photos/turned.jpg", supports)
     assert np.array_equal(result.label_map, masks["turned"])
     grey = np.asarray(Image.open(labels / "probability" / "second" / "turned.png"))
@@ -310,10 +306,7 @@ def test_a_mask_of_the_whole_picture_is_said(run, tmp_path):
         ({"supports": ()}, "there is no support: give --support"),
         ({"supports": ("--support", "a.png", "1,2,3")}, "an annotation is a mask file, a box"),
         ({"supports": ("--support", "a.png", "1,2,3,4+5,6")}, "an annotation is a mask file"),
-        (
-            {"supports": ("--support", "a.png", "5,5,900,50")},
-            r"\(a.png\): the box 5,5,900,50 is no",
-        ),
+        ({"supports": ("--support", "a.png", "5,5,900,50")}, r"\(a.png\): the box 5,5,900,50 is"),
         ({"supports": ("--support", "a.png", "none.png")}, "none.png cannot be read as a mask"),
         (
             {"supports": ("--support", "a_mask.png", "a.png")},
@@ -373,10 +366,7 @@ def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (
-            np.full((80, 120), 255, np.uint8),
-            "grey.png holds the value 255, but the classes are 1 to 1",
-        ),
+        (np.full((80, 120), 255, np.uint8), "holds the value 255, but the classes are 1 to 1"),
         (np.full((80, 120), 256, np.uint16), "grey.png holds the value 256, but the classes are"),
         (np.ones((7, 9), np.uint8), r"grey.png is 9×7 pixels and its picture \d+×\d+; correct it"),
     ],

@@ -327,7 +327,7 @@ def test_a_killed_run_goes_on_to_the_same_end(scripts, trained):
         (
             "train.sh",
             [1, "base_weight=nowhere.pth", "resume=none"],
-            "nowhere.pth: there is no such file",
+            "nowhere.pth: there is no such",
         ),
     ],
 )

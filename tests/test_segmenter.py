@@ -272,10 +272,7 @@ def test_torch_hub_finds_it(nets, tmp_path):
         ({"mask": np.ones((120, 80))}, "the mask is 80×120 pixels and its picture 120×80; if the"),
         ({"mask": np.ones((80, 120, 3))}, r"an array of a mask or scribble is \(H, W\)"),
         ({"mask": "missing.png"}, "missing.png cannot be read as a mask: .*No such file"),
-        (
-            {"box": (10, 10, 130, 50)},
-            "box 10,10,130,50 is no x0,y0,x1,y1 within the picture of 120",
-        ),
+        ({"box": (10, 10, 130, 50)}, "box 10,10,130,50 is no x0,y0,x1,y1 within the picture of"),
         ({"box": (50, 10, 20, 50)}, "box 50,10,20,50 is no x0,y0,x1,y1"),
         ({"box": (1, 2, 3)}, "a box is 4 numbers"),
         ({"points": [(5, 90)]}, "point 5,90 is outside the picture of 120×80 pixels"),

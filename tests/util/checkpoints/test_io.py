@@ -142,10 +142,7 @@ def test_a_failed_save_leaves_the_file_before(tmp_path):
     ("code", "message"),
     [
         (errno.ENOSPC, r"last\.pth: cannot be written \(No space left .*: free some space or name"),
-        (
-            errno.EROFS,
-            r"last\.pth: the folder a b cannot be written \(Read-only .*: name another place",
-        ),
+        (errno.EROFS, r"last\.pth: the folder a b cannot be written \(Read-only .*: name another"),
     ],
 )
 def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told_apart(
@@ -220,10 +217,7 @@ def test_safetensors_are_read(name, tmp_path):
         (b"", "is empty"),
         (b"PK\x03\x04 torn", "not readable as weights"),
         (b"\x09\0\0\0\0\0\0\0{not JSON", "not readable as weights"),
-        (
-            b"\n<!DOCTYPE html>\n<html>",
-            "holds no weights but a text that begins '<!DOCTYPE html>'; if a download gave this web page",
-        ),
+        (b"\n<!DOCTYPE html>\n<html>", "holds no weights but a text that begins '<!DOCTYPE html>'"),
         ([1, 2], "holds no state_dict"),
         ({"state_dict": {"weight": 3}}, "holds no state_dict"),
         ({3: torch.ones(1)}, "holds no state_dict"),

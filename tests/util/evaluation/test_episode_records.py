@@ -52,6 +52,9 @@ def test_files_hold_the_records_exactly(tmp_path):
     assert read_csv(path) == []
 
 
+HEADER = ",".join(COLUMNS).encode() + b",support_1\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -60,11 +63,8 @@ def test_files_hold_the_records_exactly(tmp_path):
         (b"a,b\n1,2\n", "is no file of episodes"),
         (b"zoo\n1\n", "is no file of episodes"),
         (b"\xff\xfe", "is no file of episodes"),
-        (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
-        (
-            ",".join(COLUMNS).encode() + b",support_1\nq,cat,high,0,1,0,1,5,s\n",
-            "row 2: iou = high: no number",
-        ),
+        (HEADER + b"q,cat\n", "row 2: 2 columns, at least 9"),
+        (HEADER + b"q,cat,high,0,1,0,1,5,s\n", "row 2: iou = high: no number"),
     ],
 )
 def test_other_files_are_one_line(tmp_path, content, message):

@@ -121,10 +121,7 @@ COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "1
     [
         ({"WORLD_SIZE": "2"}, "sets WORLD_SIZE = 2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER"),
         ({"RANK": "1"}, "sets RANK = 1, but not WORLD_SIZE"),
-        (
-            COMPLETE,
-            "but not MASTER_PORT; to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK",
-        ),
+        (COMPLETE, "not MASTER_PORT; to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK"),
         (COMPLETE | {"MASTER_PORT": "1", "RANK": "2"}, "these are no ranks"),
         (COMPLETE | {"MASTER_PORT": "1", "WORLD_SIZE": "two"}, "these are no ranks"),
     ],
