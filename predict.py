@@ -261,9 +261,7 @@ def _show_supports(
             image = draw_overlay(read_picture(support.image), np.uint8(label) * mask)
             formats.write_jpeg(folder / f"{name}-{number}.jpg", image)
             if mask.all():
-                print(
-                    f"support {support.image}: its mask covers the whole picture", file=sys.stderr
-                )
+                print(f"{support.image}: the mask covers the whole picture", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def test_a_mask_of_the_whole_picture_is_said(run, tmp_path):
     with Image.open("a.png") as image:
         Image.new("L", image.size, 255).save(mask)
     code, _, err = run(query=("photos/turned.jpg",), supports=("--support", "a.png", mask))
-    assert code == 0 and err == "support a.png: its mask covers the whole picture\n"
+    assert code == 0 and err == "a.png: the mask covers the whole picture\n"
 
 
 @pytest.mark.parametrize(
