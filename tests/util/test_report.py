@@ -224,7 +224,6 @@ def test_the_page_has_the_tables_of_the_text(tmp_path):
     assert "<p>A mean is shown where" in text
 
 
-@pytest.mark.slow
 def test_the_page_shows_the_tests_and_trainings_that_it_finds(tmp_path):
     """What it shows of each is tested with `report_page`."""
     path = write(tmp_path, runs=[{"class_iou": {"1": 0.5, "2": None}}])
