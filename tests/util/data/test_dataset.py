@@ -51,7 +51,7 @@ def test_file_names_may_be_any_bytes(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_image(str(tmp_path / os.fsdecode(b"th\xe9.png")))
     labels = str(tmp_path / "labels")
-    assert write_base_labels(str(tmp_path), [("image.jpg", name)], FOLD, labels, False) == 1
+    assert write_base_labels(str(tmp_path), [("image.jpg", name)], FOLD, labels) == 1
     assert (read_mask(os.path.join(labels, name)) == 2).all()
 
 
@@ -74,9 +74,14 @@ def data(tmp_path):
     return tmp_path, read_entries(str(tmp_path), list_file)
 
 
+def val_dataset(data, folder=None, ignored=(), fold=FOLD):
+    root, entries = data
+    return BaseDataset(entries, fold, "val", str(root), EvalTransform((33, 33)), folder, ignored)
+
+
 def test_base_dataset_keeps_every_image_and_maps_labels(data):
     root, entries = data
-    dataset = BaseDataset(entries, FOLD, "val", str(root), EvalTransform((33, 33)))
+    dataset = val_dataset(data)
     assert len(dataset) == 3
     item = dataset[0]
     assert item["image"].shape == (3, 33, 33) and item["image"].dtype == torch.float32
@@ -94,16 +99,14 @@ def test_base_dataset_keeps_every_image_and_maps_labels(data):
 def test_held_out_classes_can_be_ignored_in_computed_and_stored_labels(data, tmp_path):
     root, entries = data
     folder = base_label_dir(str(tmp_path / "base"), "train", 0)
-    write_base_labels(str(root), entries, FOLD, folder, progress=False)
+    write_base_labels(str(root), entries, FOLD, folder)
     for place in (None, folder):
-        arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)), place, (2,))
-        label = BaseDataset(*arguments)[0]["label"]
+        label = val_dataset(data, place, ignored=(2,))[0]["label"]
         assert np.bincount(label.ravel(), minlength=256)[[1, 2, 255]].tolist() == [0, 1000, 564]
 
 
 def test_base_dataset_refuses_unknown_classes(data):
-    root, entries = data
-    dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), EvalTransform((33, 33)))
+    dataset = val_dataset(data, fold=Fold((1,), (2,)))
     with pytest.raises(UserError, match=r"both mask\.png holds the value 3; classes are 1\.\.2"):
         dataset[0]
 
@@ -111,11 +114,10 @@ def test_base_dataset_refuses_unknown_classes(data):
 def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     root, entries = data
     folder = base_label_dir(str(tmp_path / "base"), "val", 0)
-    assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == 3
+    assert write_base_labels(str(root), entries, FOLD, folder) == 3
     stored = read_mask(str(tmp_path / "base" / "val" / "0" / "both mask.png"))
     assert np.bincount(stored.ravel(), minlength=256)[[2, 255]].tolist() == [1000, 64]
-    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
-    computed, read = BaseDataset(*arguments), BaseDataset(*arguments, folder)
+    computed, read = val_dataset(data), val_dataset(data, folder)
     for i in range(3):
         assert torch.equal(computed[i]["label"], read[i]["label"])
     # what is read is the file, not the mask
@@ -125,20 +127,18 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     os.remove(f"{folder}/both mask.png")
     Path(folder, "nothing mask.png").write_bytes(b"half a file")
     for written in (2, 0):
-        assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == written
+        assert write_base_labels(str(root), entries, FOLD, folder) == written
     other = Fold(base=(1, 2), novel=(3,))
-    assert write_base_labels(str(root), entries, other, folder, progress=False) == 2
+    assert write_base_labels(str(root), entries, other, folder) == 2
     assert [name[-4:] for name in os.listdir(folder)] == [".png"] * 3
 
 
 def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
-    root, entries = data
-    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
     folder = tmp_path / "base"
     with pytest.raises(UserError, match="base does not exist; write it with python -m"):
-        BaseDataset(*arguments, str(folder))
+        val_dataset(data, str(folder))
     folder.mkdir()
-    dataset = BaseDataset(*arguments, str(folder))
+    dataset = val_dataset(data, str(folder))
     with pytest.raises(UserError, match=r"both mask\.png does not exist"):
         dataset[0]
     cv2.imwrite(str(folder / "both mask.png"), np.zeros((70, 60), np.uint8))
@@ -149,12 +149,12 @@ def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
 def test_masks_of_one_name_cannot_be_stored(tmp_path):
     entries = [("a.png", "x/m.png"), ("b.png", "y/m.png"), ("c.png", "x/m.png")]
     with pytest.raises(UserError, match=r"masks x/m\.png and y/m\.png share a file name"):
-        write_base_labels(str(tmp_path), entries, FOLD, str(tmp_path), False)
+        write_base_labels(str(tmp_path), entries, FOLD, str(tmp_path))
     with pytest.raises(UserError, match="share a file name"):
         BaseDataset(entries, FOLD, "val", str(tmp_path), None, str(tmp_path))
 
 
-def test_the_command_writes_both_parts(data, tmp_path, capsys):
+def test_the_command_writes_both_parts(data, tmp_path, error_line):
     root, _ = data
     val_list = write_dataset(root, {"v": mask_of((1, 5))}, "val.txt")
     config = tmp_path / "config.yaml"
@@ -162,10 +162,7 @@ def test_the_command_writes_both_parts(data, tmp_path, capsys):
         f"Data:\n  data_root: {root}\n  train_list: {root}/train.txt\n  val_list: {val_list}\n"
         "  num_classes: 3\n  folds: [[1], [2]]\nTrain:\n  data_set: mine\n  split: 1\n"
     )
-    with pytest.raises(SystemExit) as error:
-        main(["--config", str(config)])
-    assert error.value.code == 2
-    assert "base_data_root is not set" in capsys.readouterr().err
+    assert "base_data_root is not set" in error_line(main, ["--config", str(config)])
     out = tmp_path / "out"
     main(["--config", str(config), "--opts", "base_data_root", str(out)])
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
