@@ -241,11 +241,10 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         # torch hides the reason behind an error of its own, which it meets while closing the file.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or cause
-        problem, remedy = f"cannot be written ({reason})", "free some space or name another place"
+        remedy = "free some space or name another place"
         if isinstance(cause, OSError) and not is_full_disk(cause):
-            problem = f"the folder {Path(path).parent} {problem}"
-            remedy = "name another place"
+            remedy = f"its folder {Path(path).parent} cannot be written, name another place"
         raise UserError(
-            f"checkpoint {path}: {problem}; what was saved before is untouched: {remedy}, and give the "
-            "same command again"
+            f"checkpoint {path} cannot be written ({reason}); what was saved before is untouched: "
+            f"{remedy}, and give the same command again"
         ) from error

@@ -141,8 +141,11 @@ def test_a_failed_save_leaves_the_file_before(tmp_path):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (errno.ENOSPC, r"last\.pth: cannot be written \(No space left .*: free some space or name"),
-        (errno.EROFS, r"last\.pth: the folder a b cannot be written \(Read-only .*: name another"),
+        (errno.ENOSPC, r"last\.pth cannot be written \(No space left .*: free some space or name"),
+        (
+            errno.EROFS,
+            r"last\.pth cannot be written \(Read-only .*: its folder a b cannot be written",
+        ),
     ],
 )
 def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told_apart(
