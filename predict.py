@@ -130,7 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
         given.setdefault(name, []).extend(more)
     if not given:
         raise UserError("there is no support: give --support IMAGE ANNOTATION or --supports FOLDER")
-    queries = find_queries(options.query, out, _files_of(given))
+    # The mask files of supports are no pictures to segment.
+    masks = [one.mask for ones in given.values() for one in ones if isinstance(one.mask, Path)]
+    queries = find_queries(options.query, out, masks)
     with errors_as(UserError, ValueError):
         segmenter = FewShotSegmenter.from_pretrained(
             options.weights, size=options.size, device=options.device, amp=options.amp
@@ -208,12 +210,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _files_of(given: Mapping[str, Sequence[Support]]) -> list[Path]:
-    """Return the mask files of supports."""
-    masks = [support.mask for supports in given.values() for support in supports]
-    return [mask for mask in masks if isinstance(mask, Path)]
-
-
 def _settings(
     options: Namespace,
     segmenter: FewShotSegmenter,
@@ -256,11 +252,16 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 def _show_supports(
     folder: Path, given: Mapping[str, Sequence[Support]], supports: SupportSet
 ) -> None:
-    """Write the supports with their masks, so that the user sees what a box or point became."""
+    """Write the supports with their masks, so that the user sees what a box or point became.
+
+    A mask that covers a whole picture, such as one that was left white, is said.
+    """
     for label, (name, masks) in enumerate(supports.masks.items(), 1):
         for number, (support, mask) in enumerate(zip(given[name], masks, strict=True), 1):
             image = draw_overlay(read_picture(support.image), np.uint8(label) * mask)
             formats.write_jpeg(folder / f"{name}-{number}.jpg", image)
+            if mask.all():
+                print(f"{support.image}: the mask covers the whole picture", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch import Tensor
 from model import HDMNet, preprocess_image, preprocess_mask
 from model.backbone import check_size
 from model.features import SupportFeatures, map_tensors, split_supports, stack_supports
-from util.checkpoints.support_file import SupportContents, load_supports, save_supports
+from util.checkpoints.support_set import SupportSet
 from util.checkpoints.trained import Trained, fingerprint, load_trained, save_trained
 from util.data.label_maps import draw_overlay, index_image
 from util.data.marks import Marks, marked_mask
@@ -86,44 +86,6 @@ class Support:
 
 
 Supports = Support | Sequence[Support] | Mapping[str, Support | Sequence[Support]]
-
-
-@dataclass(frozen=True, eq=False)
-class SupportSet:
-    """The features of supports, which serve any number of queries.
-
-    Attributes:
-        features: by class, the features of its K supports as one episode.
-        masks: by class, the mask of each support, bool (H, W): the one that was given, or what a box,
-            points or a scribble became.
-        size: S of the images S×S that were encoded; queries are segmented at the same.
-        weights: identifies the weights that encoded them.
-    """
-
-    features: dict[str, SupportFeatures]
-    masks: dict[str, list[np.ndarray]]
-    size: int
-    weights: str
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, whose labels in `Result.label_map` are 1, 2, …"""
-        return tuple(self.features)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all to a safetensors file, which holds tensors and names only."""
-        content = SupportContents(self.features, self.masks, self.size, self.weights)
-        save_supports(path, content)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "SupportSet":
-        """Read a file of `save`.
-
-        Raises:
-            ValueError: the file is missing, or it is another one.
-        """
-        with errors_as(ValueError):
-            return cls(*load_supports(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +160,7 @@ class Result:
         """Yield foreground minus background logit of each class at a size (height, width)."""
         # One class at a time, since two logits of a large picture take much memory.
         for logits in self.logits:
-            resized = F.interpolate(logits[None], size=shape, mode="bilinear", align_corners=True)[
-                0
-            ]
+            (resized,) = F.interpolate(logits[None], shape, mode="bilinear", align_corners=True)
             yield resized[1] - resized[0]
 
     def _label_map(self, shape: tuple[int, int]) -> np.ndarray:
@@ -439,17 +399,11 @@ class FewShotSegmenter(
                 net = self.net.for_shot(features.prototype.shape[1])
                 out = net.segment(queries, episodes, (size, size))
                 outputs[name] = out.final.cpu(), [maps.float().cpu() for maps in out.correlations]
-        return [
-            Result(
-                picture,
-                shape,
-                tuple(outputs),
-                torch.stack([final[number] for final, _ in outputs.values()]),
-                {
-                    name: [one[number].numpy() for one in maps]
-                    for name, (_, maps) in outputs.items()
-                },
-                threshold,
-            )
-            for number, (picture, shape) in enumerate(zip(batch, shapes, strict=True))
-        ]
+        results = []
+        for number, (picture, shape) in enumerate(zip(batch, shapes, strict=True)):
+            logits = torch.stack([final[number] for final, _ in outputs.values()])
+            maps = {
+                name: [one[number].numpy() for one in own] for name, (_, own) in outputs.items()
+            }
+            results.append(Result(picture, shape, tuple(outputs), logits, maps, threshold))
+        return results

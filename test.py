@@ -17,12 +17,7 @@ from util.data.hsnet import draw_hsnet_runs
 from util.data.lists import ImageLists
 from util.data.loaders import build_episodes
 from util.evaluation.charts import as_png, class_bars
-from util.evaluation.episode_records import (
-    episode_records,
-    shown_episodes,
-    slice_tables,
-    write_csv,
-)
+from util.evaluation.episode_records import episode_records, shown_episodes, slice_tables, write_csv
 from util.evaluation.evaluator import evaluate_episodes
 from util.evaluation.figures import draw_pictures
 from util.evaluation.journal import Journal
@@ -31,7 +26,6 @@ from util.evaluation.predictor import Predictor, build_predictor
 from util.evaluation.prior_baseline import Threshold, best_threshold
 from util.evaluation.protocol_report import (
     build_report,
-    published_miou,
     read_report,
     report_text,
     result_path,
@@ -127,7 +121,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
         if processes.sum(np.array([done], np.int64))[0]:
             if earlier is None:
                 return
-            text = report_text(earlier, cfg.class_names)
+            text = report_text(earlier)
             logger.info(f"tested before, see {output}\n{text.rstrip()}")
             return
 
@@ -170,11 +164,9 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
         )
         if not processes.is_main:
             return
-        report = identity | build_report(
-            settings, loaded, evaluation, threshold, published_miou(cfg), processes
-        )
+        report = identity | build_report(cfg, settings, loaded, evaluation, threshold, processes)
         report["environment"] = environment
-        text, shown = report_text(report, cfg.class_names), {}
+        text, shown = report_text(report), {}
         if args.per_episode:
             images = [image for image, _ in episodes.lists.entries]
             records = episode_records(runs, evaluation.counts.records, images, cfg.class_names)
@@ -187,7 +179,7 @@ def test(cfg: Config, processes: Processes, args: argparse.Namespace) -> None:
         artist = predictor_of(episodes, original_size=True, batch_size=1)
         suffix = output.stem.removeprefix("test-")
         draw_pictures(artist, runs, cfg.vis_num, shown, cfg.class_names, folder, suffix)
-        bars = as_png(class_bars(report, cfg.class_names))
+        bars = as_png(class_bars(report))
         write_atomically(output.with_suffix(".png"), bars)
         write_atomically(output.with_suffix(".md"), text)
         # The last file: a test that has it is complete.

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -17,6 +18,7 @@ from benchmark.cases import SMALL_CASES, Case, Lab
 from model import decoder, encoder, frozen, hdmnet, hierarchy, matching
 
 Step = Callable[[], object]
+T = TypeVar("T")
 
 # The functions of each part.
 PARTS: dict[str, list[tuple[object, str]]] = {
@@ -70,8 +72,13 @@ def cpu_peak_bytes(case: Case, way: str, folder: Path | None = None) -> int:
     # From this size on, the allocator of glibc returns what is freed to the system, so that a new
     # process holds what is in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
+    return in_new_process(_first_peak_bytes, case, way, folder)
+
+
+def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function returns in a process that starts with no memory of this one."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_first_peak_bytes, case, way, folder).result()
+        return pool.submit(function, *arguments).result()
 
 
 def _first_peak_bytes(case: Case, way: str, folder: Path | None) -> int:

@@ -6,16 +6,13 @@ network alone; the memory of a process over many queries; and its peak for one l
 
 import argparse
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from benchmark.measure import process_bytes, seconds_of
+from benchmark.measure import in_new_process, process_bytes, seconds_of
 from model import build_hdmnet, preprocess_image
 from segmenter import FewShotSegmenter, Support, SupportSet
 from util.runtime.machine import environment_line
@@ -97,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         case = (args.net, args.size, args.shot, amp)
         # A process each, so that one leaves no memory to the next.
         seconds, held, large = (
-            _in_new_process(partial(function, *case, *more))
+            in_new_process(function, *case, *more)
             for function, more in (
                 (measure_query, [args.repeats]),
                 (memory_of_queries, [args.queries]),
@@ -113,11 +110,6 @@ def main(arguments: list[str] | None = None) -> None:
     header += ["after fit, GB", "peak at 12 megapixels, GB"]
     print(f"{environment_line()}\n\n{args.net}, {args.size} px, {args.shot}-shot:\n")
     print(markdown_table(header, rows))
-
-
-def _in_new_process(function: partial) -> list:
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function).result()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ does only once, such as starting the GPU, is not counted: each begins with an ep
 import argparse
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmark.measure import in_new_process
 from model import HDMNet, build_hdmnet
 from util.config import Config, load_config
 from util.data.data_loader import Loader
@@ -148,11 +147,8 @@ def main() -> None:
         settings += [f"test_runs={options.runs}", f"test_num={options.episodes}", "amp=off"]
         settings += options.opts
         cfg = load_config(f"config/demo/demo_split0_{options.net}.yaml", settings)
-        results = {}
-        for way in WAYS:
-            # In a new process each, for the peak of its memory.
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                results[way] = pool.submit(measure, cfg, way).result()
+        # In a new process each, for the peak of its memory.
+        results = {way: in_new_process(measure, cfg, way) for way in WAYS}
         print(report(cfg, results))
 
 

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.tiny_voc import make
+from tests.util.hub import Hub
 
 
 def pytest_addoption(parser):
@@ -77,3 +78,43 @@ def tiny_settings(tiny_voc, list_cache):
         "data_set": "tiny",
         "workers": 0,
     }
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, and an empty cache of what comes from it."""
+    with Hub() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield hub
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Runs a command in this process; returns its exit code, what it printed, and its errors."""
+
+    def run_command(command, *arguments, **options):
+        capsys.readouterr()
+        code = 0
+        try:
+            command(*arguments, **options)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
+def error_line(run_command):
+    """A function that runs a command which has to end with one line, and returns this line."""
+
+    def error_line(command, *arguments, code=2, **options):
+        found, _, line = run_command(command, *arguments, **options)
+        assert found == code and line.count("\n") == 1, line
+        assert line.startswith(("error: ", "interrupted")), line
+        return line
+
+    return error_line

@@ -13,7 +13,6 @@ import test
 import train
 import train_base
 from tests.processes import spawn_two
-from tests.util.hub import Hub
 from util.checkpoints.io import read_checkpoint
 from util.checkpoints.run_files import LAST, PREVIOUS, RunFiles
 from util.checks.rows import ERROR, OK, WARNING
@@ -165,22 +164,18 @@ def test_a_resumed_training_ends_with_the_same_bits(settings):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_public_weights_come_from_the_hub_once(settings, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+def test_public_weights_come_from_the_hub_once(settings, hub, tmp_path, monkeypatch, caplog):
     del settings["backbone_weight"]
     cfg = Config(**settings, backbone="timm:test_vit", base_learner="none", evaluate=False)
     weights = timm.create_model("test_vit").state_dict()
-    with Hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        with pytest.raises(UserError, match=r"test_vit are not in the cache .* the setting back"):
-            initial_model(cfg, logging.getLogger())
-        (row,) = weight_rows(cfg, "SETTINGS")
-        assert (row.status, row.found[:8]) == (WARNING, "timm/tes")
-        assert row.remedy.startswith("python -m util.weights fetch timm:test_vit")
-        hub.files["timm/test_vit.r160_in1k"] = save(weights)
-        with caplog.at_level(logging.INFO):
-            net = initial_model(cfg, logging.getLogger())
+    with pytest.raises(UserError, match=r"test_vit are not in the cache .* the setting back"):
+        initial_model(cfg, logging.getLogger())
+    (row,) = weight_rows(cfg, "SETTINGS")
+    assert (row.status, row.found[:8]) == (WARNING, "timm/tes")
+    assert row.remedy.startswith("python -m util.weights fetch timm:test_vit")
+    hub.files["timm/test_vit.r160_in1k"] = save(weights)
+    with caplog.at_level(logging.INFO):
+        net = initial_model(cfg, logging.getLogger())
     assert "licence apache-2.0" in caplog.text
     assert [row.status for row in weight_rows(cfg, "SETTINGS")] == [OK]
     (tmp_path / "other.safetensors").write_bytes(save(timm.create_model("test_vit2").state_dict()))

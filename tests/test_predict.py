@@ -59,19 +59,14 @@ def place(tiny_voc, tmp_path_factory):
 
 
 @pytest.fixture
-def run(place, tmp_path, monkeypatch, capsys):
+def run(place, tmp_path, monkeypatch, run_command):
     """Runs predict.py in the folder of the pictures; returns its exit code, output and errors."""
     monkeypatch.chdir(place)
 
     def run(*words, query=("photos",), supports=("--support", "a.png", "a_mask.png")):
         words = ["--weights", "best.pth", *supports, "--query", *query, *words]
-        code = 0
-        try:
-            predict.main([*words, "--out", str(tmp_path / "labels"), "--device", "cpu"])
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        words += ["--out", str(tmp_path / "labels"), "--device", "cpu"]
+        return run_command(predict.main, words)
 
     return run
 
@@ -100,12 +95,8 @@ def test_every_format_holds_the_masks(run, place, tmp_path):
 
     # What Python's users get is what is written.
     seg = FewShotSegmenter.from_pretrained("best.pth", device="cpu")
-    supports = seg.fit(
-        {
-            "first": Support("a.png", mask="a_mask.png"),
-            "second": Support("b.png", box=(10, 10, 90, 80)),
-        }
-    )
+    first, second = Support("a.png", mask="a_mask.png"), Support("b.png", box=(10, 10, 90, 80))
+    supports = seg.fit({"first": first, "second": second})
     result = seg.segment("photos/turned.jpg", supports)
     assert np.array_equal(result.label_map, masks["turned"])
     grey = np.asarray(Image.open(labels / "probability" / "second" / "turned.png"))
@@ -214,10 +205,7 @@ def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
         "overlay/grey.jpg",
         "overlay/palette.jpg",
     }
-    for words, changed in (
-        (("--threshold", "0.6"), "threshold"),
-        (("--size", "41"), "size"),
-    ):
+    for words, changed in ((("--threshold", "0.6"), "threshold"), (("--size", "41"), "size")):
         code, _, err = run(*words)
         assert code == 2 and f"it holds results for other {changed}; give another folder" in err
     code, _, err = run(supports=("--support", "b.png", "b_mask.png"))
@@ -304,17 +292,26 @@ def test_supports_come_from_a_folder_of_classes(run, place, tmp_path):
     assert code == 2 and "bolt/2.jpg has no mask 2_mask.png or 2.png" in err
 
 
+def test_a_mask_of_the_whole_picture_is_said(run, tmp_path):
+    mask = str(tmp_path / "white.png")
+    with Image.open("a.png") as image:
+        Image.new("L", image.size, 255).save(mask)
+    code, _, err = run(query=("photos/turned.jpg",), supports=("--support", "a.png", mask))
+    assert code == 0 and err == "a.png: the mask covers the whole picture\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ({"supports": ()}, "there is no support: give --support"),
         ({"supports": ("--support", "a.png", "1,2,3")}, "an annotation is a mask file, a box"),
         ({"supports": ("--support", "a.png", "1,2,3,4+5,6")}, "an annotation is a mask file"),
-        (
-            {"supports": ("--support", "a.png", "5,5,900,50")},
-            r"\(a.png\): the box 5,5,900,50 is no",
-        ),
+        ({"supports": ("--support", "a.png", "5,5,900,50")}, r"\(a.png\): the box 5,5,900,50 is"),
         ({"supports": ("--support", "a.png", "none.png")}, "none.png cannot be read as a mask"),
+        (
+            {"supports": ("--support", "a_mask.png", "a.png")},
+            "a_mask.png a.png: the first is a mask and the second is none; the picture comes first",
+        ),
         ({"supports": ("--support", "x.png", "5,5")}, r"\[0\] \(x.png\): there is no file x.png"),
         ({"supports": ("--supports", "none")}, "--supports none: there is no such folder"),
         ({"supports": ("--supports", "photos/more")}, "it holds no CLASS/IMAGE with a mask"),
@@ -369,10 +366,7 @@ def test_results_and_masks_are_no_queries(run, place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (
-            np.full((80, 120), 255, np.uint8),
-            "grey.png holds the value 255, but the classes are 1 to 1",
-        ),
+        (np.full((80, 120), 255, np.uint8), "holds the value 255, but the classes are 1 to 1"),
         (np.full((80, 120), 256, np.uint16), "grey.png holds the value 256, but the classes are"),
         (np.ones((7, 9), np.uint8), r"grey.png is 9×7 pixels and its picture \d+×\d+; correct it"),
     ],

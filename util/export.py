@@ -102,19 +102,16 @@ def _export(module: Encoder, example: tuple[Tensor, ...], shapes: Any, kind: str
 
 def load(graph: Graph, kind: str) -> Run:
     """Return a function that runs a graph."""
+    compute: Callable[..., Any]
     if kind == "pt2":
-        module = torch.export.load(io.BytesIO(graph.data)).module()
-
-        def compute(*tensors: Tensor) -> Any:
-            return module(*tensors)
+        compute = torch.export.load(io.BytesIO(graph.data)).module()
     else:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(graph.data, providers=["CPUExecutionProvider"])
 
         def compute(*tensors: Tensor) -> Any:
-            arrays = (tensor.numpy() for tensor in tensors)
-            feeds = dict(zip(graph.inputs, arrays, strict=True))
+            feeds = {name: x.numpy() for name, x in zip(graph.inputs, tensors, strict=True)}
             return map(torch.from_numpy, session.run([*graph.outputs], feeds))
 
     def run(**tensors: Tensor) -> dict[str, Tensor]:

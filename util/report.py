@@ -60,7 +60,7 @@ class Result(NamedTuple):
     experiment: Experiment  # the row that it belongs in
     shot: int
     split: int
-    fold_count: int | None  # None where the file does not say
+    fold_count: int  # 0 where the file does not say
     trained_shot: int
     mean: dict[str, float]  # {score: mean over the runs, within 0 and 1}
     comparable: bool  # whether the paper has a result of its protocol and training data
@@ -89,13 +89,12 @@ def _read(path: Path) -> Result:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings, mean = content["settings"], content["mean"]
-        count = settings.get("fold_count")
         return Result(
             path,
             _experiment(path, settings),
             int(settings["shot"]),
             int(settings["split"]),
-            None if count is None else int(count),
+            int(settings.get("fold_count", 0)),
             int(content["trained_shot"]),
             {key: float(mean[key]) for key in SCORES if key != BASE_SCORE or key in mean},
             content.get("published_mIoU_percent") is not None,
@@ -176,11 +175,11 @@ def paper_tables(
     parts = []
     for dataset in sorted({experiment.dataset for experiment in names}):
         of_dataset = [result for result in newest if result.experiment.dataset == dataset]
-        count = folds or _fold_count(of_dataset, FOLDS)
+        count = folds or _fold_count(of_dataset) or FOLDS
         rows: list[tuple[str, str, Cells]] = []
         for experiment, name in names.items():
             if of_row := [result for result in of_dataset if result.experiment == experiment]:
-                cells = _cells(of_row, metric, folds or _fold_count(of_row, count))
+                cells = _cells(of_row, metric, folds or _fold_count(of_row) or count)
                 rows.append((name, experiment.backbone, cells))
         if metric == "mIoU" and count == FOLDS:
             for backbone in sorted({r.experiment.backbone for r in of_dataset if r.comparable}):
@@ -219,9 +218,9 @@ def _newest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     return list(cells.values()), notes
 
 
-def _fold_count(results: Sequence[Result], otherwise: int) -> int:
-    """Return the largest number of folds that the results give, or else `otherwise`."""
-    return max((result.fold_count for result in results if result.fold_count), default=otherwise)
+def _fold_count(results: Sequence[Result]) -> int:
+    """Return the largest number of folds that the results give; 0 where none does."""
+    return max(result.fold_count for result in results)
 
 
 def _cells(results: Sequence[Result], metric: str, folds: int) -> Cells:

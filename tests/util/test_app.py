@@ -2,8 +2,6 @@
 
 import sys
 
-import pytest
-
 from util import app
 from util.config import dump_config, load_config
 from util.demo_data import CLASS_NAMES, write_demo
@@ -29,19 +27,15 @@ def test_examples_are_held_out_classes_of_the_demo(tmp_path):
     assert app.demo_examples(str(tmp_path / "other.pth")) == app.demo_examples("owner/name") == []
 
 
-def test_a_missing_gradio_and_wrong_weights_are_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_gradio_is_one_line(monkeypatch, error_line):
     monkeypatch.delitem(sys.modules, "util.page.layout", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")  # so that what the command sets ends with the test
-    with pytest.raises(SystemExit, match="2"):
-        app.main(["--weights", "none.pth"])
-    error = capsys.readouterr().err
-    assert error == "error: gradio is not installed: pip install -r requirements-app.txt\n"
+    said = error_line(app.main, ["--weights", "none.pth"])
+    assert said == "error: gradio is not installed: pip install -r requirements-app.txt\n"
 
 
-def test_a_port_is_one(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        app.main(["--weights", "none.pth", "--port", "99999"])
-    error = "error: argument --port: 99999: should be at most 65535"
-    assert capsys.readouterr().err.startswith(error)
+def test_a_port_is_one(error_line):
+    said = error_line(app.main, ["--weights", "none.pth", "--port", "99999"])
+    assert said.startswith("error: argument --port: 99999: should be at most 65535")

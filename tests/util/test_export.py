@@ -89,15 +89,13 @@ def test_the_files_give_the_logits_of_the_model_for_any_number_of_supports(kind,
     assert (net.ensemble.adjustment(distances) - equal.adjustment(distances)).abs() > 1e-3
 
 
-def test_pt2_needs_none_of_the_packages(weights, tmp_path, monkeypatch, capsys):
+def test_pt2_needs_none_of_the_packages(weights, tmp_path, monkeypatch, error_line):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as end:
-        export.main(["--weights", weights, "--out", str(tmp_path / "onnx")])
-    assert end.value.code == 2 and not (tmp_path / "onnx").exists()
-    assert capsys.readouterr().err == (
+    assert error_line(export.main, ["--weights", weights, "--out", str(tmp_path / "onnx")]) == (
         "error: --format onnx needs onnx, onnxscript, onnxruntime: "
         "pip install -r requirements-export.txt\n"
     )
+    assert not (tmp_path / "onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -107,14 +105,14 @@ def test_pt2_needs_none_of_the_packages(weights, tmp_path, monkeypatch, capsys):
         ("65", "of the largest logit, more than -1e+00: nothing was written"),
     ],
 )
-def test_what_fails_writes_nothing(size, reason, weights, exported, tmp_path, monkeypatch, capsys):
+def test_what_fails_writes_nothing(
+    size, reason, weights, exported, tmp_path, monkeypatch, error_line
+):
     graphs = read(exported("pt2"))[1]
     monkeypatch.setattr(export, "export", lambda *_: graphs)
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     words = ["--weights", weights, "--out", str(tmp_path), "--format", "pt2", "--size", size]
-    with pytest.raises(SystemExit):
-        export.main(words)
-    assert reason in capsys.readouterr().err
+    assert reason in error_line(export.main, words)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tables import cells_of
 from util.evaluation.episode_records import EpisodeRecord, write_csv
 from util.evaluation.figures import write_png
 from util.evaluation.metrics import SCORES
@@ -42,14 +43,8 @@ def write_folds(root, shot=1, folds=range(4), first=0.5, exp="", **changed):
         write(root, f"{exp}split{split}{suffix}", miou, split=split, shot=shot, **changed)
 
 
-def rows(text):
-    """[cells] of all rows of the markdown tables, headers and rules included."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
 def table(*paths, **options):
-    return rows(paper_tables(find_results(paths), **options))
+    return cells_of(paper_tables(find_results(paths), **options))
 
 
 def row(found, name, backbone="resnet50"):
@@ -145,7 +140,7 @@ def test_of_two_tests_the_newer_stands_and_notes_say_so(tmp_path):
     new = write(tmp_path, miou=0.4, name="a", trained_shot=5)
     os.utime(old, (1000, 1000))
     text = paper_tables(find_results([old, new, old]))
-    assert row(rows(text), "HDMNet")[0] == "40.0"
+    assert row(cells_of(text), "HDMNet")[0] == "40.0"
     assert text.count("Not shown") == 1 and f"Not shown: {old}, older than {new}." in text
     assert f"{new}: 1-shot with weights of 5-shot." in text
 
@@ -162,11 +157,11 @@ def test_the_tests_say_the_number_of_folds_of_each_dataset(tmp_path):
     write_folds(tmp_path, folds=range(3), dataset="mine", fold_count=3)
     write(tmp_path, dataset="mine", folds="seen", fold_count=1, name="seen")
     mine, pascal = paper_tables(find_results([tmp_path])).split("### pascal")
-    assert [cells[2:7] for cells in rows(mine)[2:]] == [
+    assert [cells[2:7] for cells in cells_of(mine)[2:]] == [
         ["50.0", "-", "-", "50.0", "60.0"],
         ["50.0", "51.0", "52.0", "51.0", "61.0"],
     ]
-    assert row(rows(pascal), "HDMNet")[4] == "51.5"
+    assert row(cells_of(pascal), "HDMNet")[4] == "51.5"
     found = table(tmp_path / "pascal", folds=5)
     assert row(found, "HDMNet")[:6] == ["50.0", "51.0", "52.0", "53.0", "-", "-"]
 
@@ -229,42 +224,28 @@ def test_the_page_has_the_tables_of_the_text(tmp_path):
     assert "<p>A mean is shown where" in text
 
 
-@pytest.mark.slow
-def test_the_page_shows_bars_curves_and_episodes(tmp_path):
+def test_the_page_shows_the_tests_and_trainings_that_it_finds(tmp_path):
+    """What it shows of each is tested with `report_page`."""
     path = write(tmp_path, runs=[{"class_iou": {"1": 0.5, "2": None}}])
     other = write(tmp_path, "split1", split=1)
     for run in (path, other):
         run.parents[1].joinpath("scalars.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    assert [caption for caption, _ in page(path)[1]] == [
-        f"IoU per class, from {path}",
-        f"Curves of {path.parents[1]}",
-    ]
-    image = np.zeros((20, 30, 3), np.uint8)
-    write_png(path.with_name("contact-1shot-best.png"), image)
-    assert page(path)[1][1][0] == "The first episodes."
+    tests = [f"IoU per class, from {one}" for one in (path, other)]
+    curves = [f"Curves of {one.parents[1]}" for one in (path, other)]
+    assert [caption for caption, _ in page(path)[1]] == [tests[0], curves[0]]
     records = [
         EpisodeRecord(f"<{n}>\udce9.jpg", "cat", n / 10, 0.25, 7, 0.1, 1, 510, ("s",))
         for n in range(9)
     ]
     write_csv(path.with_suffix(".csv"), records)
-    write_png(path.with_name("median-1shot-best-1.png"), image + 50)
-    write_png(path.with_name("worst-1shot-best-0.png"), image + 90)
+    image = np.full((20, 30, 3), 90, np.uint8)
+    write_png(path.with_name("worst-1shot-best-0.png"), image)
     write_png(path.with_suffix(".png"), image[:5])
-    text, figures = page(tmp_path)
-    median, worst = (
-        f"cat in <{n}>\\udce9.jpg, 10.0% of the image: IoU {n}0.0 %, of the meta learner 25.0 %."
-        for n in (4, 0)
-    )
-    captions = [
-        *(f"IoU per class, from {path}", median, worst.replace("00.0", "0.0")),
-        f"IoU per class, from {other}",
-        *(f"Curves of {run.parents[1]}" for run in (path, other)),
-    ]
-    assert [caption for caption, _ in figures] == captions
-    assert [picture.size for _, picture in figures[:3]] == [(30, 5), (30, 20), (30, 20)]
-    assert [picture.getpixel((9, 9))[0] for _, picture in figures[1:3]] == [50, 90]
-    order = [text.index(f"&lt;{n}&gt;") for n in (8, 7, 6, 3, 5, 1)]
-    assert order == sorted(order)  # without a picture, an episode is a line
+    _, figures = page(tmp_path)
+    worst = r"cat in <0>\udce9.jpg, 10.0% of the image: IoU 0.0 %, of the meta learner 25.0 %."
+    assert [caption for caption, _ in figures] == [tests[0], worst, tests[1], *curves]
+    assert [picture.size for _, picture in figures[:2]] == [(30, 5), (30, 20)]
+    assert figures[1][1].getpixel((9, 9))[0] == 90
     (tmp_path / "elsewhere").mkdir()
     out = tmp_path / "elsewhere" / "page.html"
     main([str(path), "--format", "html", "--out", str(out)])
@@ -272,29 +253,24 @@ def test_the_page_shows_bars_curves_and_episodes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "reason"),
     [
-        ("contact-1shot-best.png", b"\x89PNG\r\n\x1a\nxxxx"),
-        ("test-1shot-best.csv", b"a,b\n"),
-        ("../scalars.jsonl", None),
+        ("contact-1shot-best.png", b"\x89PNG\r\n\x1a\nxxxx", "cannot be read: it is damaged, or"),
+        ("test-1shot-best.csv", b"a,b\n", "is no file of episodes"),
+        ("../scalars.jsonl", None, "cannot be read: Is a directory"),
+        ("test-1shot-best.json", None, "cannot be read: it is damaged, or another file"),
     ],
 )
-def test_files_that_the_page_cannot_show_are_one_line(name, content, tmp_path, capsys):
-    damaged = write(tmp_path).parent / name
-    damaged.mkdir() if content is None else damaged.write_bytes(content)
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path), "--format", "html"])
-    line = capsys.readouterr().err
-    assert caught.value.code == 2 and line.count("\n") == 1 and damaged.name in line
+def test_files_that_the_page_cannot_show_are_one_line(name, content, reason, tmp_path, error_line):
+    result = write(tmp_path, runs=[{}] * name.endswith(".json"))  # runs without classes
+    damaged = (result.parent / name).resolve()
+    if content is not None:
+        damaged.write_bytes(content)
+    elif damaged != result:
+        damaged.mkdir()
+    line = error_line(main, [str(tmp_path), "--format", "html"])
+    assert line.startswith(f"error: {damaged} {reason}")
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_result_without_classes_is_one_line_on_the_page(tmp_path, capsys):
-    path = write(tmp_path, runs=[{}])
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "--format", "html"])
-    line = f"error: {path} cannot be read: it is damaged, or another file\n"
-    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(
@@ -323,8 +299,6 @@ def test_other_files_are_one_line(tmp_path, content, message):
         ([".", "--folds", "0"], "--folds: 0 is no number"),
     ],
 )
-def test_nothing_to_report_is_one_line(words, message, tmp_path, capsys, monkeypatch):
+def test_nothing_to_report_is_one_line(words, message, tmp_path, error_line, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert message in error_line(main, words)

@@ -12,7 +12,7 @@ from torchvision.models import vgg16_bn
 from model import build_hdmnet, build_pspnet
 from model.backbone import find_backbone
 from tests.golden import SHAPES
-from tests.util.hub import Hub
+from tests.tables import cells_of
 from tests.util.weight_data import imagenet, light, light_state, published, timm_state
 from util.checkpoints.io import load_backbone, read_checkpoint
 from util.weights import main
@@ -29,29 +29,19 @@ def folder(tmp_path, monkeypatch):
     return place
 
 
-def run(capsys, *argv, code=0):
-    """Run the command; returns what it printed."""
-    found = 0
-    try:
-        main([str(word) for word in argv])
-    except SystemExit as error:
-        found = error.code
-    said = capsys.readouterr()
-    assert found == code, said
-    if code:
-        assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    return said.err if code else said.out
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for the hub, and an empty cache of what comes from it."""
-    with Hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield hub
+def run(run_command, error_line):
+    """Runs the command; returns what it printed, or its line of error."""
+
+    def run(*argv, code=0):
+        words = [str(word) for word in argv]
+        if code:
+            return error_line(main, words)
+        found, out, err = run_command(main, words)
+        assert found == 0, err
+        return out
+
+    return run
 
 
 def left():
@@ -64,13 +54,13 @@ def left():
     ("net", "model", "file"),
     [("resnet50", "resnet50s", "resnet50_v2.pth"), ("vgg", "vgg16_bn", "vgg16_bn.pth")],
 )
-def test_fetch_writes_the_published_names_once(net, model, file, hub, capsys):
+def test_fetch_writes_the_published_names_once(net, model, file, hub, run):
     state = timm_state(model)
     state = {key: value for key, value in state.items() if not key.startswith("pre_logits.fc")}
     entry = find_backbone("vgg16" if net == "vgg" else net)
     hub.files[entry.hub] = content = serialise(state)
     place = Path("initmodel", file)
-    said = run(capsys, "fetch", net)
+    said = run("fetch", net)
     digest = hashlib.sha256(content).hexdigest()[:8]
     assert said == (
         f"{place}: ImageNet weights, {net}: its tensors written (sha256 {digest}); "
@@ -87,50 +77,48 @@ def test_fetch_writes_the_published_names_once(net, model, file, hub, capsys):
         names |= {"conv3.weight": "conv1.6.weight", "layer4.2.bn3.bias": "layer4.2.bn3.bias"}
         assert all(torch.equal(written[ours], state[theirs]) for ours, theirs in names.items())
     load_backbone(entry.build(), place)
-    assert run(capsys, "fetch", net) == f"{place}: exists already\n"
+    assert run("fetch", net) == f"{place}: exists already\n"
     save_file(state, "by hand.safetensors")
-    assert "exists already" in run(capsys, "import", "by hand.safetensors")
+    assert "exists already" in run("import", "by hand.safetensors")
 
 
-def test_fetch_offline_says_what_to_bring(hub, capsys, monkeypatch, tmp_path):
-    error = run(capsys, "fetch", "resnet101", code=2)
+def test_fetch_offline_says_what_to_bring(hub, run, monkeypatch, tmp_path):
+    error = run("fetch", "resnet101", code=2)
     page = f"{hub.address}/timm/resnet101s.gluon_in1k"
     assert f"cache {tmp_path / 'cache'}" in error and f"model.safetensors from {page}" in error
     assert "`python -m util.weights import FILE`" in error and left() == []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert page in run(capsys, "fetch", "resnet101", code=2)
+    assert page in run("fetch", "resnet101", code=2)
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_download(hub, capsys, tmp_path):
+def test_a_place_that_cannot_be_written_is_said_before_the_download(hub, run, tmp_path):
     Path("initmodel").symlink_to("/proc")  # It refuses even root.
-    error = run(capsys, "fetch", "resnet50", code=2)
+    error = run("fetch", "resnet50", code=2)
     assert "cannot write in initmodel: " in error and "it gets the weights" in error
     assert not (tmp_path / "cache").exists()
 
 
-def test_attempts_without_a_network_are_not_listed(capsys, caplog, monkeypatch, tmp_path):
+def test_attempts_without_a_network_are_not_listed(run, caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"  # Nobody answers there.
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
-    assert "could not be downloaded" in run(capsys, "fetch", "resnet101", code=2)
+    assert "could not be downloaded" in run("fetch", "resnet101", code=2)
     assert caplog.text == ""
 
 
-def test_what_is_not_the_architecture_is_not_kept(hub, capsys):
+def test_what_is_not_the_architecture_is_not_kept(hub, run):
     hub.files["timm/resnet50s.gluon_in1k"] = serialise(timm_state("resnet50c"))
-    assert "stages.0.0.weight has shape (32, 3, 3, 3)" in run(capsys, "fetch", "resnet50", code=2)
+    assert "stages.0.0.weight has shape (32, 3, 3, 3)" in run("fetch", "resnet50", code=2)
     assert left() == []
-    assert "no public weights of this architecture exist" in run(
-        capsys, "fetch", "resnet18", code=2
-    )
+    assert "no public weights of this architecture exist" in run("fetch", "resnet18", code=2)
 
 
-def test_fetch_keeps_a_file_that_exists(capsys):
+def test_fetch_keeps_a_file_that_exists(run):
     VGG.parent.mkdir()
     VGG.write_bytes(b"mine")
-    assert f"checkpoint {VGG}: holds no weights" in run(capsys, "fetch", "vgg", code=2)
+    assert f"checkpoint {VGG}: holds no weights" in run("fetch", "vgg", code=2)
     assert VGG.read_bytes() == b"mine"
 
 
@@ -145,15 +133,15 @@ def pspnet(net="resnet18", classes=15):
     return light_state(lambda: build_pspnet(net, classes))
 
 
-def listed(capsys, *opts):
+def listed(run, *opts):
     """The cells of the table by file, and the lines below it."""
-    lines = run(capsys, "list", *opts).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
-    return {row[1]: row for row in cells[2:]}, [line for line in lines if "|" not in line]
+    said = run("list", *opts)
+    below = [line for line in said.splitlines() if not line.startswith("|")]
+    return {row[1]: row for row in cells_of(said)[2:]}, below
 
 
-def test_list_names_all_that_can_be_had(capsys):
-    rows, problems = listed(capsys)
+def test_list_names_all_that_can_be_had(run):
+    rows, problems = listed(run)
     assert problems == []
     bases = [f"initmodel/PSPNet/{data}/split{i}/{net}/best.pth"
              for data in ("pascal", "coco") for i in range(4) for net in ("resnet50", "vgg")]  # fmt: skip
@@ -165,11 +153,11 @@ def test_list_names_all_that_can_be_had(capsys):
     assert rows[bases[1]][3].endswith(
         "python -m util.weights import FILE --dataset pascal --split 0"
     )
-    assert run(capsys) == run(capsys, "list")
+    assert run() == run("list")
 
 
 @pytest.mark.slow
-def test_list_tells_good_files_from_bad_ones(capsys):
+def test_list_tells_good_files_from_bad_ones(run):
     learner = "initmodel/PSPNet/{}/split{}/{}/best.pth"
     save(learner.format("pascal", 0, "resnet50"), published("pspnet_pascal_resnet50"))
     save(learner.format("pascal", 1, "resnet50"), published("pspnet_coco_resnet50"))
@@ -180,7 +168,7 @@ def test_list_tells_good_files_from_bad_ones(capsys):
     save("exp/coco/HDMNet/split0/resnet50/snapshot/best_epoch_9_0.4000.pth",
          published("hdmnet_coco_resnet50_1shot"))  # fmt: skip
     save(VGG, vgg16_bn_state())
-    rows, problems = listed(capsys)
+    rows, problems = listed(run)
     states = {path: row[2] for path, row in rows.items() if row[2] != "missing"}
     assert states == {
         learner.format("pascal", 0, "resnet50"): "ok",
@@ -193,7 +181,7 @@ def test_list_tells_good_files_from_bad_ones(capsys):
     }
     (problem,) = problems
     assert problem.startswith("wrong: checkpoint " + learner.format("pascal", 1, "resnet50"))
-    rows, _ = listed(capsys, "--opts", "exp_dir", "elsewhere")
+    rows, _ = listed(run, "--opts", "exp_dir", "elsewhere")
     assert not any(path.startswith("exp") for path in rows)
 
 
@@ -211,9 +199,9 @@ def vgg16_bn_state():
         (vgg16_bn_state, str(VGG)),
     ],
 )
-def test_imagenet_files_go_to_their_place(state, place, capsys):
+def test_imagenet_files_go_to_their_place(state, place, run):
     torch.save(state(), "ImageNet Gewichte ü.pth")
-    said = run(capsys, "import", "ImageNet Gewichte ü.pth")
+    said = run("import", "ImageNet Gewichte ü.pth")
     assert said.startswith(f"{place}: ImageNet weights, ") and ": copied (sha256 " in said
     assert Path(place).read_bytes() == Path("ImageNet Gewichte ü.pth").read_bytes()
     assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name]
@@ -221,53 +209,53 @@ def test_imagenet_files_go_to_their_place(state, place, capsys):
 
 @pytest.mark.parametrize("variant", [name for name in SHAPES if name.startswith("pspnet")])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_published_base_learners_go_to_their_place(variant, prefix, capsys):
+def test_published_base_learners_go_to_their_place(variant, prefix, run):
     _, dataset, backbone = variant.split("_")
     net = "vgg" if backbone == "vgg16" else backbone
     save("best.pth", published(variant, prefix))
-    said = run(capsys, "import", "best.pth", "--dataset", dataset, "--split", "2")
+    said = run("import", "best.pth", "--dataset", dataset, "--split", "2")
     place = Path(f"initmodel/PSPNet/{dataset}/split2/{net}/best.pth")
     assert said == f"{place}: base learner, {net}, fold 2 of {dataset}: copied\n"
     assert place.read_bytes() == Path("best.pth").read_bytes()
-    assert run(capsys, "import", "best.pth", "--dataset", dataset, "--split", "2").endswith(
+    assert run("import", "best.pth", "--dataset", dataset, "--split", "2").endswith(
         ": exists already\n"
     )
 
 
-def test_the_path_of_a_file_may_tell_dataset_and_fold(capsys):
+def test_the_path_of_a_file_may_tell_dataset_and_fold(run):
     for split in (0, 3):
         name = f"from BAM/pascal/split{split}/resnet50/best.pth"
         save(name, published("pspnet_pascal_resnet50"))
-    run(capsys, "import", *sorted(Path("from BAM").rglob("*.pth")))
+    run("import", *sorted(Path("from BAM").rglob("*.pth")))
     for split in (0, 3):
         assert Path(f"initmodel/PSPNet/pascal/split{split}/resnet50/best.pth").is_file()
 
 
-def test_the_options_win_over_the_path(capsys):
+def test_the_options_win_over_the_path(run):
     save("pascal/split0/best.pth", published("pspnet_pascal_vgg16"))
-    run(capsys, "import", "pascal/split0/best.pth", "--dataset", "demo", "--split", "1")
+    run("import", "pascal/split0/best.pth", "--dataset", "demo", "--split", "1")
     assert Path("initmodel/PSPNet/demo/split1/vgg/best.pth").is_file()
 
 
-def test_what_a_file_cannot_tell_is_asked_for(capsys):
+def test_what_a_file_cannot_tell_is_asked_for(run):
     save("best.pth", published("pspnet_pascal_vgg16"))
-    error = run(capsys, "import", "best.pth", code=2)
+    error = run("import", "best.pth", code=2)
     assert "15 base classes; add --dataset, one of demo, pascal" in error
-    error = run(capsys, "import", "best.pth", "--dataset", "pascal", code=2)
+    error = run("import", "best.pth", "--dataset", "pascal", code=2)
     assert "tells the fold; add --split N" in error
     # Of the datasets known only COCO has 60 base classes.
     save("best.pth", published("pspnet_coco_resnet50"))
-    run(capsys, "import", "best.pth", "--split", "1")
+    run("import", "best.pth", "--split", "1")
     assert Path("initmodel/PSPNet/coco/split1/resnet50/best.pth").is_file()
 
 
-def test_our_files_tell_their_fold(capsys):
+def test_our_files_tell_their_fold(run):
     held_out = range(6, 11)
     classes = [class_id for class_id in range(1, 21) if class_id not in held_out]
     save("best.pth", pspnet(), base_classes=classes)
-    run(capsys, "import", "best.pth", "--dataset", "demo")
+    run("import", "best.pth", "--dataset", "demo")
     assert Path("initmodel/PSPNet/demo/split1/resnet18/best.pth").is_file()
-    error = run(capsys, "import", "best.pth", "--dataset", "demo", "--split", "2", code=2)
+    error = run("import", "best.pth", "--dataset", "demo", "--split", "2", code=2)
     assert "was trained on base classes" in error
 
 
@@ -286,10 +274,10 @@ def test_our_files_tell_their_fold(capsys):
          "NET=resnet50 sh test.sh split2 coco 1 weight published.pth"),
     ],
 )  # fmt: skip
-def test_published_hdmnet_goes_where_the_test_finds_it(variant, place, command, capsys):
+def test_published_hdmnet_goes_where_the_test_finds_it(variant, place, command, run):
     save("train_epoch_148.pth", published(variant, "module."), epoch=148)
     options = ("--dataset", variant.split("_")[1], "--split", 2, "--opts", "exp_dir", "my runs")
-    said = run(capsys, "import", "train_epoch_148.pth", *options)
+    said = run("import", "train_epoch_148.pth", *options)
     place = Path("my runs", place, "snapshot/published.pth")
     command = command.replace(" weight ", " exp_dir 'my runs' weight ")
     assert said.startswith(f"{place}: HDMNet, ") and f"test it by `{command}`" in said
@@ -304,54 +292,54 @@ def test_published_hdmnet_goes_where_the_test_finds_it(variant, place, command, 
         ({"layer0.0.weight": torch.ones(1), "decoder.x": torch.ones(1)}, "belongs to no known"),
     ],
 )
-def test_foreign_files_are_refused(state, message, capsys):
+def test_foreign_files_are_refused(state, message, run):
     save("some.pth", state)
-    assert message in run(capsys, "import", "some.pth", code=2)
+    assert message in run("import", "some.pth", code=2)
     assert not Path("initmodel").exists()
 
 
 @pytest.mark.slow
-def test_a_file_of_another_backbone_goes_to_its_run(capsys):
+def test_a_file_of_another_backbone_goes_to_its_run(run):
     state = light_state(lambda: build_hdmnet("timm:test_vit", 0))
     save("last.pth", state, backbone="timm:test_vit", base_classes=list(range(1, 16)))
-    said = run(capsys, "import", "last.pth", "--dataset", "pascal")
+    said = run("import", "last.pth", "--dataset", "pascal")
     place = Path("exp/pascal/HDMNet/split3_nobase/timm_test_vit/snapshot/published.pth")
     command = "NET=timm:test_vit sh test.sh split3 pascal 1 base_learner none weight published.pth"
     assert place.is_file() and f"test it by `{command}`" in said
 
 
-def test_files_that_fit_no_network_are_refused(capsys):
+def test_files_that_fit_no_network_are_refused(run):
     state = imagenet("resnet50")
     save("a.pth", {key: value for key, value in state.items() if key != "layer3.5.conv1.weight"})
-    error = run(capsys, "import", "a.pth", code=2)
+    error = run("import", "a.pth", code=2)
     assert "stages.3.5.conv1.weight is missing (1 of" in error
     save("b.pth", state | {"conv1.weight": torch.zeros(64, 3, 7, 7)})
-    assert "stem of torchvision's ResNets" in run(capsys, "import", "b.pth", code=2)
+    assert "stem of torchvision's ResNets" in run("import", "b.pth", code=2)
     save("c.pth", published("pspnet_coco_resnet50"))
-    error = run(capsys, "import", "c.pth", "--dataset", "pascal", "--split", "0", code=2)
+    error = run("import", "c.pth", "--dataset", "pascal", "--split", "0", code=2)
     assert "classifier.2.weight has shape (61, 512, 1, 1), the model has (16, 512, 1, 1)" in error
     state = published("hdmnet_pascal_resnet50_1shot")
     del state["base_learnear.2.bias"]
     save("f.pth", state)
-    assert "HDMNet without its base.classifier.2.bias" in run(capsys, "import", "f.pth", code=2)
+    assert "HDMNet without its base.classifier.2.bias" in run("import", "f.pth", code=2)
     save("d.pth", imagenet("resnet34"))
-    assert "name it by backbone_weight d.pth" in run(capsys, "import", "d.pth", code=2)
+    assert "name it by backbone_weight d.pth" in run("import", "d.pth", code=2)
     save("e.pth", imagenet("resnet18"))
-    assert "name it by backbone_weight e.pth" in run(capsys, "import", "e.pth", code=2)
+    assert "name it by backbone_weight e.pth" in run("import", "e.pth", code=2)
     assert not Path("initmodel").exists()
 
 
-def test_other_weights_in_the_place_are_kept(capsys):
+def test_other_weights_in_the_place_are_kept(run):
     state = imagenet("resnet50")
     place = save("initmodel/resnet50_v2.pth", state)
     before = place.read_bytes()
     save("other.pth", state | {"bn1.bias": torch.ones(64)})
-    assert "holds other weights; move it away" in run(capsys, "import", "other.pth", code=2)
+    assert "holds other weights; move it away" in run("import", "other.pth", code=2)
     assert place.read_bytes() == before
-    assert run(capsys, "import", place).count(": in its place already (") == 1
+    assert run("import", place).count(": in its place already (") == 1
 
 
-def test_a_copy_that_fails_leaves_nothing(capsys, monkeypatch):
+def test_a_copy_that_fails_leaves_nothing(run, monkeypatch):
     save("resnet50.pth", imagenet("resnet50"))
 
     def full(source, target):
@@ -359,19 +347,19 @@ def test_a_copy_that_fails_leaves_nothing(capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", full)
-    assert "No space left on device" in run(capsys, "import", "resnet50.pth", code=2)
+    assert "No space left on device" in run("import", "resnet50.pth", code=2)
     assert left() == []
 
 
-def test_files_with_more_than_tensors_need_the_flag(capsys):
+def test_files_with_more_than_tensors_need_the_flag(run):
     file = save("a b.pth", published("pspnet_pascal_vgg16"), args=SimpleNamespace(lr=0.1))
     options = ("--dataset", "pascal", "--split", "0")
-    error = run(capsys, "import", file, *options, code=2)
+    error = run("import", file, *options, code=2)
     assert "holds more than tensors (types.SimpleNamespace)" in error
     assert "`python -m util.weights import --unsafe 'a b.pth'`" in error
     assert not Path("initmodel").exists()
 
-    assert run(capsys, "import", "--unsafe", file, *options).endswith(": its tensors written\n")
+    assert run("import", "--unsafe", file, *options).endswith(": its tensors written\n")
     place = Path("initmodel/PSPNet/pascal/split0/vgg/best.pth")
     content = torch.load(place, weights_only=True)
     assert set(content) == {"state_dict"}
@@ -379,24 +367,24 @@ def test_files_with_more_than_tensors_need_the_flag(capsys):
     assert {k: v.shape for k, v in content["state_dict"].items()} == {
         k: v.shape for k, v in expected.items()
     }
-    assert run(capsys, "import", "--unsafe", file, *options).endswith(": exists already\n")
+    assert run("import", "--unsafe", file, *options).endswith(": exists already\n")
 
 
-def test_an_unsafe_file_in_its_place_is_converted_there(capsys):
+def test_an_unsafe_file_in_its_place_is_converted_there(run):
     place = save(
         "initmodel/PSPNet/pascal/split1/vgg/best.pth",
         published("pspnet_pascal_vgg16"),
         args=SimpleNamespace(lr=0.1),
     )
-    run(capsys, "import", place, code=2)
-    run(capsys, "import", "--unsafe", place)
+    run("import", place, code=2)
+    run("import", "--unsafe", place)
     assert set(torch.load(place, weights_only=True)) == {"state_dict"}
     assert [path.name for path in place.parent.iterdir()] == ["best.pth"]
 
 
-def test_the_flag_copies_plain_files_as_they_are(capsys):
+def test_the_flag_copies_plain_files_as_they_are(run):
     save("resnet50.pth", imagenet("resnet50"), epoch=3)
-    assert ": copied (" in run(capsys, "import", "--unsafe", "resnet50.pth")
+    assert ": copied (" in run("import", "--unsafe", "resnet50.pth")
 
 
 @pytest.mark.parametrize("module", [False, True])
@@ -407,11 +395,11 @@ def test_the_flag_copies_plain_files_as_they_are(capsys):
         (lambda: build_hdmnet("resnet50", 15, shot=5), "hdmnet_pascal_resnet50_5shot"),
     ],
 )
-def test_export_writes_the_published_names(build, variant, module, capsys):
+def test_export_writes_the_published_names(build, variant, module, run):
     ours = light_state(build)
     save("best.pth", ours, shot=5)
     out = Path("to publish/best ü.pth")
-    run(capsys, "export", "best.pth", "--out", out, *["--module"] * module)
+    run("export", "best.pth", "--out", out, *["--module"] * module)
     content = torch.load(out, weights_only=True)
     assert set(content) == {"state_dict"}
     prefix = "module." if module else ""
@@ -422,41 +410,28 @@ def test_export_writes_the_published_names(build, variant, module, capsys):
     assert all(torch.equal(back[key], value) for key, value in ours.items())
 
 
-def test_export_takes_the_best_of_a_run(capsys):
+def test_export_takes_the_best_of_a_run(run):
     for epoch in (1, 3, 2):
         name = f"a run/snapshot/best_epoch_{epoch}_0.{epoch}000.pth"
         save(name, light_state(lambda: build_hdmnet("resnet18", epoch)))  # noqa: B023
-    said = run(capsys, "export", "a run", "--out", "best.pth")
+    said = run("export", "a run", "--out", "best.pth")
     assert "best.pth: a run/snapshot/best_epoch_3_0.3000.pth, HDMNet of resnet18" in said
     assert len(read_checkpoint("best.pth")["state_dict"]["base.classifier.2.bias"]) == 4
-    assert "name the run's folder" in run(capsys, "export", "best", "--out", "x.pth", code=2)
+    assert "name the run's folder" in run("export", "best", "--out", "x.pth", code=2)
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict"])
-def test_files_of_other_tools_are_imported(key, capsys):
-    state = {f"_orig_mod.{name}": value.clone() for name, value in pspnet("vgg16").items()}
-    torch.save({key: state}, "a.pth")
-    save_file(state, "b.safetensors")
-    for file in ("a.pth", "b.safetensors"):
-        run(capsys, "import", file, "--dataset", "pascal", "--split", "0")
-    place = "initmodel/PSPNet/pascal/split0/vgg/best.pth"
-    assert "classifier.2.bias" in read_checkpoint(place)["state_dict"]
-
-
-def test_export_refuses_what_has_no_other_names(capsys):
+def test_export_refuses_what_has_no_other_names(run):
     save("resnet50.pth", imagenet("resnet50"))
-    assert "have the published names" in run(
-        capsys, "export", "resnet50.pth", "--out", "x.pth", code=2
-    )
+    assert "have the published names" in run("export", "resnet50.pth", "--out", "x.pth", code=2)
     for backbone, classes, network in (
         ("timm:test_vit", 15, "timm:test_vit"),
         ("resnet18", 0, "resnet18 without a base learner"),
     ):
         state = light_state(lambda: build_hdmnet(backbone, classes))  # noqa: B023
         save("other.pth", state, backbone=backbone)
-        error = run(capsys, "export", "other.pth", "--out", "x.pth", code=2)
+        error = run("export", "other.pth", "--out", "x.pth", code=2)
         assert f"HDMNet of {network}, and the published code has no such network" in error
-    assert "there is no such file" in run(capsys, "export", "no.pth", "--out", "x.pth", code=2)
+    assert "there is no such file" in run("export", "no.pth", "--out", "x.pth", code=2)
     assert not Path("x.pth").exists()
 
 
@@ -470,5 +445,5 @@ def test_export_refuses_what_has_no_other_names(capsys):
         (["import", "a.pth"], "there is no such file"),
     ],
 )
-def test_wrong_command_lines_are_one_line(argv, message, capsys):
-    assert message in run(capsys, *argv, code=2)
+def test_wrong_command_lines_are_one_line(argv, message, run):
+    assert message in run(*argv, code=2)

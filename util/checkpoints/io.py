@@ -21,27 +21,18 @@ from util.checkpoints.published_names import (
     is_published,
     without_wrappers,
 )
-from util.runtime.errors import UserError
+from util.runtime.errors import UserError, is_full_disk
 from util.runtime.files import write_atomically
 
 # The names under which files keep their weights; other files are the weights themselves.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 # Entries that tell why a checkpoint does not fit, with the reason; the first that differs applies.
-_CAUSES = [
-    (
-        re.compile(r"(base\.)?(backbone\.)?stages\."),
-        "another backbone: check backbone, layers and vgg",
-    ),
-    (
-        re.compile(r"(base\.)?classifier\."),
-        "another number of base classes: check data_set, folds and base_learner",
-    ),
-    (
-        re.compile(r"ensemble\.shot_weights\."),
-        "another shot or kshot_trans_dim: check these two settings",
-    ),
-    (re.compile(""), "another network, or the file is incomplete"),
-]
+_CAUSES = {
+    r"(base\.)?(backbone\.)?stages\.": "another backbone: check backbone, layers and vgg",
+    r"(base\.)?classifier\.": "another number of base classes: check data_set, folds and base_learner",
+    r"ensemble\.shot_weights\.": "another shot or kshot_trans_dim: check these two settings",
+    "": "another network, or the file is incomplete",
+}
 
 
 def read_checkpoint(
@@ -190,8 +181,8 @@ def check_fit(net: nn.Module, state: StateDict, source: str) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     }
-    for entries, cause in _CAUSES:
-        differing = [problem for key, problem in problems.items() if entries.match(key)]
+    for entries, cause in _CAUSES.items():
+        differing = [problem for key, problem in problems.items() if re.match(entries, key)]
         if differing:
             raise UserError(
                 f"checkpoint {source} does not fit the configured model: {differing[0]} "
@@ -242,14 +233,18 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) under a temporary name, then rename it to `path`.
 
     Raises:
-        UserError: The disk is full or cannot be written.
+        UserError: The disk is full, or the folder cannot be written.
     """
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except (OSError, RuntimeError) as error:
         # torch hides the reason behind an error of its own, which it meets while closing the file.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        remedy = "free some space or name another place"
+        if isinstance(cause, OSError) and not is_full_disk(cause):
+            remedy = f"its folder {Path(path).parent} cannot be written, name another place"
         raise UserError(
             f"checkpoint {path} cannot be written ({reason}); what was saved before is untouched: "
-            "free some space or name another place, and give the same command again"
+            f"{remedy}, and give the same command again"
         ) from error

@@ -88,13 +88,12 @@ def is_published(state: StateDict) -> bool:
 def from_published(state: StateDict) -> StateDict:
     """Rename the entries of a published HDMNet or base-learner (PSPNet) checkpoint to ours.
 
-    The prefixes "module." and "_orig_mod." are dropped, as are the base learner's "encoder." entries,
-    which are the same tensors as its "layer" ones under second names.
+    The base learner's "encoder." entries are dropped: they are the same tensors as its "layer" ones
+    under second names.
 
     Raises:
         UserError: An entry is of neither model.
     """
-    state = without_wrappers(state)
     if any(key.startswith("transformer.") for key in state):
         return _rename(state, _HDMNET)
     state = {key: value for key, value in state.items() if not key.startswith("encoder.")}

@@ -18,7 +18,7 @@ from util.checkpoints.published_names import StateDict
 from util.checkpoints.run_files import find_checkpoint
 from util.config import load_config
 from util.config.schema import backbone_of
-from util.pretrained.kinds import HDMNET, recognise
+from util.pretrained.kinds import HDMNET, require_kind
 from util.pretrained.places import download
 from util.runtime.errors import UserError
 
@@ -66,9 +66,7 @@ def load_trained(weights: str | os.PathLike[str], **hub: Any) -> Trained:
         path = find_checkpoint(os.fspath(path), "weights")
         settings = _settings_of_run(path)
     content = settings | read_checkpoint(path)
-    found = recognise(content, str(path))
-    if found.kind != HDMNET:
-        raise UserError(f"checkpoint {path}: {found.kind}, where a trained HDMNet is needed")
+    found = require_kind(HDMNET, content, str(path))
     backbone = content.get("backbone") or backbone_of(found.net)
     options = {key: content[key] for key in _SETTINGS if key in content}
     shot = {"shot": found.shot, "kshot_trans_dim": found.kshot_trans_dim}

@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,22 +106,22 @@ def _thinned(points: np.ndarray) -> np.ndarray:
     return np.stack([part.mean(axis=1) for part in parts], axis=1)
 
 
-def class_bars(report: Mapping[str, Any], class_names: Sequence[str] | None) -> Figure:
+def class_bars(report: Mapping[str, Any]) -> Figure:
     """Draw the IoU of each class of a test as bars, and mIoU as a line.
 
     Bars are the means over the runs; several runs have whiskers, the 95 % interval of the mean.
 
     Args:
         report: What `build_report` returns, which may have been read from its file.
-        class_names: The names of the classes 1, 2, …
     """
     s, runs = report["settings"], report["runs"]
-    # Without repeats, in the order of the table. JSON turns the ids of the classes into strings.
+    # In the order of the table.
     ious = {
         key: [run["class_iou"][key] for run in runs]
         for key in (runs[0]["class_iou"] if runs else ())
     }
-    names = [class_names[int(k) - 1] if class_names else f"class {k}" for k in ious]
+    known_names = report.get("class_names", {})  # none in the reports before version 1.0.0
+    names = [known_names.get(key, f"class {key}") for key in ious]
     names = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
     size = (_WIDTH, min(3 * _MARGIN + _BAR * len(names), _HIGHEST))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")

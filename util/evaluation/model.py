@@ -12,8 +12,7 @@ from util.checkpoints.io import (
     load_weights,
     read_checkpoint,
 )
-from util.pretrained.kinds import HDMNET, recognise
-from util.runtime.errors import UserError
+from util.pretrained.kinds import HDMNET, require_kind
 
 
 class LoadedModel(NamedTuple):
@@ -50,9 +49,7 @@ def load_tested(
         UserError: The checkpoint is not readable or does not fit.
     """
     content = read_checkpoint(path)
-    contents = recognise(content, str(path))
-    if contents.kind != HDMNET or contents.base_classes is None:
-        raise UserError(f"checkpoint {path}: {contents.kind}, where a test needs a trained HDMNet")
+    contents = require_kind(HDMNET, content, str(path))
     check_backbone(content, arguments["backbone"], str(path))
     state, arguments, notes = content["state_dict"], dict(arguments), []
     trained_on = content.get("data_set", data_set)

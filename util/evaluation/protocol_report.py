@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -116,33 +115,37 @@ def published_miou(cfg: Config) -> float | None:
 
 
 def build_report(
+    cfg: Config,
     settings: dict[str, Any],
     loaded: LoadedModel,
     evaluation: Evaluation,
     threshold: Threshold | None,
-    published: float | None,
     processes: Processes,
 ) -> dict[str, Any]:
     """Return the report of a test as plain values.
 
     Args:
-        settings: What `settings_of` returns.
+        cfg: The settings of the test.
+        settings: What `settings_of` returns for them.
         loaded: The model that was tested. Weights that need a note are not the paper's.
         evaluation: The scores.
         threshold: The threshold of the prior, where baselines were counted.
-        published: What `published_miou` returns.
         processes: The processes that shared the test.
     """
-    scores = zip(settings["seeds"], evaluation.runs, strict=True)
-    runs = [{"seed": seed, **run} for seed, run in scores]
-    work = evaluation.work
+    runs = []
+    for seed, run in zip(settings["seeds"], evaluation.runs, strict=True):
+        # JSON has strings for keys.
+        ious = {str(class_id): iou for class_id, iou in run["class_iou"].items()}
+        runs.append({"seed": seed, **run, "class_iou": ious})
+    classes, names, work = runs[0]["class_iou"], cfg.class_names, evaluation.work
     report: dict[str, Any] = {
         "settings": settings,
         "trained_shot": loaded.shot,
         "notes": loaded.notes,
         "runs": runs,
+        "class_names": {key: names[int(key) - 1] for key in classes} if names else {},
         **summarise(runs),
-        "published_mIoU_percent": None if loaded.notes else published,
+        "published_mIoU_percent": None if loaded.notes else published_miou(cfg),
         "work": {
             "processes": processes.world_size,
             **work._asdict(),
@@ -154,7 +157,7 @@ def build_report(
     return report
 
 
-def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
+def report_text(report: dict[str, Any]) -> str:
     """Return a report, which may have been read from its file, as markdown."""
     s, runs, work = report["settings"], report["runs"], report["work"]
     parts = [
@@ -172,7 +175,7 @@ def report_text(report: dict[str, Any], class_names: list[str] | None) -> str:
     if not s["ensemble"] or "base_learner" in s:
         parts.append("Without the base learner: the final prediction is the meta learner's.\n")
     parts += [_score_table(report), _LEGEND + (_SPREAD_LEGEND if len(runs) > 1 else "") + "\n"]
-    parts.append(_class_table(runs, class_names))
+    parts.append(_class_table(report))
     if "baselines" in runs[0]:
         names = {"all_foreground": "everything foreground", "prior": report["prior_threshold"]}
         rows = [["HDMNet", _percent(report["mean"]["mIoU"])]]
@@ -207,14 +210,13 @@ def _score_table(report: dict[str, Any]) -> str:
     return markdown_table(["seed", *scores], cells)
 
 
-def _class_table(runs: Sequence[dict[str, Any]], class_names: list[str] | None) -> str:
+def _class_table(report: dict[str, Any]) -> str:
+    # The reports of versions before 1.0.0 have no names.
+    runs, names = report["runs"], report.get("class_names", {})
     seeds, several = [str(run["seed"]) for run in runs], len(runs) > 1
-    # JSON turns the ids of the classes into strings.
-    ious = [{int(key): iou for key, iou in run["class_iou"].items()} for run in runs]
     rows, absent = [], []
-    for class_id in ious[0]:
-        values = [run[class_id] for run in ious]
-        name = class_names[class_id - 1] if class_names else str(class_id)
+    for key in runs[0]["class_iou"]:
+        values, name = [run["class_iou"][key] for run in runs], names.get(key, key)
         known = [value for value in values if value is not None]
         spread = (mean_interval(known) if known else [None] * len(SPREAD)) if several else ()
         rows.append([name, *map(_percent, [*values, *spread])])

@@ -71,10 +71,9 @@ def _test(path: Path) -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         s = report["settings"]
         title = f"{s['backbone']}, fold {s['split']} of {s['dataset']}, {s['shot']}-shot"
-        # The chart of the test has the names of the classes, which its report does not have. Versions
-        # before 0.5.0 wrote no chart.
+        # Versions before 0.5.0 wrote no chart, those before 1.0.0 the names of the classes only in it.
         bars = path.with_suffix(".png")
-        data = bars.read_bytes() if bars.exists() else as_png(class_bars(report, None))
+        data = bars.read_bytes() if bars.exists() else as_png(class_bars(report))
     parts = [f"<h3>{escape(title)}</h3>\n", _figure(data, "png", f"IoU per class, from {path}")]
     suffix, episodes = path.stem.removeprefix("test-"), path.with_suffix(".csv")
     contact = path.with_name(f"contact-{suffix}.png")

@@ -153,12 +153,7 @@ def serve(page: gr.Blocks, host: str, port: int | None) -> str:
 
 def _image(label: str, name: str, **options: Any) -> gr.Image:
     return gr.Image(
-        label=label,
-        interactive=False,
-        buttons=[],
-        elem_id=name,
-        elem_classes="labelled",
-        **options,
+        label=label, interactive=False, buttons=[], elem_id=name, elem_classes="labelled", **options
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segmenter import ONE_CLASS, Support
+from util.data.pictures import read_marks
 from util.preparation.custom_pairs import IMAGE_TYPES, left_behind
 from util.runtime.errors import UserError
 
@@ -83,7 +84,7 @@ def read_supports(pairs: Iterable[Sequence[str]], refine: bool) -> dict[str, lis
     An annotation is a file, a mask; else boxes x0,y0,x1,y1 or points x,y, with "+" between several.
 
     Raises:
-        UserError: an annotation is none of them.
+        UserError: an annotation is none of them, or the mask comes before the picture.
     """
     supports: dict[str, list[Support]] = {}
     for image, annotation in pairs:
@@ -134,6 +135,11 @@ def _mask_of(image: Path, files: Sequence[Path]) -> Path | None:
 
 def _support(image: str, annotation: str, refine: bool) -> Support:
     if not _NUMBERS.fullmatch(annotation) or Path(annotation).is_file():
+        if Path(annotation).is_file() and not _is_mask(annotation) and _is_mask(image):
+            raise UserError(
+                f"--support {image} {annotation}: the first is a mask and the second is none; the "
+                "picture comes first"
+            )
         return Support(Path(image), mask=Path(annotation))
     try:
         rows = [[float(number) for number in row.split(",")] for row in annotation.split("+")]
@@ -148,3 +154,11 @@ def _support(image: str, annotation: str, refine: bool) -> Support:
         f"--support {image} {annotation}: an annotation is a mask file, a box x0,y0,x1,y1 or a point "
         "x,y; several boxes or points have + between them"
     )
+
+
+def _is_mask(path: str) -> bool:
+    try:
+        read_marks(path, binary=True)
+    except ValueError:
+        return False
+    return True

@@ -133,7 +133,7 @@ def require_fit(kind: str, content: dict[str, Any], cfg: Config, source: str) ->
         # timm knows several names for the entries of its models.
         load_backbone(build_backbone(cfg.backbone), source)
         return
-    _require_kind(kind, content, source)
+    require_kind(kind, content, source)
     check_backbone(content, cfg.backbone, source)
     if kind == IMAGENET:
         backbone = meta_model(lambda: build_backbone(cfg.backbone))
@@ -152,7 +152,7 @@ def require_start(content: dict[str, Any], cfg: Config, source: str) -> Contents
     Raises:
         UserError: The weights are of another kind, network or fold.
     """
-    found, base_classes = _require_kind(HDMNET, content, source), config_fold(cfg).base
+    found, base_classes = require_kind(HDMNET, content, source), config_fold(cfg).base
     check_backbone(content, cfg.backbone, source)
     # As many classes, but others, are those of another fold: it has seen those held out here.
     if found.base_classes == len(base_classes):
@@ -164,7 +164,12 @@ def require_start(content: dict[str, Any], cfg: Config, source: str) -> Contents
     return found
 
 
-def _require_kind(kind: str, content: dict[str, Any], source: str) -> Contents:
+def require_kind(kind: str, content: dict[str, Any], source: str) -> Contents:
+    """Return what `recognise` tells of a file.
+
+    Raises:
+        UserError: The weights are of another kind.
+    """
     found = recognise(content, source)
     if found.kind != kind:
         raise UserError(

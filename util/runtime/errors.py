@@ -118,6 +118,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)
 
 
+def is_full_disk(error: OSError) -> bool:
+    """Return whether `error` says that a disk, a quota or the limit of a file's size is exhausted."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _reply(code: object, message: str = "") -> bool:
     """Tell `util.launch` how this process ends; returns False where torchrun did not start it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -133,7 +138,7 @@ def _advice(error: Exception) -> str | None:
     if any(word in str(error) for word in _TOO_MANY_FILES):
         return f"too many open files ({first}); raise the limit (ulimit -n 65536) or lower workers"
     if isinstance(error, OSError):
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_full_disk(error):
             return None
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; make room, what was saved before is untouched"

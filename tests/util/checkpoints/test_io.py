@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 
 import pytest
@@ -8,6 +10,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from model import build_hdmnet, build_pspnet
 from model.backbone import build_backbone
 from tests.golden import SHAPES, published_state
+from tests.util.weight_data import imagenet, light_state
 from util.checkpoints.io import (
     check_classes,
     check_fit,
@@ -37,7 +40,7 @@ def model_of(variant):
 def test_conversion_covers_every_variant_both_ways(variant):
     published = {key: torch.empty(shape, device="meta") for key, shape in SHAPES[variant].items()}
     ours = model_of(variant).state_dict()
-    converted = from_published({f"module.{key}": value for key, value in published.items()})
+    converted = from_published(published)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}
     back = to_published(ours)
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
@@ -135,6 +138,29 @@ def test_a_failed_save_leaves_the_file_before(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, r"last\.pth cannot be written \(No space left .*: free some space or name"),
+        (
+            errno.EROFS,
+            r"last\.pth cannot be written \(Read-only .*: its folder a b cannot be written",
+        ),
+    ],
+)
+def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told_apart(
+    code, message, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=message) as error:
+        save_checkpoint("a b/last.pth", {"state_dict": {}})
+    assert "Errno" not in str(error.value)
+
+
 def test_weights_of_another_fold_are_refused():
     content = {"base_classes": [1, 2, 4]}
     check_classes(content, (1, 2, 4), "some.pth")
@@ -194,10 +220,7 @@ def test_safetensors_are_read(name, tmp_path):
         (b"", "is empty"),
         (b"PK\x03\x04 torn", "not readable as weights"),
         (b"\x09\0\0\0\0\0\0\0{not JSON", "not readable as weights"),
-        (
-            b"\n<!DOCTYPE html>\n<html>",
-            "holds no weights but a text that begins '<!DOCTYPE html>'; if a download gave this web page",
-        ),
+        (b"\n<!DOCTYPE html>\n<html>", "holds no weights but a text that begins '<!DOCTYPE html>'"),
         ([1, 2], "holds no state_dict"),
         ({"state_dict": {"weight": 3}}, "holds no state_dict"),
         ({3: torch.ones(1)}, "holds no state_dict"),
@@ -242,20 +265,13 @@ def test_imagenet_vgg_weights_of_torchvision_fit(tmp_path):
 
 
 def test_imagenet_deep_stem_weights_fit(tmp_path):
-    donor, backbone = build_backbone("resnet18"), build_backbone("resnet18")
-    state = {"fc.weight": torch.ones(1000, 512), "fc.bias": torch.ones(1000)}
-    for key, value in donor.state_dict().items():
-        match = re.match(r"stages\.0\.(\d)\.(.*)", key)
-        if match:
-            kind = "bn" if int(match[1]) % 3 else "conv"
-            key = f"{kind}{int(match[1]) // 3 + 1}.{match[2]}"
-        state[re.sub(r"^stages\.(\d)", r"layer\1", key)] = value
+    state, backbone = imagenet("resnet18"), build_backbone("resnet18")
     assert {"conv1.weight", "bn3.running_var", "layer4.1.conv2.weight"} <= set(state)
     path = tmp_path / "resnet18_v2.pth"
     torch.save(state, path)
     load_backbone(backbone, path)
-    for key, value in backbone.state_dict().items():
-        assert torch.equal(value, donor.state_dict()[key]), key
+    for key, value in light_state(lambda: build_backbone("resnet18")).items():
+        assert torch.equal(backbone.state_dict()[key], value.to(backbone.state_dict()[key])), key
     torch.save(state | {"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     with pytest.raises(UserError, match=r"resnet18_v2\.pth has the stem of torchvision's ResNets"):
         load_backbone(backbone, path)

@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 
+from tests.tables import cells_of, rows_of
 from util.data.draws import Draw, DrawnRun
 from util.evaluation.counts import RECORD
 from util.evaluation.episode_records import (
@@ -22,13 +23,6 @@ def record(iou=0.5, share=0.1, classes=1, query="q.jpg", supports=("s.jpg",), **
     return EpisodeRecord(
         query=query, iou=iou, share=share, classes=classes, supports=supports, **values
     )
-
-
-def cells(tables):
-    """{first cell: other cells} of all table rows."""
-    lines = [line for line in tables.splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return {row[0]: row[1:] for row in rows}
 
 
 def test_records_from_counts():
@@ -58,6 +52,9 @@ def test_files_hold_the_records_exactly(tmp_path):
     assert read_csv(path) == []
 
 
+HEADER = ",".join(COLUMNS).encode() + b",support_1\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -66,11 +63,8 @@ def test_files_hold_the_records_exactly(tmp_path):
         (b"a,b\n1,2\n", "is no file of episodes"),
         (b"zoo\n1\n", "is no file of episodes"),
         (b"\xff\xfe", "is no file of episodes"),
-        (",".join(COLUMNS).encode() + b",support_1\nq,cat\n", "row 2: 2 columns, at least 9"),
-        (
-            ",".join(COLUMNS).encode() + b",support_1\nq,cat,high,0,1,0,1,5,s\n",
-            "row 2: iou = high: no number",
-        ),
+        (HEADER + b"q,cat\n", "row 2: 2 columns, at least 9"),
+        (HEADER + b"q,cat,high,0,1,0,1,5,s\n", "row 2: iou = high: no number"),
     ],
 )
 def test_other_files_are_one_line(tmp_path, content, message):
@@ -86,13 +80,13 @@ def test_other_files_are_one_line(tmp_path, content, message):
 def test_slices_by_size_and_by_number_of_classes():
     shares = [0.01, 0.0499, 0.05, 0.1999, 0.2, 0.9]
     records = [record(iou=number / 10, share=share) for number, share in enumerate(shares)]
-    rows = cells(slice_tables(records))
+    rows = rows_of(slice_tables(records))
     assert rows["small, below 5% of the image"] == ["2", "5.0", "2.5"]
     assert rows["medium"] == ["2", "25.0", "12.5"]
     assert rows["large, 20% or more"] == ["2", "45.0", "22.5"]
     assert rows["all"] == ["6", "25.0", "12.5"]
     records = [record(iou=0.1 * count, classes=count) for count in (1, 1, 2, 4, 6)]
-    rows = cells(slice_tables(records))
+    rows = rows_of(slice_tables(records))
     assert rows["1"] == ["2", "10.0", "5.0"] and rows["2"] == ["1", "20.0", "10.0"]
     assert rows["3"] == ["0", "-", "-"] and rows["4 or more"] == ["2", "50.0", "25.0"]
 
@@ -102,14 +96,11 @@ def test_slices_by_size_and_by_number_of_classes():
 )
 def test_all_episodes_are_listed_where_they_are_few(number, title):
     records = [record(iou=0.5, query=f"q{n:02}.jpg", supports=("a", "b")) for n in range(number)]
-    lines = slice_tables(records).splitlines()
-    (start,) = [n for n, line in enumerate(lines) if line.startswith(title)]
-    rules, *listed = [line for line in lines[start:] if line.startswith("|")][1:]
+    _, rules, *listed = cells_of(slice_tables(records).partition(f"\n{title}")[2])
     assert len(listed) == 20
-    cells = [cell.strip() for cell in listed[0].strip("|").split("|")]
-    assert cells == ["50.0", "25.0", "cat", "10.0", "q00.jpg", "a b", "510"]
+    assert listed[0] == ["50.0", "25.0", "cat", "10.0", "q00.jpg", "a b", "510"]
     # Words stand at the left.
-    assert [rule.strip().endswith(":") for rule in rules.strip("|").split("|")] == [
+    assert [rule.endswith(":") for rule in rules] == [
         *(True, True, False, True, False, False, True)
     ]
 
@@ -119,8 +110,7 @@ def test_the_worst_episodes_come_first():
     records[0] = record(iou=0.0, query=os.fsdecode(b"caf\xe9.jpg"))  # not UTF-8
     text = slice_tables(records[::-1])
     assert text.encode().decode() == text
-    worst = text[text.index("The 20 episodes") :]
-    named = [line.split("|")[5].strip() for line in worst.splitlines() if ".jpg" in line]
+    named = [cells[4] for cells in cells_of(text[text.index("The 20 episodes") :])[2:]]
     assert named == [r"caf\udce9.jpg", *(f"q{number}.jpg" for number in range(1, 20))]
 
 

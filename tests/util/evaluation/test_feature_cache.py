@@ -35,15 +35,10 @@ def test_several_make_room_for_one_that_is_large():
     assert "c" not in cache and "large" in cache and "d" in cache
 
 
-@pytest.mark.parametrize("limit", [0, 0.5 * SIZE])
-def test_what_does_not_fit_is_not_kept(limit):
-    cache = FeatureCache(limit)
+@pytest.mark.parametrize("limit", [0, 0.5, 1.5])
+def test_what_does_not_fit_is_not_kept_and_drives_nothing_out(limit):
+    cache = FeatureCache(limit * SIZE)
     cache.put("a", features())
-    assert "a" not in cache and cache.get("a") is None
-
-
-def test_what_does_not_fit_drives_nothing_out():
-    cache = FeatureCache(1.5 * SIZE)
-    cache.put("a", features())
+    assert ("a" in cache) == (cache.get("a") is not None) == (limit > 1)
     cache.put("b", features(1000))
-    assert "a" in cache and "b" not in cache
+    assert ("a" in cache) == (limit > 1) and "b" not in cache

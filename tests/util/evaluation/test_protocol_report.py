@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tables import rows_of
 from util.config import load_config
 from util.data.draws import Draw, DrawnRun
 from util.evaluation.counts import Counts
@@ -48,22 +49,13 @@ def report_of(cfg, runs=RUNS, threshold=None, notes=(), scores=SCORES, work=WORK
     evaluation = Evaluation(found, Counts(0, 0, 0), work)
     settings, loaded = settings_of(cfg, "best.pth", runs), LoadedModel(None, 1, list(notes))
     processes = Processes(0, 3, torch.device("cpu"))
-    published = published_miou(cfg)
-    report = build_report(settings, loaded, evaluation, threshold, published, processes)
+    report = build_report(cfg, settings, loaded, evaluation, threshold, processes)
     return json.loads(json.dumps(report))
-
-
-def rows(text):
-    """{first cell: other cells} of all tables."""
-    cells = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
-    ]
-    return {first: others for first, *others in cells}
 
 
 def test_the_table_holds_runs_their_spread_and_the_published_number():
     report = report_of(config())
-    table = rows(report_text(report, config().class_names))
+    table = rows_of(report_text(report))
     assert table["seed"] == list(SCORES)
     for run in report["runs"]:
         assert table[str(run["seed"])] == [f"{100 * run[score]:.2f}" for score in SCORES]
@@ -76,32 +68,34 @@ def test_the_table_holds_runs_their_spread_and_the_published_number():
     best = [max(run[score] for run in report["runs"]) for score in SCORES]
     assert table["best"] == [f"{100 * value:.2f}" for value in best]
     assert table["published"] == ["71.0", *[""] * 5]
+    assert report["class_names"]["3"] == "bird" and len(report["class_names"]) == 5
     ious = [run["class_iou"]["3"] for run in report["runs"]]
     assert table["bird"][:3] == [f"{100 * iou:.2f}" for iou in ious]
     assert table["bird"][3] == f"{100 * np.mean(ious):.2f}"
-    text = report_text(report, None)
+    del report["class_names"]  # as in the files of earlier versions
+    text = report_text(report)
     assert "21 episodes in 4 s, 5.2 a second on 3 processes" in text
     assert (
         "5 times still in memory, 16 times computed" in text and "3 × 7 episodes at 473 px" in text
     )
-    assert rows(text)["3"] == table["bird"]
+    assert rows_of(text)["3"] == table["bird"]
     for number, processes in ((1, "1 process"), (2, "2 processes")):
         report["work"]["processes"] = number
-        assert f"a second on {processes}; " in report_text(report, None)
+        assert f"a second on {processes}; " in report_text(report)
 
 
 def test_two_runs_have_a_spread():
-    text = report_text(report_of(config(), RUNS[:2]), None)
-    table = rows(text)
+    text = report_text(report_of(config(), RUNS[:2]))
+    table = rows_of(text)
     assert {"mean", "std", "±95%", "best"} <= table.keys() and "interval of the mean" in text
-    assert table["class, IoU"] == ["510", "365", "mean", "std", "±95%"] and len(table["3"]) == 5
+    assert table["class, IoU"] == ["510", "365", "mean", "std", "±95%"] and len(table["bird"]) == 5
     assert text.startswith("# resnet50, fold 0 of pascal, 1-shot\n\nWeights: best.pth. 2 × 7 ")
 
 
 def test_a_test_that_counted_nothing_new_has_no_speed():
     report = report_of(config(), work=Work(0, 0.0, 0, 0))
     assert report["work"]["episodes_per_s"] is None
-    text = report_text(report, None)
+    text = report_text(report)
     assert "All episodes had been counted before.\n" in text and "a second on" not in text
     report = report_of(config(), work=Work(1, 0.5, 0, 0))
     assert report["work"]["episodes_per_s"] == 2.0
@@ -111,28 +105,28 @@ def test_classes_that_were_left_out_are_named():
     report = report_of(config("absent_class=skip"))
     for run, absent in zip(report["runs"], ((2, 3), (3,), (3,)), strict=True):
         run["class_iou"] |= {str(class_id): None for class_id in absent}
-    text = report_text(report, config().class_names)
+    text = report_text(report)
     assert "No episode asks for bicycle (seed 510), bird: left out of mIoU." in text
-    table = rows(text)
+    table = rows_of(text)
     assert table["bird"] == ["-"] * 6 and table["bicycle"][0] == "-"
     known = [100 * run["class_iou"]["2"] for run in report["runs"][1:]]
     assert table["bicycle"][1:4] == [*(f"{iou:.2f}" for iou in known), f"{np.mean(known):.2f}"]
-    assert "No episode" not in report_text(report_of(config()), None)
+    assert "No episode" not in report_text(report_of(config()))
 
 
 def test_one_run_has_no_spread():
     report = report_of(config(), RUNS[:1])
-    text = report_text(report, None)
-    table = rows(text)
+    text = report_text(report)
+    table = rows_of(text)
     assert "510" in table and "std" not in text and "±" not in text and "best" not in table
-    assert len(table["3"]) == 1
+    assert len(table["bird"]) == 1
     report["environment"] = json.loads(json.dumps(run_environment()))
-    assert report_text(report, None) == f"{text}\n{environment_line(report['environment'])}\n"
+    assert report_text(report) == f"{text}\n{environment_line(report['environment'])}\n"
 
 
 def test_baselines_are_shown():
     report = report_of(config("baselines=True"), threshold=Threshold(1, 250))
-    table = rows(report_text(report, None))
+    table = rows_of(report_text(report))
     assert table["HDMNet"] == [f"{100 * report['mean']['mIoU']:.2f}"]
     names = ("everything foreground", "prior of f4 ≥ 0.500")
     for key, name in zip(BASELINES, names, strict=True):
@@ -141,21 +135,21 @@ def test_baselines_are_shown():
 
 
 def test_what_is_not_the_plain_test_is_said():
-    plain = report_text(report_of(config()), None)
+    plain = report_text(report_of(config()))
     cfg = config("ann_type=bbox", "ensemble=False", "scale_to_trained_shot=False")
-    text = report_text(report_of(cfg, notes=["Weights of another shot."]), None)
+    text = report_text(report_of(cfg, notes=["Weights of another shot."]))
     for words in ("annotated by a bbox", "is the meta learner's", "Weights of another shot."):
         assert words in text and words not in plain
     assert variant_name(cfg) == "-bbox-meta-unscaled" and variant_name(config()) == ""
     assert "HSNet" not in plain
     words = ("protocol=hsnet", "ann_type=point", "val_size=401")
     assert variant_name(config(*words)) == "-point-hsnet"
-    text = report_text(report_of(config(*words)), None)
+    text = report_text(report_of(config(*words)))
     assert "from the val list; not compared with a run of HSNet's own code" in text
     assert "Images have 401 px, HSNet's have 400." in text
     listed = config(*words, "hsnet_list=lists/fold 0 [trn].txt")
     assert variant_name(listed) == "-point-hsnet-fold_0_trn_"
-    assert "from lists/fold 0 [trn].txt; not" in report_text(report_of(listed), None)
+    assert "from lists/fold 0 [trn].txt; not" in report_text(report_of(listed))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +186,9 @@ def test_the_printed_means_are_those_of_the_folds():
 def test_weights_of_another_kind_are_not_those_of_the_published_numbers():
     scores = [score for score in SCORES if score != BASE_SCORE]
     report = report_of(config(), notes=["Weights of 60 base classes."], scores=scores)
-    text = report_text(report, None)
+    text = report_text(report)
     assert report["published_mIoU_percent"] is None and "published" not in text
-    assert rows(text)["seed"] == scores
+    assert rows_of(text)["seed"] == scores
 
 
 def test_settings_tell_tests_apart():

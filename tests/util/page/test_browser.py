@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter import FewShotSegmenter, Support
-from tests.small_model import SIZE, small_episodes, small_net
+from segmenter import Support
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not installed (requirements-app.txt)", allow_module_level=True)
@@ -33,12 +32,6 @@ LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 WIDTH, HEIGHT, RADIUS = 320, 240, 50
 # Painting needs WebGL, which Chromium computes itself where there is no GPU.
 FLAGS = ("--no-sandbox", "--enable-unsafe-swiftshader")
-
-
-@pytest.fixture(scope="module")
-def seg(tiny_voc, tmp_path_factory):
-    net = small_net(small_episodes(tiny_voc, tmp_path_factory.mktemp("lists")))
-    return FewShotSegmenter(net, SIZE, "resnet18", "cpu")
 
 
 @pytest.fixture(scope="module")

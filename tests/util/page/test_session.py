@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter import FewShotSegmenter, Support
-from tests.small_model import SIZE, small_episodes, small_net
+from segmenter import Support
 from util.page import session as work
 from util.page.session import BOX, BRUSH, POINTS, Session
-
-
-@pytest.fixture(scope="module")
-def seg(tiny_voc, tmp_path_factory):
-    net = small_net(small_episodes(tiny_voc, tmp_path_factory.mktemp("lists")))
-    return FewShotSegmenter(net, SIZE, "resnet18", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +122,8 @@ def test_queries_have_the_masks_of_the_segmenter(seg, session, pictures, tmp_pat
     assert len(tracked) == 4 and len(failures) == 2
     assert "notes.jpg is no" in failures[0] and "has the name of another picture" in failures[1]
     picture = session.picture
-    expected = seg.fit(
-        {
-            "first": Support(picture, box=(20, 20, 91, 81)),
-            "second": Support(picture, scribble=painted),
-        }
-    )
+    boxed, brushed = Support(picture, box=(20, 20, 91, 81)), Support(picture, scribble=painted)
+    expected = seg.fit({"first": boxed, "second": brushed})
     results = seg.segment(pictures[1:3], expected, threshold=0.4)
     names = [Path(path).name for path in pictures[1:3]]
     assert list(session.found) == names

@@ -105,8 +105,7 @@ def place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"MASTER_ADDR": "a"}, {"LOCAL_RANK": "3"}],
+    "values", [{}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"MASTER_ADDR": "a"}, {"LOCAL_RANK": "3"}]
 )
 def test_what_names_no_other_process_is_one_process(place, values):
     place(**values)
@@ -122,10 +121,7 @@ COMPLETE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "1
     [
         ({"WORLD_SIZE": "2"}, "sets WORLD_SIZE = 2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER"),
         ({"RANK": "1"}, "sets RANK = 1, but not WORLD_SIZE"),
-        (
-            COMPLETE,
-            "but not MASTER_PORT; to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK",
-        ),
+        (COMPLETE, "not MASTER_PORT; to run one process, unset RANK, WORLD_SIZE and LOCAL_RANK"),
         (COMPLETE | {"MASTER_PORT": "1", "RANK": "2"}, "these are no ranks"),
         (COMPLETE | {"MASTER_PORT": "1", "WORLD_SIZE": "two"}, "these are no ranks"),
     ],
@@ -142,10 +138,7 @@ def test_a_process_whose_others_do_not_come_ends_with_one_line(place, rank, monk
     place(**COMPLETE | {"RANK": rank, "MASTER_PORT": str(free_port())})
     monkeypatch.setattr(distributed_module, "START_TIMEOUT", datetime.timedelta(seconds=2))
     message = r"cannot meet the other processes at 127\.0\.0\.1:\d+ \(.*imed out.*\); to run one"
-    with (
-        pytest.raises(UserError, match=message),
-        start_processes(datetime.timedelta(days=7)),
-    ):
+    with pytest.raises(UserError, match=message), start_processes(datetime.timedelta(days=7)):
         pass
     assert "waiting for the other processes at 127.0.0.1" in capsys.readouterr().err
 

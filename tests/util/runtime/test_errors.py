@@ -12,15 +12,6 @@ from util.runtime.errors import EXIT_CODE, UserError, exits_on_user_error
 from util.training.progress import Scalars
 
 
-def message_of(action, capsys):
-    with pytest.raises(SystemExit) as end:
-        exits_on_user_error(action)()
-    assert end.value.code == EXIT_CODE
-    text = capsys.readouterr().err
-    assert text.startswith("error: ") and text.count("\n") == 1
-    return text
-
-
 def fails(error):
     def action():
         raise error
@@ -28,8 +19,10 @@ def fails(error):
     return action
 
 
-def test_a_user_error_is_one_line(capsys):
-    assert message_of(fails(UserError("no such file")), capsys) == "error: no such file\n"
+def test_a_user_error_is_one_line(error_line):
+    assert (
+        error_line(exits_on_user_error(fails(UserError("no such file")))) == "error: no such file\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +38,7 @@ def test_a_user_error_is_one_line(capsys):
         fails(MemoryError()),
     ],
 )
-def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsys, monkeypatch):
+def test_memory_that_does_not_suffice_names_the_settings_that_help(action, error_line, monkeypatch):
     settings = {
         "train.py": ("grad_accum", "batch_size", "checkpoint_activations True", "amp bf16"),
         "train_base.py": ("grad_accum", "amp bf16"),
@@ -55,8 +48,8 @@ def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsy
     every = {setting for names in settings.values() for setting in names}
     for script, names in settings.items():
         monkeypatch.setattr(sys, "argv", [f"/a folder/{script}"])
-        text = message_of(action, capsys)
-        assert {name for name in every if re.search(rf" {name}\b", text)} == {
+        text = error_line(exits_on_user_error(action))
+        assert {name for name in every if re.search(rf"\b{name}\b", text)} == {
             *names,
             "out of memory",
         }
@@ -70,8 +63,8 @@ def test_memory_that_does_not_suffice_names_the_settings_that_help(action, capsy
         RuntimeError("received 0 items of ancdata"),
     ],
 )
-def test_too_many_open_files_are_one_line(error, capsys):
-    text = message_of(fails(error), capsys)
+def test_too_many_open_files_are_one_line(error, error_line):
+    text = error_line(exits_on_user_error(fails(error)))
     assert "too many open files" in text and "ulimit -n" in text and "lower workers" in text
 
 
@@ -95,9 +88,9 @@ def test_a_process_of_torchrun_tells_the_launcher_how_it_ends(
     assert json.loads((tmp_path / "error.json").read_text())["exitcode"] == 0
 
 
-def test_a_full_disk_is_one_line(tmp_path, capsys):
+def test_a_full_disk_is_one_line(tmp_path, error_line):
     (tmp_path / "scalars.jsonl").symlink_to("/dev/full")
-    text = message_of(lambda: Scalars(tmp_path).add("train", {"loss": 1.0}, 1), capsys)
+    text = error_line(exits_on_user_error(lambda: Scalars(tmp_path).add("train", {"loss": 1.0}, 1)))
     assert text == "error: No space left on device; make room, what was saved before is untouched\n"
 
 
