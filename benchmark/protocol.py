@@ -72,7 +72,7 @@ def measure(cfg: Config, way: str) -> dict:
     """Return seconds, bytes and counts of the test, done in one way."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(cfg.seed_deterministic, cfg.tf32)
-    episodes = build_episodes(cfg, "val", testing=True, progress=False)
+    episodes = build_episodes(cfg, "val", testing=True)
     if cfg.weight:
         net = load_tested(Path(cfg.weight), episodes.base_classes, cfg.model_arguments).net
     else:

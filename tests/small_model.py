@@ -16,7 +16,7 @@ def small_episodes(tiny_voc, cache, shot=1, part="val", split=0, resized=True):
     """Episodes of the tiny dataset at 33 px."""
     fold = fold_classes(20, "contiguous", split)
     list_file = str(tiny_voc / "val.txt")
-    lists = load_lists(str(tiny_voc), list_file, fold, part, str(cache), progress=False)
+    lists = load_lists(str(tiny_voc), list_file, fold, part, str(cache))
     transform = EvalTransform((SIZE, SIZE), resized)
     return EpisodeDataset(lists, fold, part, shot, str(tiny_voc), transform, originals=True)
 

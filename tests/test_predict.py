@@ -24,7 +24,7 @@ from tests.processes import start_python
 from tests.small_model import SIZE, small_episodes, small_net
 from util.predict import formats
 from util.preparation.coco import read_instances
-from util.preparation.segmentations import draw_mask
+from util.preparation.segmentations import AnnotatedImage
 from util.runtime.errors import UserError
 
 ALL = ["coco", "coco_polygons", "labelme", "yolo", "overlay", "probability"]
@@ -117,8 +117,7 @@ def test_every_format_holds_the_masks(run, place, tmp_path):
         for image in instances.images:
             mask = masks[image.mask_name.removesuffix(".png")]
             assert (image.height, image.width) == mask.shape
-            drawn = draw_mask(image.height, image.width, json.loads(image.annotations), "")
-            same = (drawn == mask).mean()
+            same = (image.draw("") == mask).mean()
             assert same == 1 if least == 1 else same > least
     content = json.loads((labels / "coco.json").read_text())
     assert {image["file_name"] for image in content["images"]} >= {"turned.jpg", "more/0 ü.png"}
@@ -164,7 +163,8 @@ def test_parts_are_exact_run_lengths_and_outlines():
         (one["id"], one["category_id"], one["segmentation"]) for one in file.content["annotations"]
     ]
     assert len(segmentations) == 4
-    assert np.array_equal(draw_mask(40, 50, segmentations, ""), mask)
+    image = AnnotatedImage("x.jpg", 40, 50, json.dumps(segmentations).encode())
+    assert np.array_equal(image.draw("x.jpg"), mask)
     parts = list(formats.parts_of(mask))
     # A part of one pixel has no outline through the centres of its pixels.
     assert [len(formats.outlines_of(part)) for part in parts] == [1, 0, 1, 1]

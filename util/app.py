@@ -63,7 +63,7 @@ def demo_examples(weights: str) -> list[list[Any]]:
         if not config.is_file() or (cfg := load_config(config)).data_set != "demo":
             return []
         (root, list_file), fold = data_paths(cfg, "val"), config_fold(cfg)
-        lists = load_lists(root, list_file, fold, "val", cfg.list_dir, progress=False)
+        lists = load_lists(root, list_file, fold, "val", cfg.list_dir)
     except UserError:
         return []
     examples: list[list[Any]] = []

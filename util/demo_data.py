@@ -10,12 +10,13 @@ An interrupted command continues where it stopped when it is given again.
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from util.data.folds import LIST_PARTS
 from util.demo.scene import Hues, SceneObject, draw_scene
 from util.runtime.errors import UserError, exits_on_user_error
 from util.runtime.files import write_atomically
@@ -30,7 +31,6 @@ CLASS_NAMES = (
     *("checked_crown", "rimmed_cloud", "ringed_bell", "netted_boat", "rayed_flower"),
 )
 
-PARTS = ("train", "val")
 STAMP = "demo.json"
 _VERSION = 3  # raise it when the same seed would give other pictures
 _GROUP = 5
@@ -85,22 +85,13 @@ def draw_picture(seed: int, part: int, index: int, size: int) -> tuple[np.ndarra
     return draw_scene(rng, objects, height, width)
 
 
-class _Task(NamedTuple):
-    """A picture to draw, see `draw_picture`, and where it is to be."""
-
-    seed: int
-    part: int
-    number: int
-    size: int
-    image: Path
-    mask: Path
-
-
-def _write_picture(task: _Task) -> None:
-    image, label = draw_picture(task.seed, task.part, task.number, task.size)
+def _write_picture(out: Path, seed: int, size: int, picture: tuple[int, int, str, str]) -> None:
+    """Draw a picture, given as part, index, and names of image and mask, into a folder."""
+    part, index, image_name, mask_name = picture
+    image, label = draw_picture(seed, part, index, size)
     jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])[1]
-    write_atomically(task.mask, cv2.imencode(".png", label)[1].tobytes())
-    write_atomically(task.image, jpeg.tobytes())
+    write_atomically(out / mask_name, cv2.imencode(".png", label)[1].tobytes())
+    write_atomically(out / image_name, jpeg.tobytes())
 
 
 def write_demo(
@@ -134,18 +125,19 @@ def write_demo(
     _claim_folder(out, {"version": _VERSION, **counts, "seed": seed, "size": size})
     texts = {"classes.txt": "".join(f"{name}\n" for name in CLASS_NAMES)}
     missing = []
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(LIST_PARTS):
         stems = [f"{part}_{index:04d}" for index in range(counts[part])]
         pairs = [(f"JPEGImages/{stem}.jpg", f"SegmentationClassAug/{stem}.png") for stem in stems]
         texts[f"{part}.txt"] = "".join(f"{image} {mask}\n" for image, mask in pairs)
         missing += [
-            _Task(seed, number, index, size, out / image, out / mask)
+            (number, index, image, mask)
             for index, (image, mask) in enumerate(pairs)
             if not ((out / image).exists() and (out / mask).exists())
         ]
     if not missing and all((out / name).exists() for name in texts):
         return False
-    run_parallel(_write_picture, missing, description="demo data", progress=False)
+    draw = partial(_write_picture, out, seed, size)
+    run_parallel(draw, missing, description="demo data", progress=False)
     for name, text in texts.items():
         write_atomically(out / name, text)
     return True

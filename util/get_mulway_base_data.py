@@ -26,9 +26,7 @@ from util.runtime.files import write_atomically
 from util.runtime.machine import available_cores
 
 
-def write_base_labels(
-    data_root: str, entries: Sequence[Entry], fold: Fold, folder: str, progress: bool = True
-) -> int:
+def write_base_labels(data_root: str, entries: Sequence[Entry], fold: Fold, folder: str) -> int:
     """Store the base labels of all masks of a fold in a folder, and return how many were written.
 
     Files that already hold the right label are left as they are, so an interrupted run continues
@@ -40,10 +38,7 @@ def write_base_labels(
     check_distinct_names(entries)
     store = partial(_store, data_root, fold.num_classes, base_label_table(fold), folder)
     masks = [mask for _, mask in entries]
-    disable = None if progress else True
-    return sum(
-        thread_map(store, masks, max_workers=available_cores(), desc=folder, disable=disable)
-    )
+    return sum(thread_map(store, masks, max_workers=available_cores(), desc=folder, disable=None))
 
 
 def _store(

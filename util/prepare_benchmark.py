@@ -24,12 +24,7 @@ from util.config import Parser
 from util.data.folds import PARTS, SEEN
 from util.data.images import Entry, read_image
 from util.data.masks import HALF, UNREADABLE, MaskFile
-from util.preparation.custom_config import (
-    path_in_config,
-    require_free_name,
-    require_own_root,
-    write_config,
-)
+from util.preparation.custom_config import require_own_place, write_config
 from util.preparation.exports import files_under
 from util.preparation.masks import Placed, pair_summary, place_all, prepare_pair
 from util.preparation.shared import (
@@ -44,7 +39,6 @@ from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.texts import read_text
 
-LISTS = "lists/NAME"
 IMAGES, MASKS = "images", "masks"  # folders under the data root
 RAREST = 0.048  # A tile whose rarest colour covers a smaller share is left out.
 _MANY = 100  # From so many classes on, only all of them together are counted.
@@ -250,19 +244,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description="Prepare a benchmark.")
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--root", required=True, help="folder of the unpacked archives")
-    add_shared_options(parser, LISTS)
+    add_shared_options(parser)
     options = parser.parse_args(arguments)
     name, benchmark = options.name, BENCHMARKS[options.name]
-    require_free_name(name, "benchmark")
-    require_own_root(name, options.out)
+    require_own_place(name, options.out, "benchmark")
     require_folder(options.root, f"give the folder of {benchmark.title} as --root")
     if Path(options.out).resolve().is_relative_to(Path(options.root).resolve()):
         raise UserError(f"--out {options.out} lies in --root {options.root}: separate them")
     parts = _class_lists(options.root) if benchmark.parts else {}
     names = [*benchmark.classes] or [one for part in PARTS for one in parts[part]]
     sources, lines = find_sources(options.root, benchmark, names)
-    lists = f"lists/{name}" if options.lists == LISTS else options.lists
-    root = DataRoot(options.out, lists, options.copy, options.workers)
+    root = DataRoot.of(options, name)
     folders = {os.path.dirname(f"{IMAGES}/{source.key}") for source in sources}
     root.open("", *sorted(folders), *(f"{MASKS}/{one}" for one in names))
 
@@ -284,8 +276,6 @@ def main(arguments: list[str] | None = None) -> None:
     tested = [entry for class_id, entry, _ in done if class_id >= first_tested]
     lines += [root.write_list("train", trained), root.write_list("val", tested)]
     data: dict[str, Any] = {
-        "data_root": path_in_config(options.out),
-        **{f"{part}_list": path_in_config(root.list_file(part)) for part in ("train", "val")},
         "num_classes": len(names),
         "class_names": names,
         **{"masks": "folders", "min_pixels": 1, "protocol": "hsnet"},
@@ -293,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if parts:
         data["folds"] = {part: [names.index(one) + 1 for one in parts[part]] for part in PARTS}
-    write_config(name, data, {"protocol": "the published one"}, "benchmark")
+    write_config(name, root, data, {"protocol": "the published one"}, "benchmark")
     config = f"--config config/{name}/{name}_split0_resnet50.yaml"
     lines.append(f"next: python -m util.verify {config}")
     lines += [f"then: sh train.sh split0 {name} 1"] if parts else []

@@ -11,13 +11,13 @@ import os
 from functools import partial
 
 from util.config import Parser
-from util.data.images import Entry
+from util.data.folds import LIST_PARTS
+from util.data.images import Entry, FilePath
 from util.preparation.coco import Instances, read_instances
 from util.preparation.masks import Placed, pair_summary, prepare_pair
 from util.preparation.segmentations import AnnotatedImage
 from util.preparation.shared import (
     DataRoot,
-    FilePath,
     add_shared_options,
     count_line,
     require_files,
@@ -27,7 +27,6 @@ from util.preparation.shared import (
 from util.runtime.errors import UserError
 from util.runtime.parallel import run_parallel
 
-PARTS = ("train", "val")
 # COCO 2014 as published: images with annotations, and categories.
 COUNTS = {"train": 82081, "val": 40137}
 CATEGORIES = 80
@@ -44,13 +43,15 @@ def prepare_coco(coco: FilePath, root: DataRoot) -> list[str]:
     Raises:
         UserError: Something in `coco` is missing or wrong, or a folder cannot be written.
     """
-    folders = [f"{part}2014" for part in PARTS]
+    folders = [f"{part}2014" for part in LIST_PARTS]
     for folder in ("annotations", *folders):
         require_folder(os.path.join(coco, folder), _HINT)
-    files = {part: os.path.join(coco, f"annotations/instances_{part}2014.json") for part in PARTS}
+    files = {
+        part: os.path.join(coco, f"annotations/instances_{part}2014.json") for part in LIST_PARTS
+    }
     require_files(files.values(), _HINT)
     root.open(*folders, *(f"annotations/{folder}" for folder in folders))
-    instances = {part: _read(coco, part, files[part]) for part in PARTS}
+    instances = {part: _read(coco, part, files[part]) for part in LIST_PARTS}
     categories = instances["train"].categories
     if instances["val"].categories != categories:
         raise UserError(
@@ -95,9 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--coco", required=True, help="folder with annotations/, train2014/ and val2014/"
     )
-    add_shared_options(parser, "lists/coco")
+    add_shared_options(parser, "coco")
     options = parser.parse_args(arguments)
-    root = DataRoot(options.out, options.lists, options.copy, options.workers)
+    root = DataRoot.of(options, "coco")
     print(*prepare_coco(options.coco, root), *root.next_commands("coco"), sep="\n")
 
 

@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeInt
 from util.config import Parser
 from util.config.fields import DataFields, MixedImages, Name, TrainFields
 from util.data.cells import Grid
-from util.data.folds import MAX_CLASSES, SEEN
+from util.data.folds import LIST_PARTS, MAX_CLASSES, SEEN
 from util.data.images import unknown_class
 from util.data.list_cache import Counts
 from util.data.lists import counting_sizes
@@ -29,16 +29,13 @@ from util.preparation.coco import CROWDS
 from util.preparation.custom_config import (
     divide,
     own_settings,
-    path_in_config,
-    require_free_name,
-    require_own_root,
+    require_own_place,
     write_config,
 )
 from util.preparation.custom_pairs import (
     IMAGE_FOLDER,
     IMAGE_TYPES,
     MASK_FOLDER,
-    PARTS,
     VAL_SHARE,
     Pair,
     find_pairs,
@@ -62,7 +59,6 @@ from util.preparation.shared import (
 from util.runtime.errors import UserError
 from util.runtime.texts import read_text
 
-LISTS = "lists/NAME"
 MIN_PIXELS, LIST_DIR = (DataFields.model_fields[key].default for key in ("min_pixels", "list_dir"))
 TRAIN_SIZE = TrainFields.model_fields["train_h"].default
 
@@ -189,7 +185,7 @@ def _parser() -> Parser:
         help="what to do with training images that also hold held-out classes: drop, background or "
         "ignore (default: drop, or background where drop leaves too few)",
     )
-    add_shared_options(parser, LISTS)
+    add_shared_options(parser)
     return parser
 
 
@@ -198,10 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line `arguments` (that of the process if None)."""
     options = _parser().parse_args(arguments)
     name, masks, out = options.name, options.masks, options.out
-    lists = f"lists/{name}" if options.lists == LISTS else options.lists
     class_names = read_class_names(options.class_names) if options.class_names else None
-    require_free_name(name)
-    require_own_root(name, out)
+    require_own_place(name, out)
     require_folder(options.images, "give the folder of the images as --images")
     form = options.format or recognise(masks)
     print(f"--masks is read as {FORMS[form]}; --format chooses another form", flush=True)
@@ -226,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         require_text(*class_names)
         divide(len(class_names), options.folds)
     parts = split(pairs, options.val, options.val_share, options.seed)
-    root = DataRoot(out, lists, options.copy, options.workers)
+    root = DataRoot.of(options, name)
     folders = {os.path.dirname(name) for pair in pairs for name in pair.entry}
     root.open("", IMAGE_FOLDER, MASK_FOLDER, *sorted(folders))
     if os.path.samefile(os.path.join(out, MASK_FOLDER), masks):
@@ -237,9 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = Counter(note for _, notes in done for note in notes)
     lines += [*pair_summary(placed), *(f"{note}: {n:,}" for note, n in sorted(found.items()))]
     made = {pair.entry[1]: one.counts for pair, one in zip(pairs, placed, strict=True)}
-    entries = {part: [pair.entry for pair in parts[part]] for part in PARTS}
-    lines += [root.write_list(part, entries[part]) for part in PARTS]
-    list_files = {part: root.list_file(part) for part in PARTS}
+    entries = {part: [pair.entry for pair in parts[part]] for part in LIST_PARTS}
+    lines += [root.write_list(part, entries[part]) for part in LIST_PARTS]
+    list_files = {part: root.list_file(part) for part in LIST_PARTS}
     counts = {
         part: counting_sizes(
             *(out, path, entries[part], LIST_DIR, root.workers),
@@ -253,8 +247,6 @@ def main(arguments: list[str] | None = None) -> None:
         [*parts["train"], *parts["val"]], [*counts["train"], *counts["val"]], class_names
     )
     data = {
-        "data_root": path_in_config(out),
-        **{f"{part}_list": path_in_config(path) for part, path in list_files.items()},
         "num_classes": num_classes,
         **({"class_names": class_names} if class_names else {}),
         **divide(num_classes, options.folds),
@@ -267,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         better, notes["mixed_images"] = choose_mixed_images(data, entries["train"], counts["train"])
         rule = data["mixed_images"] = options.mixed_images or better
         lines.append(f"held-out classes in training images: {rule} ({notes['mixed_images']})")
-    write_config(name, data, notes)
+    write_config(name, root, data, notes)
     lines += report_lines(data, entries, counts, list_files)
     print(*lines, *root.next_commands(name), sep="\n")
 

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from util.config import Parser
-from util.data.images import Entry
+from util.data.images import Entry, FilePath
 from util.preparation.masks import Placed, pair_summary, prepare_pair
 from util.preparation.pascal import download_pascal, sbd_mask, voc_mask
 from util.preparation.shared import (
     DataRoot,
-    FilePath,
     add_shared_options,
     count_line,
     require_files,
@@ -150,14 +149,14 @@ def main(arguments: list[str] | None = None) -> None:
         required=True,
         help="SBD's benchmark.tgz as unpacked: dataset; or SegmentationClassAug, a folder of PNGs",
     )
-    add_shared_options(parser, "lists/pascal")
+    add_shared_options(parser, "pascal")
     parser.add_argument(
         "--download", action="store_true", help="get both into --voc and --sbd first (3.4 GB)"
     )
     options = parser.parse_args(arguments)
     if options.download:
         download_pascal(options.voc, options.sbd)
-    root = DataRoot(options.out, options.lists, options.copy, options.workers)
+    root = DataRoot.of(options, "pascal")
     lines = prepare_pascal(options.voc, options.sbd, root)
     print(*lines, *root.next_commands("pascal"), sep="\n")
 

@@ -24,11 +24,7 @@ FOUND_ERRORS = 1
 
 
 def verify(
-    cfg: Config,
-    settings: str,
-    full: bool = False,
-    workers: int | None = None,
-    processes: int = 1,
+    cfg: Config, settings: str, full: bool = False, workers: int | None = None, processes: int = 1
 ) -> list[Row]:
     """Return all rows of the table; the arguments are those of `data_rows`."""
     described = f"fold {cfg.split} of {cfg.data_set}, {cfg.backbone}, {cfg.shot}-shot"

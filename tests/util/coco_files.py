@@ -5,7 +5,7 @@ import json
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tests.util.prepare_files import write_jpeg
+from tests.util.prepare_files import noise, write_image
 
 HEIGHT, WIDTH = 48, 64
 CATEGORIES = {90: "toothbrush", 1: "person", 18: "dog"}  # classes 3, 1 and 2
@@ -97,4 +97,4 @@ def write_coco(folder):
     for part, content in (("train", TRAIN), ("val", VAL)):
         write_json(folder, part, content)
         for image in content["images"]:
-            write_jpeg(folder / f"{part}2014" / image["file_name"], HEIGHT, WIDTH)
+            write_image(folder / f"{part}2014" / image["file_name"], noise((HEIGHT, WIDTH)))

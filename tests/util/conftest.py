@@ -19,6 +19,22 @@ def voc_and_sbd(tmp_path_factory):
 
 
 @pytest.fixture
+def error_line(capsys):
+    """A function that runs a command which has to end with one line, and returns this line."""
+
+    def error_line(command, *arguments, code=2, **options):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            command(*arguments, **options)
+        assert caught.value.code == code
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith(("error: ", "interrupted")), error
+        return error
+
+    return error_line
+
+
+@pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The folder the tool runs in, with the shipped configuration, as if it were the repository."""
     for name in ("config/base", "config/datasets"):

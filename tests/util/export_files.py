@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from tests.util.coco_files import annotation, run_lengths
+from tests.util.prepare_files import noise, write_image
 from util.preparation.pascal import voc_colour
 
-HEIGHT, WIDTH = 48, 60
+SIZE = HEIGHT, WIDTH = 48, 60
 COUNT = 8
 TEST = range(4, COUNT)  # the pictures to test on
 CLASSES = ("bolt", "nut")  # of the pictures with even and with odd numbers
@@ -41,20 +42,19 @@ def expected(number):
     return region(*box_of(number), number % 2 + 1)
 
 
-def write_picture(path, number=0, size=(HEIGHT, WIDTH), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path, **options)
-
-
 def write_pictures(folder, name="p{}.jpg"):
     for number in range(COUNT):
-        write_picture(folder / name.format(number), number)
+        write_image(folder / name.format(number), noise(SIZE, number))
 
 
 def write_json(path, content, encoding="utf-8"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+
+
+def runs(number, compressed=False):
+    """The run-length code of an object."""
+    return run_lengths(np.sign(expected(number)), compressed)
 
 
 def coco(numbers=range(COUNT), name="p{}.jpg", ids=(1, 2), **more):
@@ -64,37 +64,19 @@ def coco(numbers=range(COUNT), name="p{}.jpg", ids=(1, 2), **more):
             {"id": n, "file_name": name.format(n), "height": HEIGHT, "width": WIDTH, **more}
             for n in numbers
         ],
-        "annotations": [
-            {
-                "id": n,
-                "image_id": n,
-                "category_id": ids[n % 2],
-                "iscrowd": 0,
-                "area": 1.0,
-                "bbox": [0, 0, 1, 1],
-                "segmentation": [polygon(n)],
-            }
-            for n in numbers
-        ],
+        "annotations": [annotation(n, n, ids[n % 2], [polygon(n)]) for n in numbers],
         "categories": [{"id": key, "name": name} for key, name in zip(ids, CLASSES, strict=True)],
     }
-
-
-def runs(number):
-    """The uncompressed run lengths of an object."""
-    flat = np.pad(expected(number).ravel(order="F") > 0, 1)
-    edges = np.flatnonzero(np.diff(flat.astype(int)))
-    return np.diff([0, *edges, HEIGHT * WIDTH]).tolist()
 
 
 def write_cvat_coco(root):
     """CVAT, "COCO 1.0"; a rectangle has no mask there."""
     write_pictures(root / "images/cam1")
     content = coco(name="cam1/p{}.jpg")
-    for annotation in content["annotations"]:
-        annotation["attributes"] = {"occluded": False}
+    for one in content["annotations"]:
+        one["attributes"] = {"occluded": False}
     brush = content["annotations"][2]
-    brush |= {"segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(2)}}
+    brush |= {"segmentation": runs(2)}
     content["annotations"].append(content["annotations"][0] | {"id": 9, "segmentation": []})
     write_json(root / "annotations/instances_default.json", content)
     return {n: f"cam1/p{n}" for n in range(COUNT)}, root / "images"
@@ -111,7 +93,7 @@ def write_roboflow(root):
         write_json(root / part / "_annotations.coco.json", content)
         for number in numbers:
             names[number] = f"{part}/p{number}_jpg.rf.0a"
-            write_picture(root / f"{names[number]}.jpg", number)
+            write_image(root / f"{names[number]}.jpg", noise(SIZE, number))
     return names, root
 
 
@@ -169,13 +151,13 @@ def write_yolo(root):
     lists = {"train": range(4), "val": TEST}
     for part, numbers in lists.items():
         for number in numbers:
-            write_picture(root / f"images/{part}/p{number}.jpg", number)
+            write_image(root / f"images/{part}/p{number}.jpg", noise(SIZE, number))
             shares = (np.array(corners(number)) / (WIDTH, HEIGHT)).ravel()
             path = root / f"labels/{part}/p{number}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{number % 2} {' '.join(map(str, shares))}\r\n".encode())
     for name in ("empty", "without"):
-        write_picture(root / f"images/train/{name}.jpg")
+        write_image(root / f"images/train/{name}.jpg", noise(SIZE))
     (root / "labels/train/empty.txt").touch()
     (root / "data.yaml").write_text(
         "path: /elsewhere\ntrain: images/train\nval: images/val\nnames: [bolt, nut]\n"
@@ -202,8 +184,3 @@ def write_cvat_masks(root):
         Image.fromarray(mask * 0 + 128).save(root / f"SegmentationObject/p{number}.png")
     (root / "ImageSets/Segmentation/default.txt").write_text("p0\np1\n")
     return {n: f"JPEGImages/p{n}" for n in range(COUNT)}, root
-
-
-def compressed(number):
-    """The compressed run lengths of an object."""
-    return coco_mask.encode(np.asfortranarray(expected(number) > 0))["counts"].decode()

@@ -5,7 +5,7 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from tests.util.prepare_files import write_jpeg
+from tests.util.prepare_files import noise, write_image
 from util.data.lists import read_entries
 from util.preparation.pascal import voc_colour
 
@@ -72,11 +72,11 @@ def write_voc_and_sbd(folder):
     for stem, mask in VOC.items():
         path = voc / "SegmentationClass" / f"{stem}.png"
         write_palette_png(path, mask, "RGB" if stem == ODD else "P")
-        write_jpeg(voc / "JPEGImages" / f"{stem}.jpg", HEIGHT, WIDTH)
+        write_image(voc / "JPEGImages" / f"{stem}.jpg", noise((HEIGHT, WIDTH)))
     for stem, mask in SBD.items():
         write_mat(sbd / "cls" / f"{stem}.mat", mask)
-        write_jpeg(sbd / "img" / f"{stem}.jpg", HEIGHT, WIDTH)
-    write_jpeg(voc / "JPEGImages" / "2008_2.jpg", HEIGHT, WIDTH)
+        write_image(sbd / "img" / f"{stem}.jpg", noise((HEIGHT, WIDTH)))
+    write_image(voc / "JPEGImages" / "2008_2.jpg", noise((HEIGHT, WIDTH)))
     lists = voc / "ImageSets"
     write_lines(lists / "Segmentation" / "train.txt", ["2007_2", ODD, "2007_1", ""])
     write_lines(lists / "Segmentation" / "val.txt", ["2007_5", "2007_4"])

@@ -4,16 +4,26 @@ import multiprocessing
 import os
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 
-def write_jpeg(path, height, width):
-    """A noisy JPEG of that size; folders on the way are made."""
+def noise(size, seed=0):
+    """A picture of random colours, uint8 (*size, 3)."""
+    return np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def write_image(path, pixels, **options):
+    """A file of the type that its name says; folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.RandomState(height * width).randint(0, 256, (height, width, 3))
-    Image.fromarray(noise.astype(np.uint8)).save(path)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def becomes(pixels):
+    """A function that makes a file such an image."""
+    return partial(write_image, pixels=pixels)
 
 
 def contents(folder):

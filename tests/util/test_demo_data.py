@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 
 from tests.util.prepare_files import contents
+from util.data.folds import LIST_PARTS
 from util.demo.background import TEXTURES
 from util.demo.scene import PATTERNS
 from util.demo.shapes import SAMPLES, SILHOUETTES, coverage, silhouette
-from util.demo_data import (
-    CLASS_NAMES,
-    PARTS,
-    draw_picture,
-    main,
-    scene_classes,
-    usual_hues,
-    write_demo,
-)
+from util.demo_data import CLASS_NAMES, draw_picture, main, scene_classes, usual_hues, write_demo
 from util.runtime.errors import UserError
 
 TRAIN, VAL = 30, 20
@@ -39,7 +32,7 @@ def entries(folder, part):
 @pytest.mark.slow
 def test_layout(demo):
     names = {"train.txt", "val.txt", "classes.txt", "demo.json"}
-    for part, count in zip(PARTS, (TRAIN, VAL), strict=True):
+    for part, count in zip(LIST_PARTS, (TRAIN, VAL), strict=True):
         pairs = entries(demo, part)
         assert len(pairs) == count
         for image_name, mask_name in pairs:
@@ -55,7 +48,7 @@ def test_layout(demo):
 
 def test_pictures_and_masks(demo):
     portraits = set()
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(LIST_PARTS):
         seen = set()
         for index, (image_name, mask_name) in enumerate(entries(demo, part)):
             image = cv2.imread(str(demo / image_name))
@@ -143,13 +136,9 @@ def test_other_arguments_are_refused(demo, change):
     assert contents(demo) == before
 
 
-def test_foreign_folder_is_refused_and_untouched(tmp_path, capsys):
+def test_foreign_folder_is_refused_and_untouched(tmp_path, error_line):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stop:
-        main(["--out", str(tmp_path)])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "not empty" in error and error.count("\n") == 1
+    assert "not empty" in error_line(main, ["--out", str(tmp_path)])
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     with pytest.raises(UserError, match="is a file"):
         write_demo(tmp_path / "thesis.txt", 2, 1)

@@ -2,22 +2,22 @@
 
 import json
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import test
 from model import build_hdmnet
-from tests.util.prepare_files import contents
+from tests.util.prepare_files import contents, noise, write_image
 from util.checks.data import data_rows
 from util.checks.rows import ERROR
 from util.config import load_config
 from util.data.dataset import read_pair
 from util.data.hsnet import draw_hsnet_runs
-from util.data.lists import ImageLists, read_entries
+from util.data.lists import read_entries
 from util.data.loaders import (
     build_episodes,
     build_train_loader,
@@ -41,16 +41,6 @@ AGRICULTURE, URBAN, *OTHERS = [
 SUIM = [(r, g, b) for r, g, b in np.ndindex(2, 2, 2) if (r, g, b) != (0, 0, 0)]
 
 
-def write(path, array):
-    """An image, RGB or gray."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def picture(seed, size=SIZE):
-    return np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8)
-
-
 def disk(number, size=SIZE):
     """White on black, at another place for each number."""
     place = (10 + 3 * number % 30, 12 + 5 * number % 20)
@@ -63,20 +53,20 @@ def write_fss(root):
         for name in names:
             for number in range(1, 11):
                 seed = 10 * len(name) + number
-                write(root / f"fewshot_data/{name}/{number}.jpg", picture(seed))
+                write_image(root / f"fewshot_data/{name}/{number}.jpg", noise(SIZE, seed))
                 mask = disk(seed)
                 if number == 3:
                     mask = np.dstack([mask, mask, mask, np.full_like(mask, 255)])
-                write(root / f"fewshot_data/{name}/{number}.png", mask)
+                write_image(root / f"fewshot_data/{name}/{number}.png", mask)
 
 
 def write_isic(root):
     rows = ["ID,Class"]
     for number in range(9):
         stem = f"ISIC_{number:07}"
-        write(root / f"ISIC2018_Task1-2_Training_Input/{stem}.jpg", picture(number))
+        write_image(root / f"ISIC2018_Task1-2_Training_Input/{stem}.jpg", noise(SIZE, number))
         mask = root / f"ISIC2018_Task1_Training_GroundTruth/{stem}_segmentation.png"
-        write(mask, disk(number))
+        write_image(mask, disk(number))
         rows.append(f"{stem},{('nevus', 'melanoma', 'seborrheic keratosis')[number % 3]}")
     (root / "class_id.csv").write_text("\r\n".join(rows))
 
@@ -84,11 +74,11 @@ def write_isic(root):
 def write_chest(root):
     for number in range(6):
         stem = f"CHNCXR_{number:04}_0"
-        write(root / f"Lung Segmentation/CXR_png/{stem}.png", disk(number + 3))
+        write_image(root / f"Lung Segmentation/CXR_png/{stem}.png", disk(number + 3))
         # The published masks have another size than some of the pictures.
-        write(root / f"Lung Segmentation/masks/{stem}_mask.png", disk(number, (30, 40)))
+        write_image(root / f"Lung Segmentation/masks/{stem}_mask.png", disk(number, (30, 40)))
     for kind in ("CXR_png", "masks"):  # Montgomery: PATNet's loader passes it over.
-        write(root / f"Lung Segmentation/{kind}/MCUCXR_0001_0.png", disk(1))
+        write_image(root / f"Lung Segmentation/{kind}/MCUCXR_0001_0.png", disk(1))
 
 
 def write_deepglobe(root):
@@ -100,8 +90,8 @@ def write_deepglobe(root):
             share = {4: 0.04, 5: 0}.get(tile, 0.3)
             mask[y : y + round(408 * share), x : x + 408] = OTHERS[tile % 3]
         mask[mask > 0] -= 3  # values near to the pure colours
-        write(root / f"train/{stem}_sat.jpg", picture(number, mask.shape[:2]))
-        write(root / f"train/{stem}_mask.png", mask)
+        write_image(root / f"train/{stem}_sat.jpg", noise(mask.shape[:2], number))
+        write_image(root / f"train/{stem}_mask.png", mask)
 
 
 def write_suim(root):
@@ -110,8 +100,8 @@ def write_suim(root):
         mask = np.zeros((*SIZE, 3), np.uint8)
         for row, colour in enumerate(SUIM[number % 2 :]):
             mask[6 * row : 6 * row + 6, : 20 + number] = np.multiply(colour, 250)
-        write(folder / f"images/d_r_{number}_.jpg", picture(number))
-        write(folder / f"masks/d_r_{number}_.bmp", mask)
+        write_image(folder / f"images/d_r_{number}_.jpg", noise(SIZE, number))
+        write_image(folder / f"masks/d_r_{number}_.bmp", mask)
 
 
 def run(name, *options):
@@ -134,12 +124,10 @@ def problems(name):
     return [row for row in data_rows(cfg, True, 1, "") if row.status == ERROR]
 
 
-def fails(capsys, name):
-    with pytest.raises(SystemExit):
-        run(name)
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
+@pytest.fixture
+def fails(error_line):
+    """A function that runs the tool with an error, and returns the line of this error."""
+    return partial(error_line, run)
 
 
 def test_fss_has_classes_of_its_own_for_training_validation_and_test(folder, capsys):
@@ -178,14 +166,14 @@ def test_fss_has_classes_of_its_own_for_training_validation_and_test(folder, cap
     assert contents(folder / "root") == before
 
 
-def test_isic_has_the_classes_of_its_table_or_of_folders(folder, capsys):
+def test_isic_has_the_classes_of_its_table_or_of_folders(folder, fails, capsys):
     printed, cfg, train, val = prepare(folder, "isic", capsys)
     assert "melanoma: 3 (warning: 519 expected; is the dataset complete?)" in printed
     assert train == val and len(val) == 9 and not problems("isic")
     _, mask = read_pair("root", read_entries("root", cfg.val_list, mask_form(cfg))[4])
     assert (mask == 2 * (disk(4) > 0)).all()
     (folder / "archives/class_id.csv").unlink()
-    error = fails(capsys, "isic")
+    error = fails("isic")
     assert "ISIC_0000000.jpg is not known: docs/data.md says" in error
     for path in sorted((folder / "archives").rglob("ISIC*.jpg")):
         (path.parent / "3").mkdir(exist_ok=True)
@@ -228,9 +216,9 @@ def test_suim_is_read_from_colours_or_from_folders_of_classes(folder, capsys):
     masks = {mask: read_pair("root", (image, mask))[1] for image, mask in val}
     (folder / "archives").rename(folder / "coloured")
     for mask, pixels in masks.items():
-        write(folder / "archives" / mask, pixels)
+        write_image(folder / "archives" / mask, pixels)
         stem = mask.split("/")[-1].removesuffix(".png")
-        write(folder / f"archives/images/{stem}.jpg", picture(0))
+        write_image(folder / f"archives/images/{stem}.jpg", noise(SIZE, 0))
     run("suim", "--out", "other")
     assert read_entries("other", cfg.val_list) == val
     assert (read_pair("other", val[5])[1] == masks[val[5][1]]).all()
@@ -263,31 +251,14 @@ def test_a_model_of_pascal_is_tested_on_another_domain(folder, capsys, monkeypat
     assert published_miou(cfg) is None
 
 
-def test_classes_come_in_turn_and_all_else_is_drawn():
-    entries = [(f"{n}.jpg", f"{n % 2}/{n}.png") for n in range(9)]
-    of_class = {1: [0, 2, 4, 6, 8], 2: [1, 3, 5, 7]}
-    lists = ImageLists(entries, [(n % 2 + 1,) for n in range(9)], of_class)
-    (run,) = draw_hsnet_runs(lists, 2, 12, 1, class_order="cyclic")
-    np.random.seed(0)
-    for number, draw in enumerate(run.draws):
-        files = of_class[number % 2 + 1]
-        query = np.random.choice(files, 1, replace=False)[0]
-        supports = []
-        while len(supports) < 2:
-            support = np.random.choice(files, 1, replace=False)[0]
-            supports += [support] if support != query else []
-        assert (draw.class_id, draw.index, draw.supports) == (number % 2 + 1, query, supports)
-
-
-def test_what_the_archives_lack_is_named(folder, capsys):
+def test_what_the_archives_lack_is_named(folder, fails):
     (folder / "archives").mkdir()
-    assert "holds no images and masks of Chest X-ray: docs/data.md" in fails(capsys, "chest")
-    error = fails(capsys, "fss")
+    assert "holds no images and masks of Chest X-ray: docs/data.md" in fails("chest")
+    error = fails("fss")
     assert "archives/trn.txt (and 2 more) does not exist: take this list of classes from" in error
-    with pytest.raises(SystemExit):
-        run("chest", "--out", "archives/new")
-    assert "--out archives/new lies in --root archives: separate them" in capsys.readouterr().err
+    error = fails("chest", "--out", "archives/new")
+    assert "--out archives/new lies in --root archives: separate them" in error
     write_suim(folder / "archives")
-    write(folder / "archives/more/images/d_r_1_.jpg", picture(0))
-    assert "d_r_1_.jpg have one name and one class: remove one" in fails(capsys, "suim")
+    write_image(folder / "archives/more/images/d_r_1_.jpg", noise(SIZE, 0))
+    assert "d_r_1_.jpg have one name and one class: remove one" in fails("suim")
     assert [*BENCHMARKS] == ["fss", "isic", "chest", "deepglobe", "suim"]

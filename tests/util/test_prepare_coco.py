@@ -102,10 +102,7 @@ def set_in(path, value):
         ([], r"no COCO instances file \(file: should be an object"),
         ({"images": [], "annotations": []}, r"\(categories: it is missing\)"),
         (set_in(["images", 1], 3), r"\(images\.1: should be an object"),
-        (
-            set_in(["images", 1, "height"], 48.5),
-            r"images\.1\.height: should be a whole number",
-        ),
+        (set_in(["images", 1, "height"], 48.5), r"images\.1\.height: should be a whole number"),
         (set_in(["images", 1, "width"], -1), r"images\.1\.width: should be above 0"),
         (set_in(["images", 1, "id"], 9), "two images, or two categories, have the same id"),
         (set_in(["images", 1, "file_name"], "../x.jpg"), r"\.\./x\.jpg lies outside"),
@@ -129,12 +126,6 @@ def test_a_wrong_instances_file_is_named_before_anything_is_drawn(coco, tmp_path
         prepare(coco, tmp_path / "out")
     assert str(path) in str(error.value)
     assert not contents(tmp_path / "out")
-
-
-def test_a_wrong_segmentation_names_file_image_and_annotation(coco, tmp_path):
-    write_json(coco, "train", set_in(["annotations", 0, "segmentation"], 5))
-    with pytest.raises(UserError, match=r"instances_train2014\.json: COCO_9\.jpg: annotation 1: "):
-        prepare(coco, tmp_path / "out")
 
 
 def test_categories_have_to_agree(coco, tmp_path):

@@ -1,4 +1,5 @@
 import shutil
+from functools import partial
 
 import cv2
 import numpy as np
@@ -132,28 +133,19 @@ def test_a_folder_that_is_none_and_an_empty_list_are_named(data, tmp_path):
         prepare(data, tmp_path / "out")
 
 
+MAT, PNG = S + "cls/2008_2.mat", V + "SegmentationClass/2007_2.png"
+
+
 @pytest.mark.parametrize(
     "name, spoil, message",
     [
-        (V + "SegmentationClass/2007_2.png", cut, "damaged or truncated"),
-        (S + "cls/2008_2.mat", cut, "damaged or no MATLAB file"),
-        (S + "cls/2008_2.mat", lambda path: path.write_bytes(b"x"), "damaged or no MATLAB file"),
-        (
-            S + "cls/2008_2.mat",
-            lambda path: write_mat(path, area(1), field="Other"),
-            "has no field",
-        ),
-        (
-            S + "cls/2008_2.mat",
-            lambda path: write_mat(path, area(1), name="GTinst"),
-            "has no field",
-        ),
-        (S + "cls/2008_2.mat", lambda path: write_mat(path, area(21)), "holds the value 21"),
-        (
-            V + "SegmentationClass/2007_2.png",
-            lambda path: write_palette_png(path, area(254)),
-            r"holds the value 254; classes are 1\.\.20",
-        ),
+        (PNG, cut, "damaged or truncated"),
+        (PNG, partial(write_palette_png, mask=area(254)), r"the value 254; classes are 1\.\.20"),
+        (MAT, cut, "damaged or no MATLAB file"),
+        (MAT, lambda path: path.write_bytes(b"x"), "damaged or no MATLAB file"),
+        (MAT, partial(write_mat, mask=area(1), field="Other"), "has no field"),
+        (MAT, partial(write_mat, mask=area(1), name="GTinst"), "has no field"),
+        (MAT, partial(write_mat, mask=area(21)), "holds the value 21"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(data, tmp_path, name, spoil, message):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.util.coco_files import VAL, annotation, write_coco, write_json
 from tests.util.pascal_files import HEIGHT, WIDTH, area, write_mat, write_voc_and_sbd
-from tests.util.prepare_files import contents, cut, run_killed, write_jpeg
+from tests.util.prepare_files import becomes, contents, cut, noise, run_killed
 from util import prepare_coco, prepare_pascal
 from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
@@ -130,7 +130,7 @@ def test_only_a_mask_whose_source_changed_is_written_again(case, data, tmp_path)
     [
         (cut, "is damaged or truncated"),
         (lambda path: path.write_bytes(b""), "is damaged or truncated"),
-        (lambda path: write_jpeg(path, HEIGHT + 1, WIDTH), "is 64×49 pixels but its mask 64×48"),
+        (becomes(noise((HEIGHT + 1, WIDTH))), "is 64×49 pixels but its mask 64×48"),
     ],
 )
 def test_a_wrong_image_is_named_and_once_replaced_the_run_completes(
@@ -165,12 +165,9 @@ def test_the_command(name, case, originals, whole, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("option", ["--out", "--lists"])
-def test_the_command_ends_with_one_line_for_an_error(case, originals, tmp_path, capsys, option):
+def test_the_command_ends_with_one_line_for_an_error(case, originals, tmp_path, error_line, option):
     (tmp_path / "file").touch()
     words = [word for name in case.options for word in (name, str(originals))]
-    with pytest.raises(SystemExit) as stop:
-        case.main([*words, "--out", str(tmp_path / "out"), option, str(tmp_path / "file")])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    words += ["--out", str(tmp_path / "out"), option, str(tmp_path / "file")]
+    error = error_line(case.main, words)
     assert error.startswith("error: cannot write in ") and option in error

@@ -11,7 +11,7 @@ from functools import partial
 from util.checks.rows import ERROR, OK, WARNING, Row
 from util.config import Config
 from util.data.dataset import BaseLabels, base_label_dir, base_label_path
-from util.data.folds import fold_classes, ignore_value, mask_type
+from util.data.folds import LIST_PARTS, fold_classes, ignore_value, mask_type
 from util.data.hsnet import draw_hsnet_runs
 from util.data.images import (
     Entry,
@@ -23,6 +23,7 @@ from util.data.images import (
 )
 from util.data.list_cache import Counts, count_mask
 from util.data.lists import (
+    Rules,
     check_any,
     check_classes,
     counting_sizes,
@@ -35,6 +36,7 @@ from util.data.loaders import (
     check_batch,
     config_fold,
     learner_classes,
+    list_rules,
     mask_form,
     training_grid,
 )
@@ -46,7 +48,6 @@ from util.runtime.parallel import run_parallel
 from util.training.model import needs_stage_1
 
 SAMPLE = 200  # pairs of a list that are read where not all are
-PARTS = ("train", "val")
 _PUBLISHED_COUNTS = {
     "pascal": {"train": SBD_COUNT + VOC_COUNT, "val": VAL_COUNT},
     "coco": COCO_COUNTS,
@@ -74,7 +75,7 @@ def data_rows(
         root = None
     else:
         yield Row(OK, "data_root", root)
-    for part in PARTS:
+    for part in LIST_PARTS:
         list_file = getattr(cfg, f"{part}_list")
         if not list_file or not os.path.isfile(list_file):
             found = f"there is no file {list_file}" if list_file else "is not set"
@@ -119,19 +120,13 @@ class _Part:
             return
         yield self._list_row(len(listed), problems)
 
-        exist = run_parallel(
-            partial(_exist, self.root), listed, self.workers, f"finding {part} files"
+        absent = run_parallel(
+            partial(_absent, self.root), listed, self.workers, f"finding {part} files"
         )
-        missing = tuple(
-            os.path.join(self.root, name)
-            for entry, both in zip(listed, exist, strict=True)
-            for name, there in zip(entry, both, strict=True)
-            if not there
-        )
-        if missing:
+        if missing := tuple(path for of_pair in absent for path in of_pair):
             found = f"{len(missing):,} of {2 * len(listed):,} do not exist"
             yield Row(ERROR, f"{part} files", found, missing, self.remedy)
-        there = [entry for entry, both in zip(listed, exist, strict=True) if all(both)]
+        there = [entry for entry, of_pair in zip(listed, absent, strict=True) if not of_pair]
         if not there:
             return
 
@@ -246,8 +241,8 @@ class _Part:
         """Warn of supports whose mask covers no cell of the network's grid."""
         cfg, grid = self.cfg, training_grid(self.cfg)
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
-        fold, rules = config_fold(cfg), (cfg.min_pixels, cfg.mixed_images)
-        lists = filter_entries(entries, counts, fold, self.part, *rules)
+        fold = config_fold(cfg)
+        lists = filter_entries(entries, counts, fold, self.part, list_rules(cfg))
         masks = [os.path.join(self.root, mask) for _, mask in lists.entries]
         count = partial(count_mask, self.root, grid=grid)
         cells = run_parallel(count, lists.entries, self.workers, f"supports of {self.part}")
@@ -266,16 +261,16 @@ class _Part:
         cfg = self.cfg
         fold = fold_classes(cfg.num_classes, cfg.effective_folds, split, cfg.num_folds)
         entries, counts = [entry for entry, _ in pairs], [pixels for _, pixels in pairs]
-        rule = cfg.mixed_images
-        lists = filter_entries(entries, counts, fold, part, cfg.min_pixels, rule)
+        rules = list_rules(cfg)
+        lists = filter_entries(entries, counts, fold, part, rules)
         problems = list(shortages(lists, cfg.shot, cfg.class_names, self.list_file))
         try:
-            check_any(lists, fold, part, cfg.min_pixels, self.list_file, rule, cfg.min_cells)
+            check_any(lists, fold, part, rules, self.list_file)
             if self.part == "train":
                 images = len(lists.entries)
                 check_batch(self.list_file, images, cfg.batch_size, self.processes, cfg.grad_accum)
             elif cfg.hsnet_list and (split, part) == (cfg.split, "val"):
-                any_size = filter_entries(entries, counts, fold, "test", min_pixels=1)
+                any_size = filter_entries(entries, counts, fold, "test", Rules(min_pixels=1))
                 draw_hsnet_runs(any_size, cfg.shot, 1, 1, cfg.hsnet_list)
         except UserError as error:
             problems.append(str(error))
@@ -290,7 +285,7 @@ class _Part:
             # The experiment at hand needs its own fold only.
             status = ERROR if split == cfg.split else WARNING
             remedy = "more images of these classes, or a lower shot, min_pixels, batch_size or grad_accum"
-            if part == "train" and rule == "drop" and fold.held_out:
+            if part == "train" and rules.mixed_images == "drop" and fold.held_out:
                 remedy += ", or mixed_images background"
             return Row(status, subject, found, tuple(problems), remedy)
         names = cfg.class_names
@@ -304,8 +299,9 @@ class _Part:
         return Row(OK, subject, found)
 
 
-def _exist(root: str, entry: Entry) -> list[bool]:
-    return [os.path.isfile(os.path.join(root, name)) for name in entry]
+def _absent(root: str, entry: Entry) -> list[str]:
+    paths = (os.path.join(root, name) for name in entry)
+    return [path for path in paths if not os.path.isfile(path)]
 
 
 def _pair_problems(root: str, entry: Entry) -> list[str]:

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from util.config.fields import (
-    SIZES,
-    BaseFields,
-    DataFields,
-    MethodFields,
-    TestFields,
-    TrainFields,
-)
+from util.config.fields import SIZES, BaseFields, DataFields, MethodFields, TestFields, TrainFields
 from util.data.folds import MAX_CLASSES, SEEN, Folds, count_folds, fold_classes
 from util.runtime.errors import UserError
 
@@ -151,17 +144,8 @@ class Config(TestFields, MethodFields, BaseFields, TrainFields, DataFields):
     @property
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `model.build_hdmnet`, without the number of base classes."""
-        keys = (
-            "backbone",
-            "shot",
-            "kshot_trans_dim",
-            "low_fea",
-            "kshot_order",
-            "prior",
-            "fix_bn",
-            "checkpoint_activations",
-        )
-        arguments = {key: getattr(self, key) for key in keys}
+        keys = {"backbone", "shot", "kshot_trans_dim", "low_fea", "kshot_order", "prior", "fix_bn"}
+        arguments = self.model_dump(include={*keys, "checkpoint_activations"})
         from util.runtime.precision import DTYPES
 
         dtype = DTYPES[self.backbone_dtype] if self.backbone_dtype else None

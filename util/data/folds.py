@@ -18,6 +18,7 @@ IGNORE = 255  # in masks of 8 bits
 MAX_CLASSES = IGNORE - 1  # of masks of 8 bits; more need 16
 SEEN = "seen"
 PARTS = ("train", "val", "test")  # of a fixed division
+LIST_PARTS = ("train", "val")  # of which a dataset has a list
 
 # "contiguous", "interleaved", "seen", the held-out classes of each fold, or those of each of PARTS.
 Folds = str | Sequence[Sequence[int]] | Mapping[Any, Sequence[int]]

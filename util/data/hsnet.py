@@ -54,7 +54,10 @@ def draw_hsnet_runs(
     else:
         pickled = list_file.endswith(".pkl")
         class_order = "drawn" if pickled else "listed"
-        pairs = _find_images(_read_pickle(list_file) if pickled else _read_lines(list_file), lists)
+        named = _read_pickle(list_file) if pickled else _read_lines(list_file)
+        if not named:
+            raise UserError(f"hsnet_list {list_file}: is empty")
+        pairs = _find_images(named, lists)
     classes = list(lists.class_files)
     of_class = {class_id: [i for i, c in pairs if c == class_id] for class_id in classes}
     for class_id, images in of_class.items():
@@ -116,8 +119,6 @@ def _read_lines(path: str) -> list[tuple[str, int]]:
         if not separator or not class_text.isdecimal():
             raise UserError(f"hsnet_list {path}: {line!r} is not IMAGE__CLASS")
         named.append((name, int(class_text)))
-    if not named:
-        raise UserError(f"hsnet_list {path}: is empty")
     return named
 
 
@@ -138,13 +139,10 @@ def _read_pickle(path: str) -> list[tuple[str, int]]:
             content = _PlainUnpickler(file).load()
         if not all(type(label) is int for label in content):
             raise ValueError("the classes are no numbers")
-        named = [(os.path.splitext(i)[0], c + 1) for c in sorted(content) for i in content[c]]
+        return [(os.path.splitext(i)[0], c + 1) for c in sorted(content) for i in content[c]]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # A file of another form may raise any.
         raise UserError(
             f"hsnet_list {path}: is no pickle of {{class: [image, …]}} with plain values ({error})"
         ) from None
-    if not named:
-        raise UserError(f"hsnet_list {path}: is empty")
-    return named

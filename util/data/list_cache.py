@@ -40,7 +40,6 @@ def load_counts(
     entries: Sequence[Entry],
     cache_dir: str,
     workers: int | None = None,
-    progress: bool = True,
     grid: Grid | None = None,
     known: Mapping[str, Counts] | None = None,
 ) -> list[Counts]:
@@ -55,7 +54,6 @@ def load_counts(
         entries: All entries of the list file.
         cache_dir: The folder of the cache.
         workers: Number of processes; None is all cores.
-        progress: Whether to show a progress bar.
         grid: A grid whose cells are counted instead of the pixels.
         known: Mask → its counts, where the caller has them.
 
@@ -77,21 +75,19 @@ def load_counts(
             os.makedirs(cache_dir, exist_ok=True)
             with in_turn(path + ".lock"):
                 counts = _known(path, stamps)
-                gaps = [i for i, pixels in enumerate(counts) if pixels is None]
-                known = dict(known or {})
-                unread = [entries[i] for i in gaps if entries[i][1] not in known]
-                found = run_parallel(
-                    partial(count_mask, data_root, grid=grid),
-                    unread,
-                    # Processes, since most of the time Python's lock would let one thread work.
-                    min(workers, 1 + len(unread) // MASKS_OF_PROCESS),
-                    f"scanning masks of {name}",
-                    progress,
-                )
-                known |= {mask: n for (_, mask), n in zip(unread, found, strict=True)}
-                for i in gaps:
-                    counts[i] = known[entries[i][1]]
-                if gaps:
+                if gaps := [i for i, pixels in enumerate(counts) if pixels is None]:
+                    known = dict(known or {})
+                    unread = [entries[i] for i in gaps if entries[i][1] not in known]
+                    found = run_parallel(
+                        partial(count_mask, data_root, grid=grid),
+                        unread,
+                        # Processes, since most of the time Python's lock would let one thread work.
+                        min(workers, 1 + len(unread) // MASKS_OF_PROCESS),
+                        f"scanning masks of {name}",
+                    )
+                    known |= {mask: n for (_, mask), n in zip(unread, found, strict=True)}
+                    for i in gaps:
+                        counts[i] = known[entries[i][1]]
                     records = [
                         [*stamp, pixels] for stamp, pixels in zip(stamps, counts, strict=True)
                     ]

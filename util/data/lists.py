@@ -54,6 +54,21 @@ class MaskForm:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """Which classes count in an image, and which images training takes.
+
+    Attributes:
+        min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
+        mixed_images: "drop" leaves out training images that also show a held-out class.
+        min_cells: A class counts in an image if it also covers so many cells of the network's grid.
+    """
+
+    min_pixels: int = 2048
+    mixed_images: str = "drop"
+    min_cells: int = 0
+
+
+@dataclass(frozen=True)
 class ImageLists:
     """The images of one part ("train", "val" or "test") of a fold.
 
@@ -75,17 +90,13 @@ def load_lists(
     fold: Fold,
     part: str,
     cache_dir: str,
-    min_pixels: int = 2048,
-    workers: int | None = None,
-    progress: bool = True,
-    mixed_images: str = "drop",
-    min_cells: int = 0,
+    rules: Rules = Rules(),
     grid: Grid | None = None,
     form: MaskForm = MaskForm(),
 ) -> ImageLists:
     """Return the lists of one part of a fold from a list file.
 
-    "train" takes the images in which at least one base class counts and, with `mixed_images` "drop",
+    "train" takes the images in which at least one base class counts and, where `rules` drop others,
     all classes are base classes; "val" and "test" take the images with a class of theirs that
     counts, whatever base classes they show.
 
@@ -95,23 +106,20 @@ def load_lists(
         fold: The fold.
         part: "train", "val" or "test".
         cache_dir: The folder in which the scan of the masks is cached.
-        min_pixels: A class counts in an image if it covers at least so many pixels of its mask.
-        workers: Processes of the scan; None is all cores.
-        progress: Whether to show a progress bar.
-        mixed_images: "drop" leaves out training images that also show a held-out class.
-        min_cells: A class counts in an image if it also covers so many cells of `grid`.
-        grid: The network's grid; needed where `min_cells` is not 0.
+        rules: Which classes count, and which images are taken.
+        grid: The network's grid; needed where the rules ask for cells.
         form: How the masks hold the classes.
 
     Raises:
         UserError: The list, an image or a mask is missing or wrong, or no image is left.
     """
     entries = read_entries(data_root, list_file, form)
-    place = (data_root, list_file, entries, cache_dir, workers, progress)
-    counts = counting_sizes(*place, min_cells, grid)
+    counts = counting_sizes(
+        data_root, list_file, entries, cache_dir, min_cells=rules.min_cells, grid=grid
+    )
     check_classes(counts, list_file)
-    lists = filter_entries(entries, counts, fold, part, min_pixels, mixed_images, data_root)
-    check_any(lists, fold, part, min_pixels, list_file, mixed_images, min_cells)
+    lists = filter_entries(entries, counts, fold, part, rules, data_root)
+    check_any(lists, fold, part, rules, list_file)
     return lists
 
 
@@ -121,7 +129,6 @@ def counting_sizes(
     entries: Sequence[Entry],
     cache_dir: str,
     workers: int | None = None,
-    progress: bool = True,
     min_cells: int = 0,
     grid: Grid | None = None,
     known: Mapping[str, Counts] | None = None,
@@ -130,7 +137,7 @@ def counting_sizes(
 
     The arguments are those of `load_counts` and `load_lists`.
     """
-    place = (data_root, list_file, entries, cache_dir, workers, progress)
+    place = (data_root, list_file, entries, cache_dir, workers)
     counts = load_counts(*place, known=known)
     if not min_cells:
         return counts
@@ -149,22 +156,15 @@ def check_classes(counts: Iterable[Counts], list_file: str) -> None:
         )
 
 
-def check_any(
-    lists: ImageLists,
-    fold: Fold,
-    part: str,
-    min_pixels: int,
-    list_file: str,
-    mixed_images: str = "drop",
-    min_cells: int = 0,
-) -> None:
-    """Raise a UserError if the rules of `load_lists` leave no image of `part` in `lists`."""
+def check_any(lists: ImageLists, fold: Fold, part: str, rules: Rules, list_file: str) -> None:
+    """Raise a UserError if `rules` have left no image of `part` in `lists`."""
     if not lists.entries:
         classes = ", ".join(map(str, fold.classes(part)))
-        dropped = part == "train" and mixed_images == "drop" and fold.held_out
+        dropped = part == "train" and rules.mixed_images == "drop" and fold.held_out
+        cells = f" on {rules.min_cells} cells" if rules.min_cells else ""
         raise UserError(
-            f"no image of {list_file} can be used: none has {min_pixels} pixels or more"
-            f"{f' on {min_cells} cells' if min_cells else ''} of a class of this fold's {part} part "
+            f"no image of {list_file} can be used: none has {rules.min_pixels} pixels or "
+            f"more{cells} of a class of this fold's {part} part "
             f"(classes {classes})"
             + (" and no held-out class; mixed_images background takes those too" if dropped else "")
         )
@@ -175,11 +175,10 @@ def filter_entries(
     counts: Sequence[Counts],
     fold: Fold,
     part: str,
-    min_pixels: int,
-    mixed_images: str = "drop",
+    rules: Rules,
     data_root: str = "",
 ) -> ImageLists:
-    """Return the lists that the rules of `load_lists` give for all entries of a list file.
+    """Return the lists that `rules` give for all entries of a list file.
 
     `counts` are the `counting_sizes` of the mask of each entry, background and ignore left out. The
     other arguments are those of `load_lists`; `data_root` is for messages only.
@@ -197,9 +196,11 @@ def filter_entries(
             path = os.path.join(data_root, entry[1])
             raise unknown_class(path, max(pixels), fold.num_classes)
         present = tuple(class_id for class_id in sorted(pixels) if class_id in wanted)
-        counting = [class_id for class_id in present if pixels[class_id] >= max(1, min_pixels)]
+        counting = [
+            class_id for class_id in present if pixels[class_id] >= max(1, rules.min_pixels)
+        ]
         mixed = part == "train" and not shown[entry[0]] <= wanted
-        if (mixed and mixed_images == "drop") or not counting:
+        if (mixed and rules.mixed_images == "drop") or not counting:
             continue
         for class_id in counting:
             lists.class_files[class_id].append(len(lists.entries))

@@ -18,7 +18,7 @@ from util.data.data_loader import Loader, TrainLoader
 from util.data.dataset import BaseDataset, base_label_dir
 from util.data.episodes import EpisodeDataset
 from util.data.folds import MAX_CLASSES, Fold, fold_classes
-from util.data.lists import MaskForm, check_enough, existing_entries, load_lists
+from util.data.lists import MaskForm, Rules, check_enough, existing_entries, load_lists
 from util.data.transform import Compose, EvalTransform, base_train_transform, train_transform
 from util.runtime.errors import DataError, UserError, errors_as
 
@@ -41,7 +41,7 @@ def build_train_loader(
     Raises:
         UserError: There are too few images.
     """
-    dataset = build_episodes(cfg, "train", testing=False, progress=rank == 0)
+    dataset = build_episodes(cfg, "train", testing=False)
     batch_size, grad_accum = batches or (cfg.batch_size, cfg.grad_accum)
     _, list_file = data_paths(cfg, "train")
     check_batch(list_file, len(dataset), batch_size, world_size, grad_accum)
@@ -55,7 +55,7 @@ def evaluation_loader(dataset: Dataset, workers: int) -> Loader:
 
 @errors_as(DataError)
 def build_episodes(
-    cfg: Config, part: str, testing: bool, progress: bool = True, list_part: str | None = None
+    cfg: Config, part: str, testing: bool, list_part: str | None = None
 ) -> EpisodeDataset:
     """Return the episodes of a part.
 
@@ -65,7 +65,6 @@ def build_episodes(
             classes is fixed, those of this part).
         testing: Whether to use the transform of the test and to add labels at the original size;
             else the random transforms of training are used.
-        progress: Whether to show a progress bar if masks have to be scanned.
         list_part: The part whose list of images is used; None is `part`, or "val" for "test".
 
     Raises:
@@ -75,25 +74,15 @@ def build_episodes(
     list_part = list_part or {"test": "val"}.get(part, part)
     data_root, list_file = data_paths(cfg, list_part)
     fold = config_fold(cfg)
-    lists = load_lists(
-        data_root,
-        list_file,
-        fold,
-        part,
-        cfg.list_dir,
-        cfg.min_pixels,
-        progress=progress,
-        mixed_images=cfg.mixed_images,
-        min_cells=cfg.min_cells,
-        grid=training_grid(cfg) if cfg.min_cells else None,
-        form=mask_form(cfg),
-    )
+    grid = training_grid(cfg) if cfg.min_cells else None
+    rules, form = list_rules(cfg), mask_form(cfg)
+    lists = load_lists(data_root, list_file, fold, part, cfg.list_dir, rules, grid, form)
     check_enough(lists, cfg.shot, cfg.class_names, where=list_file)
     if testing:
-        transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val, cfg.padding_label)
+        transform = EvalTransform((cfg.val_size, cfg.val_size), cfg.resized_val)
     else:
         scale, rotate = (cfg.scale_min, cfg.scale_max), (cfg.rotate_min, cfg.rotate_max)
-        transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate, cfg.padding_label)
+        transform = train_transform((cfg.train_h, cfg.train_w), scale, rotate)
     folder = _base_label_folder(cfg, list_part)
     # What is scored keeps the published labels.
     ignored = () if testing else ignored_classes(cfg)
@@ -117,12 +106,12 @@ def build_base_data(
     size = (cfg.base_h, cfg.base_w)
     scale = (cfg.base_scale_min, cfg.base_scale_max)
     rotate = (cfg.base_rotate_min, cfg.base_rotate_max)
-    transform = base_train_transform(size, scale, rotate, cfg.padding_label)
+    transform = base_train_transform(size, scale, rotate)
     images = _base_images(cfg, "train", transform)
     _, list_file = data_paths(cfg, "train")
     check_batch(list_file, len(images), batch_size, world_size, cfg.grad_accum, "base_batch_size")
     train = _shuffled(cfg, images, batch_size, rank, world_size)
-    val = _base_images(cfg, "val", EvalTransform(size, padding_label=cfg.padding_label))
+    val = _base_images(cfg, "val", EvalTransform(size))
     return train, val
 
 
@@ -141,6 +130,11 @@ def config_fold(cfg: Config) -> Fold:
 def mask_form(cfg: Config) -> MaskForm:
     """Return how the masks of the dataset hold its classes."""
     return MaskForm(cfg.num_classes, cfg.class_names if cfg.masks == "folders" else None)
+
+
+def list_rules(cfg: Config) -> Rules:
+    """Return which images of a list are taken."""
+    return Rules(cfg.min_pixels, cfg.mixed_images, cfg.min_cells)
 
 
 def training_grid(cfg: Config) -> Grid:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.preprocessing import MEAN, normalise
+from util.data.folds import IGNORE, ignore_value
 
 Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # lowest, highest
@@ -34,7 +35,7 @@ Step = Callable[[RandomStream, np.ndarray, Labels], Arrays]  # one step of a tra
 
 
 class Compose:
-    """The steps of a transform in order, followed by `to_tensors`.
+    """The steps of a transform in order; then the image is normalised.
 
     Args:
         steps: The steps.
@@ -63,7 +64,8 @@ class Compose:
         transformed = list(labels)
         for step in self.steps:
             image, transformed = step(cast(RandomStream, rng), image, transformed)
-        return to_tensors(image, transformed, out)
+        tensors = (torch.from_numpy(np.ascontiguousarray(label)) for label in transformed)
+        return normalise(image, out), *tensors
 
 
 class EvalTransform(Compose):
@@ -71,42 +73,41 @@ class EvalTransform(Compose):
 
     Args:
         size: Height and width of the result.
-        resized: Whether images are resized to `size`; else `FitInside` keeps their aspect.
-        padding_label: Label of the padding.
+        resized: Whether images are resized to `size`; else `fit_inside` keeps their aspect.
+
+    Raises:
+        ValueError: The size is not square, but `resized` is False.
     """
 
-    def __init__(self, size: Size, resized: bool = True, padding_label: int = 255):
-        self._fit = None if resized else FitInside(size, padding_label)
-        super().__init__([self._fit or partial(resize, size)], size)
+    def __init__(self, size: Size, resized: bool = True):
+        if not resized and size[0] != size[1]:
+            raise ValueError(f"the canvas has to be square, got {size}")
+        self.resized = resized
+        super().__init__([partial(resize if resized else fit_inside, size)], size)
 
     def fitted_size(self, height: int, width: int) -> Size:
         """Return the (h, w) that an image of height × width fills of the result."""
-        return self._fit.fitted_size(height, width) if self._fit else self.size
+        return self.size if self.resized else fitted_size(self.size, height, width)
 
 
-def train_transform(size: Size, scale: Range, rotate: Range, padding_label: int = 255) -> Compose:
+def train_transform(size: Size, scale: Range, rotate: Range) -> Compose:
     """Return the transform of episode training: scale, rotation, blur, flip, and resize.
 
     Args:
         size: Height and width of the result; the aspect is not kept, and nothing is cropped.
         scale: Lowest and highest factor.
         rotate: Lowest and highest angle in degrees.
-        padding_label: Label of what rotation brings into view.
     """
-    return Compose([*_augmentation(scale, rotate, padding_label), partial(resize, size)], size)
+    return Compose([*_augmentation(scale, rotate), partial(resize, size)], size)
 
 
-def base_train_transform(
-    size: Size, scale: Range, rotate: Range, padding_label: int = 255
-) -> Compose:
+def base_train_transform(size: Size, scale: Range, rotate: Range) -> Compose:
     """Return the transform of base-learner training: as `train_transform`, but with a random crop."""
-    crop = partial(random_crop, size, padding_label)
-    return Compose([*_augmentation(scale, rotate, padding_label), crop], size)
+    return Compose([*_augmentation(scale, rotate), partial(random_crop, size)], size)
 
 
-def _augmentation(scale: Range, rotate: Range, padding_label: int) -> list[Step]:
-    rotation = partial(random_rotate, rotate, padding_label)
-    return [partial(random_scale, scale), rotation, random_blur, random_flip]
+def _augmentation(scale: Range, rotate: Range) -> list[Step]:
+    return [partial(random_scale, scale), partial(random_rotate, rotate), random_blur, random_flip]
 
 
 def random_scale(scale: Range, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
@@ -119,12 +120,10 @@ def random_scale(scale: Range, rng: RandomStream, image: np.ndarray, labels: Lab
     return scaled(image, cv2.INTER_LINEAR), [scaled(label, cv2.INTER_NEAREST) for label in labels]
 
 
-def random_rotate(
-    rotate: Range, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
-) -> Arrays:
+def random_rotate(rotate: Range, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """With probability 1/2 rotate about the centre by an angle drawn from `rotate`, in degrees.
 
-    What comes into view has the mean colour and, in labels, `padding_label`.
+    What comes into view has the mean colour and is ignored in labels.
     """
     if rng.random() < 0.5:
         angle = rotate[0] + (rotate[1] - rotate[0]) * rng.random()
@@ -133,7 +132,7 @@ def random_rotate(
         size = (width, height)
         image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderValue=MEAN)
         labels = [
-            cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=padding_label)
+            cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=IGNORE)
             for label in labels
         ]
     return image, labels
@@ -151,13 +150,10 @@ def random_flip(rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     return image, labels
 
 
-def random_crop(
-    size: Size, padding_label: int, rng: RandomStream, image: np.ndarray, labels: Labels
-) -> Arrays:
+def random_crop(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """Cut out `size` (h, w) pixels at a random place.
 
-    A smaller image is first padded evenly to that size, with the mean colour and, in labels,
-    `padding_label`.
+    A smaller image is first padded evenly to that size, with the mean colour; labels are ignored there.
     """
     (height, width), (crop_h, crop_w) = image.shape[:2], size
     pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
@@ -165,8 +161,7 @@ def random_crop(
         sides = (pad_h // 2, pad_h - pad_h // 2, pad_w // 2, pad_w - pad_w // 2)
         image = cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=MEAN)
         labels = [
-            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=padding_label)
-            for label in labels
+            cv2.copyMakeBorder(label, *sides, cv2.BORDER_CONSTANT, value=IGNORE) for label in labels
         ]
     top = rng.randint(0, image.shape[0] - crop_h)
     left = rng.randint(0, image.shape[1] - crop_w)
@@ -183,45 +178,33 @@ def resize(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> 
     )
 
 
-class FitInside:
+def fit_inside(size: Size, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
     """Shrink an image whose longer side exceeds the canvas, keep a smaller one, pad the rest.
 
-    The longer side becomes the canvas side, the other keeps the aspect, both are then cut to
-    multiples of 8; pasted top-left on a canvas (h, w), h = w, of zeros and, in labels,
-    `padding_label`. Sides never fall below 8 pixels.
+    The image, of `fitted_size`, is pasted top-left on a canvas `size` (h, w), h = w, of zeros, which
+    labels ignore.
     """
+    image, labels = resize(fitted_size(size, *image.shape[:2]), rng, image, labels)
 
-    def __init__(self, size: Size, padding_label: int = 255):
-        if size[0] != size[1]:
-            raise ValueError(f"the canvas has to be square, got {size}")
-        self.size, self.padding_label = size, padding_label
-
-    def __call__(self, rng: RandomStream, image: np.ndarray, labels: Labels) -> Arrays:
-        image, labels = resize(self.fitted_size(*image.shape[:2]), rng, image, labels)
-        # Class ids of 16 bits are ignored at their highest value.
-        fills = [self.padding_label if one.itemsize == 1 else 65535 for one in labels]
-        return self._paste(image, 0), [*map(self._paste, labels, fills)]
-
-    def fitted_size(self, height: int, width: int) -> Size:
-        """Return the (h, w) that an image of height × width takes on the canvas."""
-        longer, canvas = max(height, width), self.size[0]
-        if longer <= canvas:
-            return height, width
-        height, width = (
-            max(8, (canvas if side == longer else int(side * (canvas / longer))) // 8 * 8)
-            for side in (height, width)
-        )
-        return height, width
-
-    def _paste(self, array: np.ndarray, fill: int) -> np.ndarray:
-        canvas = np.full((*self.size, *array.shape[2:]), fill, array.dtype)
+    def pasted(array: np.ndarray, fill: int) -> np.ndarray:
+        canvas = np.full((*size, *array.shape[2:]), fill, array.dtype)
         canvas[: array.shape[0], : array.shape[1]] = array
         return canvas
 
+    return pasted(image, 0), [pasted(label, ignore_value(label.dtype)) for label in labels]
 
-def to_tensors(
-    image: np.ndarray, labels: Iterable[np.ndarray], out: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Normalise the image and turn all arrays into tensors; see `Compose.__call__`."""
-    tensors = (torch.from_numpy(np.ascontiguousarray(label)) for label in labels)
-    return normalise(image, out), *tensors
+
+def fitted_size(size: Size, height: int, width: int) -> Size:
+    """Return the (h, w) that an image of height × width takes on the canvas of `fit_inside`.
+
+    The longer side becomes the canvas side, the other keeps the aspect, both are then cut to multiples
+    of 8. Sides never fall below 8 pixels.
+    """
+    longer, canvas = max(height, width), size[0]
+    if longer <= canvas:
+        return height, width
+    height, width = (
+        max(8, (canvas if side == longer else int(side * (canvas / longer))) // 8 * 8)
+        for side in (height, width)
+    )
+    return height, width

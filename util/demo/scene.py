@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from numpy.random import RandomState
 
+from util.data.folds import IGNORE
 from util.demo.background import draw_background, random_colour
 from util.demo.shapes import SAMPLES, coverage, silhouette
 
 Hues = tuple[float, float]
 
-IGNORE = 255
 _LUMA = np.array([0.30, 0.59, 0.11], np.float32)
 # Range of an object's area as a share of the picture, by the number of objects in it.
 _AREAS = {1: (0.12, 0.34), 2: (0.11, 0.23), 3: (0.085, 0.14)}

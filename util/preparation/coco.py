@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from util.data.folds import IGNORE, MAX_CLASSES
+from util.data.images import FilePath
 from util.preparation.exports import Export, json_files
 from util.preparation.segmentations import LONGEST, AnnotatedImage, has_region
-from util.preparation.shared import FilePath
 from util.runtime.errors import UserError, in_plain_words
 
 CROWDS = ("ignore", "object")  # what a region with iscrowd 1 may become

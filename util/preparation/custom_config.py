@@ -10,6 +10,7 @@ import yaml
 
 from util.config import given_values
 from util.data.folds import SEEN, count_folds
+from util.preparation.shared import DataRoot
 from util.runtime.errors import UserError
 from util.runtime.files import ROOT, write_atomically
 from util.runtime.machine import require_writable
@@ -17,11 +18,13 @@ from util.runtime.machine import require_writable
 MANY_CLASSES = 8  # From here on there are four folds, as in PASCAL-5^i and COCO-20^i.
 
 
-def require_free_name(name: str, command: str = "custom") -> None:
-    """Raise a UserError where `write_config` would fail.
+def require_own_place(name: str, out: str, command: str = "custom") -> None:
+    """Check that `prepare_COMMAND` may write the dataset `name` with the data root `out`.
 
-    It would if a dataset of this name exists that `prepare_COMMAND` did not prepare, or if the
-    configuration cannot be written.
+    Raises:
+        UserError: A dataset of this name exists that the command did not prepare, the configuration
+            cannot be written, or `out` is the data root of another dataset, whose masks would be
+            replaced.
     """
     description, folder = _places(name)
     if description.is_file():
@@ -33,21 +36,15 @@ def require_free_name(name: str, command: str = "custom") -> None:
         raise UserError(f"--name {name}: {place} is not from this command; give another name")
     for place in (description.parent, folder if folder.exists() else folder.parent):
         require_writable(place, "it gets the configuration of the dataset")
-
-
-def require_own_root(name: str, out: str) -> None:
-    """Raise a UserError if `out` is the data root of another dataset, whose masks would be replaced."""
-    for description in sorted(_places(name)[0].parent.glob("*.yaml")):
+    for other in sorted({*description.parent.glob("*.yaml")} - {description}):
         root = None
         # A faulty description of another dataset is reported where that one is used.
         with contextlib.suppress(UserError):
-            root = given_values(description, ["data_set", description.stem]).get("data_root")
-        if description.stem == name or root is None:
-            continue
-        if (ROOT / str(root.value)).resolve() == Path(out).resolve():
+            root = given_values(other, ["data_set", other.stem]).get("data_root")
+        if root and (ROOT / str(root.value)).resolve() == Path(out).resolve():
             raise UserError(
-                f"--out {out}: is the data root of the dataset {description.stem}, whose masks "
-                "would be replaced; give another folder"
+                f"--out {out}: is the data root of the dataset {other.stem}, whose masks would be "
+                "replaced; give another folder"
             )
 
 
@@ -79,16 +76,23 @@ def divide(num_classes: int, wanted: int | str | None = None) -> dict[str, Any]:
 
 
 def write_config(
-    name: str, data: Mapping[str, Any], notes: Mapping[str, str], command: str = "custom"
+    name: str,
+    root: DataRoot,
+    data: Mapping[str, Any],
+    notes: Mapping[str, str],
+    command: str = "custom",
 ) -> None:
-    """Write the YAML files of the dataset `name` with the settings `data` and comments on some.
+    """Write the YAML files of the dataset `name` in `root`.
+
+    The settings are `data`; `notes` are comments on some.
 
     The description is written each time; the others, which the user may have edited, only where
     they are missing.
     """
     description, folder = _places(name)
     comments = {key: f"  # {note}" for key, note in notes.items()}
-    lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in data.items()]
+    settings = {key: _path_in_config(place) for key, place in root.places.items()} | {**data}
+    lines = [f"  {key}: {_flow(value)}{comments.get(key, '')}" for key, value in settings.items()]
     header = f"{_header(command)}, again by each run: settings go into config/{name}/{name}.yaml."
     write_atomically(description, "\n".join([header, "Data:", *lines, ""]))
     files = {
@@ -110,7 +114,7 @@ def own_settings(name: str) -> dict[str, Any]:
     return {key: one.value for key, one in given_values(path).items()} if path.is_file() else {}
 
 
-def path_in_config(path: str) -> str:
+def _path_in_config(path: str) -> str:
     """Return a path as the other descriptions give it: relative to the repository if within."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)

@@ -8,16 +8,17 @@ class. The masks of a folder may have a common addition to the name, as IMAGE_ma
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from util.data.folds import MAX_CLASSES
+from util.data.folds import LIST_PARTS, MAX_CLASSES
 from util.data.images import Entry, require_same_size
 from util.data.masks import HALF, MaskFile
-from util.preparation.exports import ImageNames, left_behind, normal_form
+from util.preparation.exports import ImageNames, left_behind, normal_form, some_of
 from util.preparation.masks import Placed, prepare_pair, stack_regions
 from util.preparation.segmentations import Drawable
 from util.preparation.shared import DataRoot
@@ -25,7 +26,6 @@ from util.runtime.errors import UserError
 from util.runtime.parallel import run_parallel
 from util.runtime.texts import is_comment, read_text
 
-PARTS = ("train", "val")
 IMAGE_FOLDER, MASK_FOLDER = "images", "index_masks"  # under the data root
 IMAGE_TYPES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK_TYPES = (".png",)  # Other types count in a folder without these.
@@ -35,7 +35,6 @@ VAL_SHARE = 0.2
 _VAL_FOLDERS = {"val", "valid", "validation", "test"}
 # The image of a line "IMAGE MASK", as in the lists of datasets: up to a tab, or a blank after its type.
 _IMAGE_COLUMN = re.compile(r"(.+?\.(?:bmp|jpe?g|png|tiff?|webp)(?=\s+\S)|.+?(?=\t))", re.IGNORECASE)
-_NAMED = 3  # names in a message
 
 
 class Pair(NamedTuple):
@@ -62,30 +61,20 @@ def place(root: DataRoot, pair: Pair) -> tuple[Placed, list[str]] | str:
     Returns:
         What `prepare_pair` returned and noted, or the message of what is wrong.
     """
+    mask = pair.mask
     notes: list[str] = []
+    prepare = partial(prepare_pair, root, pair.image, pair.entry, notes=notes)
     try:
-        if isinstance(pair.mask, str):
-            path, data = pair.mask, Path(pair.mask).read_bytes()
-            sources: list[object] = [_RULES, data]
-
-            def make_mask() -> np.ndarray:
-                return MaskFile(path, data).class_ids()
-
-        elif isinstance(pair.mask, dict):
-            files = [(key, path, Path(path).read_bytes()) for key, path in pair.mask.items()]
+        if isinstance(mask, str):
+            data = Path(mask).read_bytes()
+            placed = prepare([_RULES, data], lambda: MaskFile(mask, data).class_ids())
+        elif isinstance(mask, dict):
+            files = [(key, path, Path(path).read_bytes()) for key, path in mask.items()]
             sources = [_RULES, *(part for key, _, data in files for part in (key, data))]
-
-            def make_mask() -> np.ndarray:
-                return merged_mask(files, notes)
-
+            placed = prepare(sources, partial(merged_mask, files, notes))
         else:
-            drawing = pair.mask
-            sources = drawing.sources
-
-            def make_mask() -> np.ndarray:
-                return drawing.draw(pair.image)
-
-        return prepare_pair(root, pair.image, pair.entry, sources, make_mask, notes), notes
+            placed = prepare(mask.sources, partial(mask.draw, pair.image))
+        return placed, notes
     except UserError as error:
         return str(error)
 
@@ -198,8 +187,7 @@ def find_pairs(
         (sorted({*mask_files} - {*image_files}), f"masks without an image in {images}"),
     ):
         if missing:
-            more = ", …" if len(missing) > _NAMED else ""
-            problems.append(f"{text} ({len(missing):,}): {', '.join(missing[:_NAMED])}{more}")
+            problems.append(f"{text} ({len(missing):,}): {some_of(missing)}")
     if problems:
         raise UserError(
             f"{'; '.join(problems)}. Add what is missing, or move the rest away. The mask of an "
@@ -303,7 +291,7 @@ def _in_order(folders: list[str], class_names: list[str] | None, masks: str) -> 
 def split(
     pairs: list[Pair], val: str | None, share: float | None, seed: int
 ) -> dict[str, list[Pair]]:
-    """Return the pairs of each of PARTS, in their order.
+    """Return the pairs of each of LIST_PARTS, in their order.
 
     The file `val` names the images of "val". Without it and without a share, folders train and valid,
     val or test divide the images. Without them, a share of the images is drawn, by their names, so
@@ -332,7 +320,7 @@ def split(
         "train": [pair for pair in pairs if pair.image not in chosen],
         "val": [pair for pair in pairs if pair.image in chosen],
     }
-    for part in PARTS:
+    for part in LIST_PARTS:
         if not parts[part]:
             source = f"--val {val}" if val else f"--val_share {share} of {len(pairs)} images"
             raise UserError(f"{source} leaves no image for {part}; each part needs some")

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from util.data.folds import SEEN, Fold, count_folds, fold_classes
+from util.data.folds import LIST_PARTS, SEEN, Fold, count_folds, fold_classes
 from util.data.images import Entry
 from util.data.list_cache import Counts
-from util.data.lists import ImageLists, check_any, filter_entries, shortages
-from util.preparation.custom_pairs import PARTS
+from util.data.lists import ImageLists, Rules, check_any, filter_entries, shortages
 from util.runtime.errors import UserError
 from util.runtime.tables import markdown_table
 
@@ -29,7 +28,7 @@ def choose_mixed_images(
     left, kept, enough = [], [], True
     for fold in _folds(data):
         drop, background = (
-            filter_entries(entries, counts, fold, "train", data["min_pixels"], rule)
+            filter_entries(entries, counts, fold, "train", Rules(data["min_pixels"], rule))
             for rule in ("drop", "background")
         )
         left.append(len(drop.entries))
@@ -61,28 +60,27 @@ def report_lines(
     smallest = max(1, data["min_pixels"])
     enough = {
         part: [sum(pixels.get(key, 0) >= smallest for pixels in counts[part]) for key in classes]
-        for part in PARTS
+        for part in LIST_PARTS
     }
     rows = [
-        [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in PARTS)]
+        [str(key), _name(data, key), *(str(enough[part][key - 1]) for part in LIST_PARTS)]
         for key in classes
     ]
     cells = f" on {data['min_cells']} cells or more" if data.get("min_cells") else ""
     title = f"images with {data['min_pixels']:,} pixels or more of a class{cells}:"
-    lines = ["", title, "", markdown_table(["", "class", *PARTS], rows, left=(1,))]
-    for part in PARTS:
+    lines = ["", title, "", markdown_table(["", "class", *LIST_PARTS], rows, left=(1,))]
+    for part in LIST_PARTS:
         without = [_name(data, key) for key in classes if not enough[part][key - 1]]
         if without:
             lines.append(f"warning: no image of {part} has so much of {', '.join(without)}")
     warned = False
-    rule = data.get("mixed_images", "drop")
+    rules = Rules(data["min_pixels"], data.get("mixed_images", "drop"), data.get("min_cells", 0))
     for split, fold in enumerate(_folds(data)):
         images, warnings = {}, []
-        for part in PARTS:
-            lists = entries[part], counts[part]
-            found = filter_entries(*lists, fold, part, data["min_pixels"], rule)
+        for part in LIST_PARTS:
+            found = filter_entries(entries[part], counts[part], fold, part, rules)
             images[part] = len(found.entries)
-            warnings += _problems(data, found, fold, part, list_files[part])
+            warnings += _problems(data, found, fold, part, rules, list_files[part])
         names = ", ".join(_name(data, class_id) for class_id in fold.novel)
         holds = f"{names} out" if fold.held_out else "no class out"
         lines.append(
@@ -96,11 +94,12 @@ def report_lines(
     return lines
 
 
-def _problems(data: Data, found: ImageLists, fold: Fold, part: str, list_file: str) -> list[str]:
+def _problems(
+    data: Data, found: ImageLists, fold: Fold, part: str, rules: Rules, list_file: str
+) -> list[str]:
     """Return what the episodes of a part lack at the smaller of SHOTS for which images are missing."""
     try:
-        rules = data.get("mixed_images", "drop"), data.get("min_cells", 0)
-        check_any(found, fold, part, data["min_pixels"], list_file, *rules)
+        check_any(found, fold, part, rules, list_file)
     except UserError as error:
         return [f"{error}; lower --min_pixels or give other --folds ({SEEN} holds no class out)"]
     lacking = (list(shortages(found, shot, data.get("class_names"), list_file)) for shot in SHOTS)

@@ -42,6 +42,11 @@ def left_behind(folder: str) -> bool:
     return folder.startswith(".") or folder in _LEFT_BEHIND
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Return the first three names for a message, which says whether there are more."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def files_under(folder: str, types: tuple[str, ...]) -> list[str]:
     """Return the paths of the files of these types in a folder and all its folders, sorted.
 

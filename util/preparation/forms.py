@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from util.preparation.coco import read_coco
 from util.preparation.custom_pairs import IMAGE_TYPES, Pair
 from util.preparation.cvat import read_cvat
-from util.preparation.exports import Export, ImageNames, files_under, form_of_json
+from util.preparation.exports import Export, ImageNames, files_under, form_of_json, some_of
 from util.preparation.labelme import read_labelme
 from util.preparation.segmentations import LABEL_MAP, AnnotatedImage
 from util.preparation.yolo import YAML, is_labels, read_yolo
@@ -24,7 +24,6 @@ _ADVICE = (
     "give a COCO instances file, or a folder of masks, labelme files, YOLO segmentation labels or "
     f"coloured masks with {LABEL_MAP}; datumaro converts most other formats to COCO"
 )
-_NAMED = 3  # names in a message
 
 
 def recognise(masks: str) -> str:
@@ -87,7 +86,7 @@ def read_export(
     if not export.masks:
         if not export.absent:
             raise UserError(f"{masks} names no image: export it again, with the annotations")
-        raise UserError(f"no image of {masks} is in {images}, such as {_some(export.absent)}")
+        raise UserError(f"no image of {masks} is in {images}, such as {some_of(export.absent)}")
     pairs = [
         Pair(os.path.join(images, name), mask, name) for name, mask in sorted(export.masks.items())
     ]
@@ -99,7 +98,7 @@ def read_export(
     others = sorted(export.images.parts.keys() - export.masks.keys())
     empty = sum(isinstance(one, AnnotatedImage) and one.is_empty for one in export.masks.values())
     lines = [
-        f"{what}: {len(names):,}, such as {_some(names)}"
+        f"{what}: {len(names):,}, such as {some_of(names)}"
         for what, names in (
             (f"warning: annotated images that are not in {images}", export.absent),
             ("images that are not in the export, left out", others),
@@ -114,7 +113,3 @@ def read_export(
     # File names may hold bytes that are no text.
     lines = [one.encode(errors="backslashreplace").decode() for one in (*export.notes, *lines)]
     return pairs, export.classes, lines
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from util.data.images import Entry, as_shown, read_whole_image, stored_orientation
+from util.data.images import Entry, FilePath, as_shown, read_whole_image, stored_orientation
 from util.data.list_cache import Counts, count_labels
 from util.data.masks import MaskFile, turn
-from util.preparation.shared import DataRoot, FilePath, link_or_copy
+from util.preparation.shared import DataRoot, link_or_copy
 from util.runtime.errors import UserError
 from util.runtime.files import write_atomically
 from util.runtime.parallel import Item, T, run_parallel

@@ -14,9 +14,8 @@ import numpy as np
 from scipy.io import loadmat
 
 from util.data.folds import IGNORE
-from util.data.images import check_labels
+from util.data.images import FilePath, check_labels
 from util.data.masks import MaskFile
-from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
 NUM_CLASSES = 20

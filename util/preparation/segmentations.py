@@ -5,7 +5,7 @@ pycocotools decides which pixels a polygon covers, as in COCO, whatever tool dre
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from util.data.folds import IGNORE
-from util.data.images import check_labels, read_whole_image
+from util.data.images import FilePath, check_labels, read_whole_image
 from util.data.masks import MaskFile
 from util.preparation.masks import stack_regions
 from util.preparation.pascal import Colour, ids_of_colours
-from util.preparation.shared import FilePath
 from util.runtime.errors import UserError
 
 # Pixels of the longest side of an annotated image: pycocotools counts pixels in 32 bits, and crashes
@@ -83,8 +82,14 @@ class AnnotatedImage(NamedTuple):
         height, width = self.height, self.width
         if height is None or width is None:
             height, width = read_whole_image(image, pixels=False).shape[:2]
-        where = f"{self.file}: {self.file_name}"
-        return draw_mask(height, width, json.loads(self.annotations), where, self.region)
+        regions = []
+        for number, label, shape in json.loads(self.annotations):
+            try:
+                regions.append((label, self.region(shape, height, width)))
+            except ValueError as error:
+                where = f"{self.file}: {self.file_name}"
+                raise UserError(f"{where}: annotation {number}: {error}") from error
+        return stack_regions(height, width, regions)
 
 
 class ColouredMask(NamedTuple):
@@ -119,29 +124,6 @@ class ColouredMask(NamedTuple):
 
 
 Drawable = AnnotatedImage | ColouredMask
-
-
-def draw_mask(
-    height: int,
-    width: int,
-    annotations: Iterable[tuple[Any, int, Any]],
-    where: str,
-    region: Callable[[Any, int, int], np.ndarray] = segmentation_region,
-) -> np.ndarray:
-    """Return the index mask, uint8 (height, width), of the annotations of an image.
-
-    An annotation is its id, label and shape, and `region` returns where a shape is.
-
-    Raises:
-        UserError: A shape is malformed; the message begins with `where`.
-    """
-    regions = []
-    for number, label, shape in annotations:
-        try:
-            regions.append((label, region(shape, height, width)))
-        except ValueError as error:
-            raise UserError(f"{where}: annotation {number}: {error}") from error
-    return stack_regions(height, width, regions)
 
 
 def has_region(segmentation: Any) -> bool:

@@ -21,14 +21,13 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from util.config import given_values
-from util.data.images import Entry
+from util.data.images import Entry, FilePath
 from util.runtime.errors import UserError, exits_on_user_error, in_plain_words
 from util.runtime.files import ROOT, leftovers, temporary_path, write_atomically
 from util.runtime.machine import require_writable
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
-FilePath = str | os.PathLike[str]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -66,10 +65,10 @@ def argument_type(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def add_shared_options(parser: argparse.ArgumentParser, lists: str) -> None:
-    """Add --out, --lists (default `lists`), --copy and --workers to a parser."""
+def add_shared_options(parser: argparse.ArgumentParser, name: str = "NAME") -> None:
+    """Add --out, --lists (default lists/NAME), --copy and --workers to a parser."""
     parser.add_argument("--out", required=True, help="data root; an incomplete one is completed")
-    parser.add_argument("--lists", default=lists, help="folder of the lists (%(default)s)")
+    parser.add_argument("--lists", help=f"folder of the lists (lists/{name})")
     parser.add_argument("--copy", action="store_true", help="copy images instead of linking them")
     parser.add_argument(
         "--workers", type=argument_type(PositiveInt), help="processes (default: all cores)"
@@ -167,6 +166,12 @@ class DataRoot:
     copy: bool = False  # whether images are copied instead of linked
     workers: int | None = None  # number of processes; None is all cores
 
+    @classmethod
+    def of(cls, options: argparse.Namespace, name: str) -> "DataRoot":
+        """Return what the options of `add_shared_options` say for the dataset `name`."""
+        lists = options.lists or f"lists/{name}"
+        return cls(options.out, lists, options.copy, options.workers)
+
     def open(self, *folders: str) -> None:
         """Open the folders, which are relative to the root, and that of the lists."""
         for folder in folders:
@@ -176,6 +181,15 @@ class DataRoot:
     def list_file(self, part: str) -> str:
         """Return the path of the list of a part ("train" or "val")."""
         return os.path.join(self.lists, f"{part}.txt")
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The settings that say where a dataset is: its root and its lists."""
+        return {
+            "data_root": str(self.folder),
+            "train_list": self.list_file("train"),
+            "val_list": self.list_file("val"),
+        }
 
     def write_list(self, part: str, entries: Iterable[Entry], expected: int | None = None) -> str:
         """Write the list of a part ("train" or "val"), as `util.data.lists.read_entries` reads it.
@@ -215,14 +229,9 @@ class DataRoot:
             file, chosen = "config/base/resnet50.yaml", ["data_set", dataset, "split", "0"]
         values = given_values(str(ROOT / file), chosen)
         settings: list[str] = []
-        for key, place in (
-            ("data_root", str(self.folder)),
-            ("train_list", self.list_file("train")),
-            ("val_list", self.list_file("val")),
-        ):
-            if key not in values or os.path.realpath(str(values[key].value)) != os.path.realpath(
-                place
-            ):
+        for key, place in self.places.items():
+            known = os.path.realpath(str(values[key].value)) if key in values else None
+            if known != os.path.realpath(place):
                 settings += [key, place]
         options = ["--opts", *chosen, *settings] if chosen or settings else []
         verify = ["python", "-m", "util.verify", "--config", file, *options]

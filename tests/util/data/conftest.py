@@ -14,7 +14,7 @@ def tiny_lists(tiny_voc, list_cache):
     def tiny_lists(part, split, folds="contiguous"):
         fold = fold_classes(20, folds, split)
         list_file = str(tiny_voc / f"{part}.txt")
-        return fold, load_lists(str(tiny_voc), list_file, fold, part, list_cache, progress=False)
+        return fold, load_lists(str(tiny_voc), list_file, fold, part, list_cache)
 
     return tiny_lists
 

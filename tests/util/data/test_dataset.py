@@ -51,7 +51,7 @@ def test_file_names_may_be_any_bytes(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_image(str(tmp_path / os.fsdecode(b"th\xe9.png")))
     labels = str(tmp_path / "labels")
-    assert write_base_labels(str(tmp_path), [("image.jpg", name)], FOLD, labels, False) == 1
+    assert write_base_labels(str(tmp_path), [("image.jpg", name)], FOLD, labels) == 1
     assert (read_mask(os.path.join(labels, name)) == 2).all()
 
 
@@ -94,7 +94,7 @@ def test_base_dataset_keeps_every_image_and_maps_labels(data):
 def test_held_out_classes_can_be_ignored_in_computed_and_stored_labels(data, tmp_path):
     root, entries = data
     folder = base_label_dir(str(tmp_path / "base"), "train", 0)
-    write_base_labels(str(root), entries, FOLD, folder, progress=False)
+    write_base_labels(str(root), entries, FOLD, folder)
     for place in (None, folder):
         arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)), place, (2,))
         label = BaseDataset(*arguments)[0]["label"]
@@ -111,7 +111,7 @@ def test_base_dataset_refuses_unknown_classes(data):
 def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     root, entries = data
     folder = base_label_dir(str(tmp_path / "base"), "val", 0)
-    assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == 3
+    assert write_base_labels(str(root), entries, FOLD, folder) == 3
     stored = read_mask(str(tmp_path / "base" / "val" / "0" / "both mask.png"))
     assert np.bincount(stored.ravel(), minlength=256)[[2, 255]].tolist() == [1000, 64]
     arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
@@ -125,9 +125,9 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     os.remove(f"{folder}/both mask.png")
     Path(folder, "nothing mask.png").write_bytes(b"half a file")
     for written in (2, 0):
-        assert write_base_labels(str(root), entries, FOLD, folder, progress=False) == written
+        assert write_base_labels(str(root), entries, FOLD, folder) == written
     other = Fold(base=(1, 2), novel=(3,))
-    assert write_base_labels(str(root), entries, other, folder, progress=False) == 2
+    assert write_base_labels(str(root), entries, other, folder) == 2
     assert [name[-4:] for name in os.listdir(folder)] == [".png"] * 3
 
 
@@ -149,12 +149,12 @@ def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
 def test_masks_of_one_name_cannot_be_stored(tmp_path):
     entries = [("a.png", "x/m.png"), ("b.png", "y/m.png"), ("c.png", "x/m.png")]
     with pytest.raises(UserError, match=r"masks x/m\.png and y/m\.png share a file name"):
-        write_base_labels(str(tmp_path), entries, FOLD, str(tmp_path), False)
+        write_base_labels(str(tmp_path), entries, FOLD, str(tmp_path))
     with pytest.raises(UserError, match="share a file name"):
         BaseDataset(entries, FOLD, "val", str(tmp_path), None, str(tmp_path))
 
 
-def test_the_command_writes_both_parts(data, tmp_path, capsys):
+def test_the_command_writes_both_parts(data, tmp_path, error_line):
     root, _ = data
     val_list = write_dataset(root, {"v": mask_of((1, 5))}, "val.txt")
     config = tmp_path / "config.yaml"
@@ -162,10 +162,7 @@ def test_the_command_writes_both_parts(data, tmp_path, capsys):
         f"Data:\n  data_root: {root}\n  train_list: {root}/train.txt\n  val_list: {val_list}\n"
         "  num_classes: 3\n  folds: [[1], [2]]\nTrain:\n  data_set: mine\n  split: 1\n"
     )
-    with pytest.raises(SystemExit) as error:
-        main(["--config", str(config)])
-    assert error.value.code == 2
-    assert "base_data_root is not set" in capsys.readouterr().err
+    assert "base_data_root is not set" in error_line(main, ["--config", str(config)])
     out = tmp_path / "out"
     main(["--config", str(config), "--opts", "base_data_root", str(out)])
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [

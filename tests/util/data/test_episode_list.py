@@ -56,9 +56,8 @@ def test_a_file_of_something_else_is_one_line(change, message, episodes, runs, t
     content = json.loads(list_text(episodes, "pascal", 0, runs)) | change
     path = tmp_path / "drawn.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=rf"^--episodes .*drawn\.json: .*{message}"):
         read_list(str(path), episodes, "pascal", 0)
-    assert str(error.value).startswith(f"--episodes {path}: ") and "\n" not in str(error.value)
 
 
 def test_a_query_does_not_support_itself(episodes, runs, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from model import build_hdmnet
 from tests.paths import DATA
+from tests.util.data.scripted import Scripted
 from util.data.dataset import base_label_dir
 from util.data.draws import draw_test_episodes, run_seeds
 from util.data.episodes import EpisodeDataset, draw_episode
@@ -77,17 +78,6 @@ def test_seeds_of_the_published_runs():
     assert run_seeds(3) == [510, 365, 382] == run_seeds(10)[:3]
 
 
-class Scripted:
-    """A stream of given integers, which records the ranges asked for."""
-
-    def __init__(self, *numbers):
-        self.numbers, self.ranges = list(numbers), []
-
-    def randint(self, low, high):
-        self.ranges.append((low, high))
-        return self.numbers.pop(0)
-
-
 LISTS = ImageLists(
     entries=[(f"{i}.jpg", f"{i}.png") for i in range(5)],
     present=[(2, 7), (2,), (2,), (2,), (7,)],
@@ -100,13 +90,13 @@ def test_draw_follows_the_published_stream():
     rng = Scripted(1, 2, 1, 4, 4, 4, 1, 2)
     assert draw_episode(rng, 0, LISTS, 2) == (2, [3, 1])
     assert rng.numbers == []
-    assert rng.ranges == [(1, 2)] + [(1, 4)] * 7
+    assert rng.asked == [(1, 2)] + [(1, 4)] * 7
 
 
 def test_draw_of_the_only_class_draws_too():
     rng = Scripted(1, 1, 1)
     assert draw_episode(rng, 1, LISTS, 1) == (2, [0])
-    assert rng.ranges[0] == (1, 1)
+    assert rng.asked[0] == (1, 1)
 
 
 def test_a_query_too_small_for_its_class_can_take_every_file():
@@ -192,7 +182,7 @@ def test_stored_base_labels_give_the_same_episodes(part, build, tiny_voc, tiny_l
     computed = build(part, 2, 1)
     folder = base_label_dir(str(tmp_path), part, 2)
     fold, lists = tiny_lists(part, 2)
-    write_base_labels(str(tiny_voc), lists.entries, fold, folder, progress=False)
+    write_base_labels(str(tiny_voc), lists.entries, fold, folder)
     stored = build(part, 2, 1, folder)
     keys = ("base_mask", "base_label") if part == "val" else ("base_mask",)
     for index in range(0, len(computed), 10):

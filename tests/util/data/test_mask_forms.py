@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.util.prepare_files import write_image
 from util.config import load_config
 from util.data.dataset import read_pair
 from util.data.folds import Fold, base_label_table, fold_classes
@@ -18,11 +18,6 @@ from util.runtime.errors import UserError
 SIZE = (40, 56)
 SIZES = ("train_h", "train_w", "val_size", "base_h", "base_w")
 OPTS = ["backbone", "resnet18", "workers", "0", *(word for key in SIZES for word in (key, "33"))]
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def region(top, left, height=16, width=20):
@@ -44,11 +39,11 @@ def wide(tmp_path):
     """Index masks of 300 classes; 65,535 is ignored, and 255 is a class."""
     lines = []
     for number in range(6):
-        write(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
+        write_image(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
         mask = np.zeros(SIZE, np.uint16)
         mask[region(2, 4)] = (255, 300)[number % 2]
         mask[region(22, 30)] = (7, 65535)[number % 2]
-        write(tmp_path / f"m/{number}.png", mask)
+        write_image(tmp_path / f"m/{number}.png", mask)
         lines.append(f"i/{number}.png m/{number}.png\n")
     (tmp_path / "list.txt").write_text("".join(lines))
     return tmp_path
@@ -59,11 +54,11 @@ def folders(tmp_path):
     """Images of a cat (class 2) and, in every second one, an ant (class 1) in front of it."""
     lines = []
     for number in range(6):
-        write(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
-        write(tmp_path / f"m/cat/{number}.png", region(2, 4) * np.uint8(255))
+        write_image(tmp_path / f"i/{number}.png", np.full((*SIZE, 3), 40 * number, np.uint8))
+        write_image(tmp_path / f"m/cat/{number}.png", region(2, 4) * np.uint8(255))
         lines.append(f"i/{number}.png m/cat/{number}.png\n")
         if number % 2:
-            write(tmp_path / f"m/ant/{number}.png", region(10, 14).astype(np.uint8))
+            write_image(tmp_path / f"m/ant/{number}.png", region(10, 14).astype(np.uint8))
             lines.append(f"i/{number}.png m/ant/{number}.png\n")
     (tmp_path / "list.txt").write_text("".join(lines))
     return tmp_path
@@ -98,9 +93,9 @@ def test_queries_keep_class_ids_of_16_bits_at_either_size(wide, resized):
 def test_values_beyond_the_classes_are_named_with_what_is_ignored(wide):
     place = (str(wide), str(wide / "list.txt"), fold_classes(299, "seen", 0), "val", str(wide))
     with pytest.raises(UserError, match=r"1\.png holds the value 300; .*1\.\.299, .*65535 is ign"):
-        load_lists(*place, progress=False, form=MaskForm(299))
+        load_lists(*place, form=MaskForm(299))
     with pytest.raises(UserError, match=r"holds the value 300; class ids are 0\.\.255"):
-        load_lists(*place, progress=False)
+        load_lists(*place)
     check_labels(np.array([[255, 65535]], np.uint16), 299, "")
 
 
@@ -161,17 +156,3 @@ def test_classes_of_each_part_are_a_fold():
     for wrong in ({"train": [1, 2]}, {"train": [1], "test": [1, 2]}, {"train": [1], "test": [3]}):
         with pytest.raises(UserError, match=r"train, val and test have to hold the classes 1\.\.2"):
             fold_classes(2, wrong, 0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("masks", "folders"), "folders needs class_names"),
-        (("num_classes", "300", "base_data_root", "x"), "needs index masks of at most 254 classes"),
-        (("folds", "{train: [1], test: [2, 3]}"), r"have to hold the classes 1\.\.2, each once"),
-        (("folds", "{train: [1], novel: [2]}"), "folds = .*: "),
-    ],
-)
-def test_settings_that_cannot_be_are_named(tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
-        config(tmp_path, "num_classes", "2", "folds", "seen", *settings)

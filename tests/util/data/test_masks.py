@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.util.voc_files import write_dataset
 from util.data.dataset import BaseLabels, read_pair
 from util.data.folds import Fold
-from util.data.images import as_shown, read_image, read_mask
+from util.data.images import as_shown, read_image, read_mask, read_whole_image
 from util.data.list_cache import load_counts
 from util.data.lists import read_entries
 from util.data.masks import MaskFile, eight_bits, turn
@@ -89,10 +89,7 @@ def test_class_ids_are_read_in_every_exact_form(tmp_path, content, kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            encode(NOISE),
-            "holds colours, and nothing says which colour is which class: add a labelmap",
-        ),
+        (encode(NOISE), "holds colours, and nothing says which colour is which class: add a"),
         (encode(OBJECT.astype(np.uint16) * 300), "holds the value 300; class ids are 0..255"),
         (encode(OBJECT.astype(np.float32) / 2, "TIFF"), "holds the value 0.5; class ids are"),
         (encode(255 * OBJECT, "JPEG"), "is a JPEG or lossy WebP, whose values are not exact"),
@@ -115,6 +112,7 @@ def test_what_may_be_no_class_id_is_an_error(tmp_path, content, message):
         (encode(255 * OBJECT, "TIFF"), "white"),
         (encode(OBJECT.astype(np.uint16) * 4095), "white"),
         (encode(grays(*[255 * OBJECT] * 3), "BMP"), "white"),
+        (encode(grays(*[255 * OBJECT] * 3, WHITE[..., 0])), "white"),
         (encode(7 * OBJECT), "value"),
         (encode(grays(250 * OBJECT, 0 * OBJECT, 9 * OBJECT)), "value"),
         (encode(1 - OBJECT, "PNG", [255, 255, 255, 0, 0, 0]), "white"),
@@ -234,6 +232,8 @@ def test_images_and_masks_are_read_as_a_viewer_shows_them(tmp_path, kind, orient
     size = shown.shape[:2]
     image = read_image(str(path))
     assert image.shape == shown.shape
+    # The preparations ask for the size alone.
+    assert read_whole_image(path, pixels=False).shape == shown.shape
     if kind != "JPEG":
         assert np.array_equal(image, shown)
         path.write_bytes(encode(grays(IDS, IDS, IDS), kind, exif=exif(orientation), **lossless))
@@ -276,10 +276,10 @@ def test_training_reads_palettes_and_turned_pairs_without_preparation(tmp_path):
     entries = read_entries(str(tmp_path), list_file)
     (tmp_path / entries[0][1]).write_bytes(encode(IDS, "PNG", VOC))
     (tmp_path / entries[1][0]).write_bytes(encode(NOISE, "JPEG", exif=exif(6)))
-    counts = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"), progress=False)
+    counts = load_counts(str(tmp_path), list_file, entries, str(tmp_path / "lists"))
     assert counts == [{1: 8 * 60, 2: 20 * 30}] * 2
     fold, folder = Fold(base=(2,), novel=(1,)), str(tmp_path / "base")
-    write_base_labels(str(tmp_path), entries, fold, folder, progress=False)
+    write_base_labels(str(tmp_path), entries, fold, folder)
     stored, computed = BaseLabels(fold, entries, folder), BaseLabels(fold, entries)
     for entry, expected in zip(entries, (IDS, turn(IDS, 6)), strict=True):
         image, mask = read_pair(str(tmp_path), entry)

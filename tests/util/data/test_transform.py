@@ -6,33 +6,18 @@ import pytest
 import torch
 
 from model.preprocessing import MEAN, STD
+from tests.util.data.scripted import Scripted
 from util.data.transform import (
+    Compose,
     EvalTransform,
-    FitInside,
     base_train_transform,
     random_blur,
     random_crop,
     random_flip,
     random_rotate,
     random_scale,
-    to_tensors,
     train_transform,
 )
-
-
-class Scripted:
-    """A stream of given numbers, which records what was asked of it."""
-
-    def __init__(self, *numbers):
-        self.numbers, self.asked = list(numbers), []
-
-    def random(self):
-        self.asked.append("random")
-        return self.numbers.pop(0)
-
-    def randint(self, low, high):
-        self.asked.append((low, high))
-        return self.numbers.pop(0)
 
 
 @pytest.fixture
@@ -56,18 +41,18 @@ def test_scale_uses_one_factor_for_all(image, label):
 
 def test_rotation_draws_its_angle_only_if_it_rotates(image, label):
     rng = Scripted(0.5)
-    kept, _ = random_rotate((-10, 10), 255, rng, image, [label])
+    kept, _ = random_rotate((-10, 10), rng, image, [label])
     assert kept is image and rng.asked == ["random"]
     rng = Scripted(0.49, 1.0)
-    turned, (turned_label,) = random_rotate((-90, 90), 77, rng, image, [label])
+    turned, (turned_label,) = random_rotate((-90, 90), rng, image, [label])
     assert rng.asked == ["random", "random"]
     # a quarter turn of a 60×40 image leaves the left and right margins uncovered
     np.testing.assert_allclose(turned[20, 2], MEAN, rtol=1e-6)
-    assert turned_label[20, 2] == 77
+    assert turned_label[20, 2] == 255
     matrix = cv2.getRotationMatrix2D((30, 20), 90, 1)
     np.testing.assert_array_equal(
         turned_label,
-        cv2.warpAffine(label, matrix, (60, 40), flags=cv2.INTER_NEAREST, borderValue=77),
+        cv2.warpAffine(label, matrix, (60, 40), flags=cv2.INTER_NEAREST, borderValue=255),
     )
 
 
@@ -108,7 +93,7 @@ def test_the_module_random_is_a_stream(image):
 
 def test_normalisation():
     image = np.array([[MEAN, np.add(MEAN, STD)]], np.float32)
-    (tensor,) = to_tensors(image, [])
+    (tensor,) = Compose([], (1, 2))(None, image)
     np.testing.assert_allclose(tensor[:, 0, 0], 0, atol=1e-6)
     np.testing.assert_allclose(tensor[:, 0, 1], 1, atol=1e-6)
 
@@ -123,7 +108,7 @@ def test_an_image_is_written_where_there_is_a_place_for_it(image, label):
 
 def test_crop_of_a_larger_image_is_a_window(image, label):
     rng = Scripted(3, 7)
-    crop, (label_crop,) = random_crop((32, 33), 255, rng, image, [label])
+    crop, (label_crop,) = random_crop((32, 33), rng, image, [label])
     assert rng.asked == [(0, 8), (0, 27)]
     np.testing.assert_array_equal(crop, image[3:35, 7:40])
     np.testing.assert_array_equal(label_crop, label[3:35, 7:40])
@@ -131,7 +116,7 @@ def test_crop_of_a_larger_image_is_a_window(image, label):
 
 def test_crop_pads_a_smaller_image_evenly(image, label):
     rng = Scripted(0, 10)
-    crop, (label_crop,) = random_crop((43, 50), 255, rng, image, [label])
+    crop, (label_crop,) = random_crop((43, 50), rng, image, [label])
     assert rng.asked == [(0, 0), (0, 10)]
     np.testing.assert_array_equal(crop[1:41], image[:, 10:])
     np.testing.assert_allclose(crop[[0, 41, 42]], np.broadcast_to(MEAN, (3, 50, 3)), rtol=1e-6)
@@ -144,7 +129,7 @@ def test_base_train_transform_keeps_the_aspect(image, label):
     tensor, mask = base_train_transform((33, 33), (0.5, 1.5), (-10, 10))(rng, image, label)
     assert rng.numbers == []
     np.testing.assert_array_equal(mask, label[4:37, 5:38])
-    np.testing.assert_array_equal(tensor, to_tensors(image[4:37, 5:38], [])[0])
+    np.testing.assert_array_equal(tensor, Compose([], (33, 33))(None, image[4:37, 5:38])[0])
 
 
 def test_eval_transform_resizes_without_drawing(image, label):
@@ -167,7 +152,6 @@ def test_eval_transform_resizes_without_drawing(image, label):
     ],
 )
 def test_fitted_sizes(size, fitted):
-    assert FitInside((473, 473)).fitted_size(*size) == fitted
     assert EvalTransform((473, 473), resized=False).fitted_size(*size) == fitted
     assert EvalTransform((473, 473)).fitted_size(*size) == (473, 473)
 
@@ -178,7 +162,7 @@ def test_eval_transform_without_resizing_pastes_top_left(image, label):
     assert (mask[40:] == 255).all() and (mask[:, 60:] == 255).all()
     black = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(tensor[:, 64, 64], black)
-    np.testing.assert_array_equal(tensor[:, :40, :60], to_tensors(image, [])[0])
+    np.testing.assert_array_equal(tensor[:, :40, :60], Compose([], (40, 60))(None, image)[0])
     tensor, mask = EvalTransform((33, 33), resized=False)(None, image, label)
     assert tensor.shape == (3, 33, 33)
     # 60×40 → 33×22 → 32×16

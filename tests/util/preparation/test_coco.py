@@ -1,13 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 
 from tests.util.coco_files import HEIGHT, WIDTH, box, region, run_lengths
-from util.preparation.segmentations import decompress, draw_mask
+from util.preparation.segmentations import AnnotatedImage, decompress
 from util.runtime.errors import UserError
 
 
-def draw(*segmentations):
-    return draw_mask(HEIGHT, WIDTH, [(i, i, s) for i, s in enumerate(segmentations, 1)], "here")
+def draw(*segmentations, labels=None):
+    labels = labels or range(1, len(segmentations) + 1)
+    data = json.dumps([*zip(labels, labels, segmentations, strict=True)]).encode()
+    return AnnotatedImage("a.jpg", HEIGHT, WIDTH, data, "a.json").draw("a.jpg")
 
 
 def test_small_regions_stay_visible_whatever_their_order_and_kind():
@@ -22,8 +26,8 @@ def test_small_regions_stay_visible_whatever_their_order_and_kind():
             run_lengths(region(*shapes[2]), False),
             [box(*shapes[3])],
         ]
-        annotations = [(k, k + 1, kinds[k]) for k in order]
-        np.testing.assert_array_equal(draw_mask(HEIGHT, WIDTH, annotations, ""), expected)
+        drawn = draw(*(kinds[k] for k in order), labels=[k + 1 for k in order])
+        np.testing.assert_array_equal(drawn, expected)
 
 
 def test_of_regions_of_one_size_the_later_is_on_top():
@@ -66,5 +70,5 @@ GOOD = run_lengths(region(3, 3, 9, 9), compressed=True)
     ],
 )
 def test_a_malformed_segmentation_is_named(segmentation, message):
-    with pytest.raises(UserError, match=rf"^here: annotation 2: .*{message}"):
+    with pytest.raises(UserError, match=rf"^a\.json: a\.jpg: annotation 2: .*{message}"):
         draw([box(1, 1, 5, 5)], segmentation)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.util.prepare_files import noise
 from util.data.images import read_whole_image
 from util.data.list_cache import count_labels
 from util.data.masks import MaskFile
@@ -15,15 +16,11 @@ from util.runtime.errors import UserError
 LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8)
 
 
-def noise(height, width):
-    return np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
-
-
 @pytest.fixture
 def image(tmp_path):
     path = tmp_path / "source" / "a.jpg"
     path.parent.mkdir()
-    Image.fromarray(noise(6, 8)).save(path)
+    Image.fromarray(noise((6, 8))).save(path)
     return path
 
 
@@ -102,9 +99,7 @@ def test_a_mask_of_the_user_stays(prepare, mask):
     cv2.imwrite(str(mask), LABEL + 1)
     for present in (mask.read_bytes(), b"no picture"):
         mask.write_bytes(present)
-        with pytest.raises(
-            UserError, match=r"masks/a\.png exists, but this command neither wrote it"
-        ):
+        with pytest.raises(UserError, match=r"masks/a\.png exists, but this command neither wrote"):
             prepare()
         assert mask.read_bytes() == present != before
 
@@ -120,7 +115,7 @@ def test_sizes_that_disagree_and_a_damaged_image_leave_nothing(prepare, image, t
 
 def cut(path, kind, bytes_kept):
     buffer = BytesIO()
-    Image.fromarray(noise(100, 120)).save(buffer, kind)
+    Image.fromarray(noise((100, 120))).save(buffer, kind)
     path.write_bytes(buffer.getvalue()[:bytes_kept])
 
 
@@ -136,14 +131,3 @@ def test_truncated_images_are_named(tmp_path, kind, bytes_kept):
             read_whole_image(path, pixels=pixels)
     with pytest.raises(UserError, match=r"mask .*é a\.jpg is damaged or truncated"):
         MaskFile(path, path.read_bytes())
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_the_one_that_training_reads(tmp_path, orientation):
-    path = str(tmp_path / "a.jpg")
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    Image.fromarray(noise(20, 30)).save(path, exif=tags)
-    for pixels in (True, False):
-        size = read_whole_image(path, pixels=pixels).shape[:2]
-        assert size == cv2.imread(path, cv2.IMREAD_COLOR).shape[:2]

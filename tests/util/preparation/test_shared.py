@@ -166,7 +166,7 @@ def test_next_commands_name_the_settings_that_differ(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])
 def test_workers_are_counted_from_one(workers, capsys):
     parser = argparse.ArgumentParser()
-    add_shared_options(parser, "lists/here")
+    add_shared_options(parser)
     assert parser.parse_args(["--out", "x", "--workers", "3"]).workers == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--out", "x", "--workers", workers])
@@ -295,14 +295,9 @@ def test_workers_end_with_a_killed_main_process(at_work):
     wait_for_end(workers)
 
 
-def test_a_full_disk_is_one_line(capsys):
+def test_a_full_disk_is_one_line(error_line):
     @resumable
     def main():
         raise OSError(errno.ENOSPC, "No space left on device", "/data/a.png")
 
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "No space left on device: '/data/a.png'; correct this and run" in error
-    assert error.count("\n") == 1
+    assert "No space left on device: '/data/a.png'; correct this and run" in error_line(main)
