@@ -235,16 +235,15 @@ def test_json_in_any_encoding(folder, encoding, form):
     assert config().class_names == ["größer", "nut"]
 
 
-def test_crowds_beside_objects_are_ignored_as_in_coco_unless_the_user_says_otherwise(
-    folder, capsys
-):
+def test_crowds_are_objects_unless_the_user_says_otherwise(folder, capsys):
+    """CVAT and supervision write run-length codes with iscrowd 1 beside polygons with iscrowd 0."""
     content = coco()
-    content["annotations"][4]["iscrowd"] = 1
+    content["annotations"][4] |= {"segmentation": runs(4), "iscrowd": 1}
     prepare_coco(content)
-    assert "annotations with iscrowd 1: 1, read as --crowd ignore;" in capsys.readouterr().out
-    np.testing.assert_array_equal(mask_of("p4"), 255 * (expected(4) > 0))
-    prepare_coco(content, "--crowd", "object")
+    assert "annotations with iscrowd 1: 1, read as --crowd object;" in capsys.readouterr().out
     np.testing.assert_array_equal(mask_of("p4"), expected(4))
+    prepare_coco(content, "--crowd", "ignore")
+    np.testing.assert_array_equal(mask_of("p4"), 255 * (expected(4) > 0))
 
 
 @pytest.mark.parametrize("upright", [True, False])

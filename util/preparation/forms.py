@@ -62,7 +62,7 @@ def recognise(masks: str) -> str:
 
 
 def read_export(
-    form: str, images: str, masks: str, class_names: Sequence[str] | None, crowd: str | None
+    form: str, images: str, masks: str, class_names: Sequence[str] | None, crowd: str
 ) -> tuple[list[Pair], list[str], list[str]]:
     """Return pairs of images and annotations, the names of the classes 1, 2, …, and lines to print.
 
