@@ -235,6 +235,25 @@ def test_json_in_any_encoding(folder, encoding, form):
     assert config().class_names == ["größer", "nut"]
 
 
+def test_names_of_the_background_are_classes_only_if_the_user_says_so(folder, capsys):
+    """datumaro makes a category of VOC's background, and labelme2coco one of labelme's holes."""
+    content = coco()
+    for key, name in ((0, "background"), (3, "_background_")):
+        content["categories"].append({"id": key, "name": name})
+    hole = {"id": 9, "category_id": 3, "segmentation": [[20, 15, 25, 15, 25, 20, 20, 20]]}
+    content["annotations"].append(content["annotations"][2] | hole)
+    prepare_coco(content)
+    line = "no class, but background or ignored: background, _background_"
+    assert line in capsys.readouterr().out
+    mask = expected(2)
+    mask[15:20, 20:25] = 0
+    np.testing.assert_array_equal(mask_of("p2"), mask)
+    assert config().class_names == [*CLASSES]
+    prepare_coco(content, "--class_names", "bolt,nut,_background_")
+    mask[15:20, 20:25] = 3
+    np.testing.assert_array_equal(mask_of("p2"), mask)
+
+
 def test_crowds_are_objects_unless_the_user_says_otherwise(folder, capsys):
     """CVAT and supervision write run-length codes with iscrowd 1 beside polygons with iscrowd 0."""
     content = coco()
