@@ -36,6 +36,7 @@ from util.data.images import read_mask
 from util.data.lists import read_entries
 from util.predict.formats import CocoFile, write_labelme, write_yolo, write_yolo_classes
 from util.preparation.labelme import shape_region
+from util.preparation.pascal import voc_colour
 from util.prepare_custom import main
 
 
@@ -354,6 +355,9 @@ def text(content):
         ("a.zip", text(""), "a.zip is damaged, packed, or of another form"),
         ("a.xml", text("<annotations/>"), "datumaro converts most other formats to COCO"),
         ("ann/a.xml", text("<annotation/>"), "ann is damaged, packed, or of another form"),
+        ("pics/a.xml", text("<annotations/>"), "to COCO; --format masks passes over pics/a.xml"),
+        ("pics/a.json", text('{"items": []}'), "--format masks passes over pics/a.json"),
+        ("pics/data.yaml", text("names: [bolt]"), "--format masks passes over pics/data.yaml"),
     ],
 )
 def test_what_is_no_known_export_is_named(folder, fails, name, write, message):
@@ -579,6 +583,19 @@ def test_the_background_of_a_label_map_may_have_any_colour(folder):
     prepare(images, "export")
     assert config().class_names == ["nut: a", "bolt"]
     np.testing.assert_array_equal(mask_of(names[1]), expected(1) // 2)
+
+
+def test_a_label_map_without_colours_means_those_of_voc(folder):
+    names, images = export_files.write_cvat_masks(folder / "export")
+    rows = "# label:color_rgb:parts:actions\nbackground:::\nbolt:::\nnut:::\n"
+    (folder / "export/labelmap.txt").write_text(rows)
+    table = np.array([voc_colour(index) for index in range(3)], np.uint8)
+    for number in range(COUNT):
+        path = folder / f"export/SegmentationClass/p{number}.png"
+        Image.fromarray(table[expected(number)]).save(path)
+    prepare(images, "export")
+    assert config().class_names == [*CLASSES]
+    np.testing.assert_array_equal(mask_of(names[1]), expected(1))
 
 
 def test_folders_of_an_export_divide_the_images_unless_the_user_says_otherwise(folder):

@@ -56,9 +56,14 @@ def recognise(masks: str) -> str:
         )
     if found:
         return next(iter(found))
+    advice = _ADVICE
     if os.path.isdir(masks) and (not os.listdir(masks) or files_under(masks, IMAGE_TYPES)):
-        return MASKS
-    raise UserError(f"{masks} is damaged, packed, or of another form: {_ADVICE}")
+        # The images of an export must not be taken for masks because its form is not known.
+        annotations = files_under(masks, (".json", ".xml", *YAML))
+        if not annotations:
+            return MASKS
+        advice += f"; --format {MASKS} passes over {annotations[0]}"
+    raise UserError(f"{masks} is damaged, packed, or of another form: {advice}")
 
 
 def read_export(
