@@ -555,9 +555,10 @@ def test_palettes_and_values_of_masks_with_a_label_map(folder, fails):
     assert "p2.png holds the colour (9, 9, 9), which labelmap.txt does not have" in error
     (folder / "export/labelmap.txt").write_text("nut:1,2,3\nscrew:1,2,3\n")
     assert "nut and screw have the same colour (1, 2, 3)" in fails(images, "export")
-    (folder / "export/labelmap.txt").write_text("bolt;1;2;3\n")
-    error = fails(images, "export")
-    assert "labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: 'bolt;1;2;3'" in error
+    for row in ("bolt;1;2;3", "bolt:1,2::"):
+        (folder / "export/labelmap.txt").write_text(f"{row}\n")
+        error = fails(images, "export")
+        assert f"labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: {row!r}" in error
 
 
 def test_exports_with_different_classes_in_one_folder_are_refused(folder, fails):

@@ -102,7 +102,7 @@ def read_coco(export: Export, masks: str, crowd: str) -> None:
     Raises:
         UserError: A file is wrong, or the annotations are boxes without masks.
     """
-    advice = "export it again in the format COCO"
+    advice = "export it again as COCO instances"
     contents = {path: _load(path, advice) for path in json_files(masks, "coco")}
     categories: dict[str, _Category] = {}
     for path, content in contents.items():
