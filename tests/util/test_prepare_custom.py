@@ -293,7 +293,7 @@ def test_the_smaller_of_two_overlapping_masks_is_on_top(tmp_path):
     for class_id, radius in ((1, 5), (2, 15), (3, 10)):
         write_image(tmp_path / f"{class_id}.png", disk(radius))
         files.append((class_id, "", (tmp_path / f"{class_id}.png").read_bytes()))
-    merged = merged_mask(files)
+    merged = merged_mask(files, [])
     assert merged[24, 30] == 1 and merged[24, 38] == 3 and merged[24, 43] == 2 and merged[0, 0] == 0
     write_image(tmp_path / "4.png", disk(10) - disk(5))
     notes = []

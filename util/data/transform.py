@@ -72,16 +72,11 @@ class EvalTransform(Compose):
     """The transform of the test, which draws nothing.
 
     Args:
-        size: Height and width of the result.
+        size: Height and width of the result, which are the same where nothing is resized.
         resized: Whether images are resized to `size`; else `fit_inside` keeps their aspect.
-
-    Raises:
-        ValueError: The size is not square, but `resized` is False.
     """
 
     def __init__(self, size: Size, resized: bool = True):
-        if not resized and size[0] != size[1]:
-            raise ValueError(f"the canvas has to be square, got {size}")
         self.resized = resized
         super().__init__([partial(resize if resized else fit_inside, size)], size)
 

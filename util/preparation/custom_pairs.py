@@ -79,16 +79,16 @@ def place(root: DataRoot, pair: Pair) -> tuple[Placed, list[str]] | str:
         return str(error)
 
 
-def merged_mask(
-    files: Sequence[tuple[int, str, bytes]], notes: list[str] | None = None
-) -> np.ndarray:
+def merged_mask(files: Sequence[tuple[int, str, bytes]], notes: list[str]) -> np.ndarray:
     """Return one index mask, uint8 (H, W), of the binary masks (class id, path, content) of an image.
+
+    `notes` receives what is worth knowing of them.
 
     Raises:
         UserError: A mask is damaged or not binary, or two differ in size.
     """
     found = [(class_id, MaskFile(path, data).region()) for class_id, path, data in files]
-    if notes is not None and any(region.marked_by == "threshold" for _, region in found):
+    if any(region.marked_by == "threshold" for _, region in found):
         notes.append(
             f"masks with soft edges or of JPEG, where values from {HALF} on are the object"
         )
@@ -104,7 +104,7 @@ def merged_mask(
             )
     height, width = first.shape
     mask = stack_regions(height, width, regions)
-    if notes is not None and any(r.any() and not (mask == key).any() for key, r in regions):
+    if any(r.any() and not (mask == key).any() for key, r in regions):
         notes.append("images in which smaller objects of other classes hide all of a class")
     return mask
 

@@ -127,8 +127,3 @@ def test_masks_without_the_class_and_full_ones(mask, ann_type):
     empty[3:5] = 255
     assert (annotate(empty, ann_type, stream()) == empty).all()
     assert (annotate(np.ones((20, 30), np.uint8), ann_type, stream()) == 1).any()
-
-
-def test_an_unknown_annotation_is_refused(mask):
-    with pytest.raises(ValueError, match="'box' is none of mask, bbox, scribble, point"):
-        annotate(mask, "box", stream())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from multiprocessing.resource_sharer import DupFd, stop
 
 import numpy as np
@@ -129,37 +130,45 @@ def test_several_processes_share_an_epoch_by_its_number():
     assert first != second and indices(0) == first
 
 
-class Broken(Draws):
+class Each(Dataset):
+    """For each index what a function returns."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __len__(self):
+        return 23
+
     def __getitem__(self, index):
-        raise UserError("image a.jpg cannot be read")
+        return self.function(index)
 
 
-class Killed(Draws):
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
+def fail(index):
+    raise UserError("image a.jpg cannot be read")
 
 
 def test_errors_of_workers_are_one_line():
     with pytest.raises(UserError, match=r"^image a.jpg cannot be read$"):
-        next(iter(Loader(Broken(), workers=1)))
+        next(iter(Loader(Each(fail), workers=1)))
+
+
+def die(index):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_one_line(capsys):
-    with pytest.raises(SystemExit):
-        exits_on_user_error(lambda: next(iter(Loader(Killed(), workers=1))))()
-    message = capsys.readouterr().err
-    assert "DataLoader worker" in message and "(out of memory?); lower workers" in message
+def test_a_worker_that_is_killed_is_one_line(error_line):
+    error = error_line(exits_on_user_error(lambda: next(iter(Loader(Each(die), workers=1)))))
+    assert "DataLoader worker" in error and "(out of memory?); lower workers" in error
 
 
-class Slow(Draws):
-    def __getitem__(self, index):
-        time.sleep(0.3)
-        return index
+def wait(index):
+    time.sleep(0.3)
+    return index
 
 
 def leave_a_pass_unfinished():
-    sys.modules["kept"] = batches = iter(Loader(Slow(), workers=4))
+    sys.modules["kept"] = batches = iter(Loader(Each(wait), workers=4))
     next(batches)
     sys.exit(2)
 
@@ -171,17 +180,16 @@ def test_an_exit_in_the_middle_of_a_pass_is_silent():
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
-class Signalled(Draws):
-    def __getitem__(self, index):
-        if index == 0:
-            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-        return index
+def send_signals(index):
+    if index == 0:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    return index
 
 
 @pytest.mark.slow
 def test_workers_outlive_the_signal_that_stops_a_training():
-    loader = Loader(Signalled(), batch_size=23, workers=1)
+    loader = Loader(Each(send_signals), batch_size=23, workers=1)
     assert len(list(loader)) == 1
 
 
@@ -206,24 +214,15 @@ def test_a_worker_does_not_report_that_the_process_it_loads_for_was_killed(capfd
     assert worker.exitcode == 0 and capfd.readouterr().err == ""
 
 
-class Waits(Dataset):
-    """Says which process loads."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __len__(self):
-        return 100
-
-    def __getitem__(self, index):
-        (self.folder / str(os.getpid())).touch()
-        return index
+def say_who(folder, index):
+    (folder / str(os.getpid())).touch()
+    return index
 
 
 def load_and_wait(folder):
     # As where the parent of loader processes is a server of processes, which lives on.
     ManagerWatchdog.is_alive = lambda _: True
-    batches = iter(Loader(Waits(folder), workers=1))  # Its end would be theirs.
+    batches = iter(Loader(Each(partial(say_who, folder)), workers=1))  # Its end would be theirs.
     next(batches)
     (folder / "loaded").touch()
     time.sleep(60)

@@ -74,9 +74,14 @@ def data(tmp_path):
     return tmp_path, read_entries(str(tmp_path), list_file)
 
 
+def val_dataset(data, folder=None, ignored=(), fold=FOLD):
+    root, entries = data
+    return BaseDataset(entries, fold, "val", str(root), EvalTransform((33, 33)), folder, ignored)
+
+
 def test_base_dataset_keeps_every_image_and_maps_labels(data):
     root, entries = data
-    dataset = BaseDataset(entries, FOLD, "val", str(root), EvalTransform((33, 33)))
+    dataset = val_dataset(data)
     assert len(dataset) == 3
     item = dataset[0]
     assert item["image"].shape == (3, 33, 33) and item["image"].dtype == torch.float32
@@ -96,14 +101,12 @@ def test_held_out_classes_can_be_ignored_in_computed_and_stored_labels(data, tmp
     folder = base_label_dir(str(tmp_path / "base"), "train", 0)
     write_base_labels(str(root), entries, FOLD, folder)
     for place in (None, folder):
-        arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)), place, (2,))
-        label = BaseDataset(*arguments)[0]["label"]
+        label = val_dataset(data, place, ignored=(2,))[0]["label"]
         assert np.bincount(label.ravel(), minlength=256)[[1, 2, 255]].tolist() == [0, 1000, 564]
 
 
 def test_base_dataset_refuses_unknown_classes(data):
-    root, entries = data
-    dataset = BaseDataset(entries, Fold((1,), (2,)), "val", str(root), EvalTransform((33, 33)))
+    dataset = val_dataset(data, fold=Fold((1,), (2,)))
     with pytest.raises(UserError, match=r"both mask\.png holds the value 3; classes are 1\.\.2"):
         dataset[0]
 
@@ -114,8 +117,7 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
     assert write_base_labels(str(root), entries, FOLD, folder) == 3
     stored = read_mask(str(tmp_path / "base" / "val" / "0" / "both mask.png"))
     assert np.bincount(stored.ravel(), minlength=256)[[2, 255]].tolist() == [1000, 64]
-    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
-    computed, read = BaseDataset(*arguments), BaseDataset(*arguments, folder)
+    computed, read = val_dataset(data), val_dataset(data, folder)
     for i in range(3):
         assert torch.equal(computed[i]["label"], read[i]["label"])
     # what is read is the file, not the mask
@@ -132,13 +134,11 @@ def test_stored_base_labels_equal_computed_ones(data, tmp_path):
 
 
 def test_base_labels_that_are_missing_or_mis_sized_are_named(data, tmp_path):
-    root, entries = data
-    arguments = (entries, FOLD, "val", str(root), EvalTransform((33, 33)))
     folder = tmp_path / "base"
     with pytest.raises(UserError, match="base does not exist; write it with python -m"):
-        BaseDataset(*arguments, str(folder))
+        val_dataset(data, str(folder))
     folder.mkdir()
-    dataset = BaseDataset(*arguments, str(folder))
+    dataset = val_dataset(data, str(folder))
     with pytest.raises(UserError, match=r"both mask\.png does not exist"):
         dataset[0]
     cv2.imwrite(str(folder / "both mask.png"), np.zeros((70, 60), np.uint8))

@@ -243,12 +243,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 def _load_counting(root, list_file, barrier, results):
-    reads = []
-    read = util.data.list_cache.read_labels
+    reads, bars = [], []
+    read, work = util.data.list_cache.read_labels, util.data.list_cache.run_parallel
     util.data.list_cache.read_labels = lambda *words, **_: reads.append(words) or read(*words)
+    util.data.list_cache.run_parallel = lambda *words: bars.append(words) or work(*words)
     barrier.wait()
     lists = load(root, list_file)
-    results.put((len(reads), lists))
+    results.put((len(reads), len(bars), lists))
 
 
 def test_of_several_processes_at_once_one_scans(tmp_path):
@@ -265,8 +266,9 @@ def test_of_several_processes_at_once_one_scans(tmp_path):
     outcomes = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert sorted(reads for reads, _ in outcomes) == [0, 0, 40]
-    assert all(lists == load(tmp_path, list_file) for _, lists in outcomes)
+    # Those that only waited show no progress bar, either.
+    assert sorted(outcome[:2] for outcome in outcomes) == [(0, 0), (0, 0), (40, 1)]
+    assert all(lists == load(tmp_path, list_file) for *_, lists in outcomes)
     assert not list((tmp_path / "lists").glob("*.tmp"))
 
 
