@@ -148,7 +148,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--crowd",
         choices=CROWDS,
-        help="what COCO regions with iscrowd 1 become (object, if no object has iscrowd 0)",
+        default=CROWDS[0],
+        help="what COCO regions with iscrowd 1 become (%(default)s)",
     )
     parser.add_argument("--class_names", help="a,b,c or a file, one per line: classes 1, 2, 3, …")
     choice = parser.add_mutually_exclusive_group()

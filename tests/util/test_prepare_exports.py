@@ -36,6 +36,7 @@ from util.data.images import read_mask
 from util.data.lists import read_entries
 from util.predict.formats import CocoFile, write_labelme, write_yolo, write_yolo_classes
 from util.preparation.labelme import shape_region
+from util.preparation.pascal import voc_colour
 from util.prepare_custom import main
 
 
@@ -235,16 +236,34 @@ def test_json_in_any_encoding(folder, encoding, form):
     assert config().class_names == ["größer", "nut"]
 
 
-def test_crowds_beside_objects_are_ignored_as_in_coco_unless_the_user_says_otherwise(
-    folder, capsys
-):
+def test_names_of_the_background_are_classes_only_if_the_user_says_so(folder, capsys):
+    """datumaro makes a category of VOC's background, and labelme2coco one of labelme's holes."""
     content = coco()
-    content["annotations"][4]["iscrowd"] = 1
+    for key, name in ((0, "background"), (3, "_background_")):
+        content["categories"].append({"id": key, "name": name})
+    hole = {"id": 9, "category_id": 3, "segmentation": [[20, 15, 25, 15, 25, 20, 20, 20]]}
+    content["annotations"].append(content["annotations"][2] | hole)
     prepare_coco(content)
-    assert "annotations with iscrowd 1: 1, read as --crowd ignore;" in capsys.readouterr().out
-    np.testing.assert_array_equal(mask_of("p4"), 255 * (expected(4) > 0))
-    prepare_coco(content, "--crowd", "object")
+    line = "no class, but background or ignored: background, _background_"
+    assert line in capsys.readouterr().out
+    mask = expected(2)
+    mask[15:20, 20:25] = 0
+    np.testing.assert_array_equal(mask_of("p2"), mask)
+    assert config().class_names == [*CLASSES]
+    prepare_coco(content, "--class_names", "bolt,nut,_background_")
+    mask[15:20, 20:25] = 3
+    np.testing.assert_array_equal(mask_of("p2"), mask)
+
+
+def test_crowds_are_objects_unless_the_user_says_otherwise(folder, capsys):
+    """CVAT and supervision write run-length codes with iscrowd 1 beside polygons with iscrowd 0."""
+    content = coco()
+    content["annotations"][4] |= {"segmentation": runs(4), "iscrowd": 1}
+    prepare_coco(content)
+    assert "annotations with iscrowd 1: 1, read as --crowd object;" in capsys.readouterr().out
     np.testing.assert_array_equal(mask_of("p4"), expected(4))
+    prepare_coco(content, "--crowd", "ignore")
+    np.testing.assert_array_equal(mask_of("p4"), 255 * (expected(4) > 0))
 
 
 @pytest.mark.parametrize("upright", [True, False])
@@ -336,6 +355,9 @@ def text(content):
         ("a.zip", text(""), "a.zip is damaged, packed, or of another form"),
         ("a.xml", text("<annotations/>"), "datumaro converts most other formats to COCO"),
         ("ann/a.xml", text("<annotation/>"), "ann is damaged, packed, or of another form"),
+        ("pics/a.xml", text("<annotations/>"), "to COCO; --format masks passes over pics/a.xml"),
+        ("pics/a.json", text('{"items": []}'), "--format masks passes over pics/a.json"),
+        ("pics/data.yaml", text("names: [bolt]"), "--format masks passes over pics/data.yaml"),
     ],
 )
 def test_what_is_no_known_export_is_named(folder, fails, name, write, message):
@@ -533,9 +555,10 @@ def test_palettes_and_values_of_masks_with_a_label_map(folder, fails):
     assert "p2.png holds the colour (9, 9, 9), which labelmap.txt does not have" in error
     (folder / "export/labelmap.txt").write_text("nut:1,2,3\nscrew:1,2,3\n")
     assert "nut and screw have the same colour (1, 2, 3)" in fails(images, "export")
-    (folder / "export/labelmap.txt").write_text("bolt;1;2;3\n")
-    error = fails(images, "export")
-    assert "labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: 'bolt;1;2;3'" in error
+    for row in ("bolt;1;2;3", "bolt:1,2::"):
+        (folder / "export/labelmap.txt").write_text(f"{row}\n")
+        error = fails(images, "export")
+        assert f"labelmap.txt line 1 is not NAME:RED,GREEN,BLUE: {row!r}" in error
 
 
 def test_exports_with_different_classes_in_one_folder_are_refused(folder, fails):
@@ -561,6 +584,19 @@ def test_the_background_of_a_label_map_may_have_any_colour(folder):
     prepare(images, "export")
     assert config().class_names == ["nut: a", "bolt"]
     np.testing.assert_array_equal(mask_of(names[1]), expected(1) // 2)
+
+
+def test_a_label_map_without_colours_means_those_of_voc(folder):
+    names, images = export_files.write_cvat_masks(folder / "export")
+    rows = "# label:color_rgb:parts:actions\nbackground:::\nbolt:::\nnut:::\n"
+    (folder / "export/labelmap.txt").write_text(rows)
+    table = np.array([voc_colour(index) for index in range(3)], np.uint8)
+    for number in range(COUNT):
+        path = folder / f"export/SegmentationClass/p{number}.png"
+        Image.fromarray(table[expected(number)]).save(path)
+    prepare(images, "export")
+    assert config().class_names == [*CLASSES]
+    np.testing.assert_array_equal(mask_of(names[1]), expected(1))
 
 
 def test_folders_of_an_export_divide_the_images_unless_the_user_says_otherwise(folder):

@@ -14,7 +14,7 @@ from util.preparation.exports import Export, json_files
 from util.preparation.segmentations import LONGEST, AnnotatedImage, has_region
 from util.runtime.errors import UserError, in_plain_words
 
-CROWDS = ("ignore", "object")  # what a region with iscrowd 1 may become
+CROWDS = ("object", "ignore")  # what a region with iscrowd 1 may become
 
 
 class Instances(NamedTuple):
@@ -89,7 +89,7 @@ def read_instances(path: FilePath) -> Instances:
     return Instances([*records.values()], len(images), [category.name for category in categories])
 
 
-def read_coco(export: Export, masks: str, crowd: str | None) -> None:
+def read_coco(export: Export, masks: str, crowd: str) -> None:
     """Read the instances files of a labelling tool into `export`.
 
     The classes are the categories in the order of their ids.
@@ -97,12 +97,12 @@ def read_coco(export: Export, masks: str, crowd: str | None) -> None:
     Args:
         export: Where to.
         masks: A file, or a folder of files that have the same categories.
-        crowd: One of CROWDS; None is "object" if no object has iscrowd 0, as for the brush of CVAT.
+        crowd: One of CROWDS.
 
     Raises:
         UserError: A file is wrong, or the annotations are boxes without masks.
     """
-    advice = "export it again in the format COCO"
+    advice = "export it again as COCO instances"
     contents = {path: _load(path, advice) for path in json_files(masks, "coco")}
     categories: dict[str, _Category] = {}
     for path, content in contents.items():
@@ -118,17 +118,15 @@ def read_coco(export: Export, masks: str, crowd: str | None) -> None:
     classes = export.set_classes([category.name for category in used], masks)
     labels = {category.id: classes[category.name] for category in used}
 
-    regions = [annotation for annotation in annotations if has_region(annotation.segmentation)]
-    export.check_boxes(len(annotations) - len(regions), len(annotations), masks)
-    crowds = sum(bool(annotation.iscrowd) for annotation in regions)
-    crowd = crowd or CROWDS[crowds == len(regions)]
-    if crowds:
+    boxes = sum(not has_region(annotation.segmentation) for annotation in annotations)
+    export.check_boxes(boxes, len(annotations), masks)
+    if crowds := sum(bool(annotation.iscrowd) for annotation in annotations):
         other = CROWDS[crowd == CROWDS[0]]
         export.notes.append(
             f"annotations with iscrowd 1: {crowds:,}, read as --crowd {crowd}; see --crowd {other}"
         )
     for path, content in contents.items():
-        images, lost = _annotated(path, content, labels, crowd == CROWDS[0], strict=False)
+        images, lost = _annotated(path, content, labels, crowd == "ignore", strict=False)
         if lost:
             export.notes.append(f"annotations of images that {path} does not list: {lost:,}")
         for image in images:

@@ -263,7 +263,7 @@ def _check_class_folders(folders: list[str], class_names: list[str] | None, mask
             if entry.is_dir() and not left_behind(entry.name):
                 raise UserError(
                     f"{entry.path} is not searched: put the masks into {masks}, IMAGE.png, or into "
-                    "folders of their classes, CLASS/IMAGE.png"
+                    "folders of their classes, CLASS/IMAGE.png; datumaro converts exports to COCO"
                 )
     if class_names is None and {"train"} != {*folders} <= {"train", *_VAL_FOLDERS}:
         raise UserError(

@@ -11,6 +11,7 @@ from util.runtime.errors import UserError
 from util.runtime.texts import read_text
 
 _ROW = re.compile(r"(.+?):(\d+),(\d+),(\d+)(:.*)?")
+_COLOURLESS = re.compile(r"([^#:][^:]*)::.*")  # of datumaro, whose colours are VOC's then
 
 
 def read_cvat(export: Export, masks: str) -> None:
@@ -28,6 +29,8 @@ def read_cvat(export: Export, masks: str) -> None:
     for number, line in enumerate(read_text(files[0]).split("\n"), 1):
         if row := _ROW.fullmatch(line.strip()):
             rows[row[1]] = (int(row[2]), int(row[3]), int(row[4]))
+        elif row := _COLOURLESS.fullmatch(line.strip()):
+            rows[row[1]] = voc_colour(len(rows))
         elif line.strip() and not line.startswith("#"):
             what = f"is not NAME:RED,GREEN,BLUE: {line.strip()!r}"
             raise UserError(f"{files[0]} line {number} {what}")

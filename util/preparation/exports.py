@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from util.data.folds import MAX_CLASSES
+from util.data.folds import IGNORE, MAX_CLASSES
 from util.preparation.segmentations import Drawable
 from util.runtime.errors import UserError
 
 # Folders that exporters put around images or annotations, which therefore do not tell images apart.
-_LAYOUT = {"", ".", "..", "annotations", "data", "images", "JPEGImages", "labels"}
+_LAYOUT = {"", ".", "..", "annotations", "data", "images", "img", "JPEGImages", "labels"}
 MASK_FOLDERS = ("SegmentationClass", "SegmentationObject")  # in VOC and CVAT
+# What VOC and CVAT, and the examples of labelme, call what is no class.
+_NO_CLASS = {"background": 0, "_background_": 0, "__ignore__": IGNORE}
 _TYPE = re.compile(r"\.(bmp|jpe?g|json|png|tiff?|txt|webp)$", re.IGNORECASE)
 
 # Folders that systems and programs leave behind, besides those whose name begins with a dot.
@@ -139,13 +141,24 @@ class Export:
     def set_classes(self, found: Iterable[str], file: str) -> dict[str, int]:
         """Set the classes, in the order of the command line or else of `found` in `file`.
 
+        Names that tools give to the background and to what is ignored are classes only if the
+        command line has them.
+
         Returns:
-            Name in `found` → class id.
+            Name in `found` → class id, or 0 or 255 for what is no class.
 
         Raises:
             UserError: The command line lacks one of them, or there are too many.
         """
         found = list(dict.fromkeys(found))
+        no_class = {
+            name: _NO_CLASS[name.lower()]
+            for name in found
+            if name.lower() in _NO_CLASS and name not in (self.class_names or ())
+        }
+        if no_class:
+            self.notes.append(f"no class, but background or ignored: {', '.join(no_class)}")
+        found = [name for name in found if name not in no_class]
         self.classes = list(self.class_names or found)
         ids = {normal_form(name): class_id for class_id, name in enumerate(self.classes, 1)}
         for name in found:
@@ -159,7 +172,7 @@ class Export:
         if same := [name for names in alike.values() if len(names) > 1 for name in names]:
             text = f"warning: classes that differ only in capitals or blanks: {', '.join(same)}"
             self.notes.append(text)
-        return {name: ids[normal_form(name)] for name in found}
+        return no_class | {name: ids[normal_form(name)] for name in found}
 
     def add(self, mask: Drawable, *names: str) -> None:
         """Add a mask to the first image that is meant by one of the names.

@@ -56,13 +56,18 @@ def recognise(masks: str) -> str:
         )
     if found:
         return next(iter(found))
+    advice = _ADVICE
     if os.path.isdir(masks) and (not os.listdir(masks) or files_under(masks, IMAGE_TYPES)):
-        return MASKS
-    raise UserError(f"{masks} is damaged, packed, or of another form: {_ADVICE}")
+        # The images of an export must not be taken for masks because its form is not known.
+        annotations = files_under(masks, (".json", ".xml", *YAML))
+        if not annotations:
+            return MASKS
+        advice += f"; --format {MASKS} passes over {annotations[0]}"
+    raise UserError(f"{masks} is damaged, packed, or of another form: {advice}")
 
 
 def read_export(
-    form: str, images: str, masks: str, class_names: Sequence[str] | None, crowd: str | None
+    form: str, images: str, masks: str, class_names: Sequence[str] | None, crowd: str
 ) -> tuple[list[Pair], list[str], list[str]]:
     """Return pairs of images and annotations, the names of the classes 1, 2, …, and lines to print.
 

@@ -11,13 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from util.data.folds import IGNORE
 from util.data.masks import UNREADABLE
 from util.preparation.exports import Export, json_files
 from util.preparation.segmentations import LONGEST, AnnotatedImage, segmentation_region
 from util.runtime.errors import UserError
 
-LABELS = {"_background_": 0, "__ignore__": IGNORE}  # those of labelme's own examples
 POINTS = {"polygon": 3, "oriented_rectangle": 4, "rectangle": 2, "circle": 2}  # at least; else 1
 SIDES = ("Height", "Width")
 RADIUS, STROKE = 5, 10  # pixels, with which labelme draws points and lines
@@ -40,12 +38,12 @@ def read_labelme(export: Export, masks: str) -> None:
     """
     contents = {path: _load(path) for path in json_files(masks, "labelme")}
     shapes = [shape for content in contents.values() for shape in content.shapes]
-    classes = export.set_classes(sorted({shape[0] for shape in shapes} - {*LABELS}), masks)
+    classes = export.set_classes(sorted({shape[0] for shape in shapes}), masks)
     if {kind for _, kind, *_ in shapes} == {"rectangle"}:
         export.notes.append("warning: all shapes are rectangles, each of which is taken as a mask")
     for path, (name, height, width, shapes) in contents.items():
         drawn = [
-            (number, (LABELS | classes)[label], shape)
+            (number, classes[label], shape)
             for number, (label, *shape) in enumerate(shapes, 1)
             if shape[0] != "points"  # Some forks add what a network drew a mask from.
         ]
