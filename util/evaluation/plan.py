@@ -4,6 +4,7 @@ Episodes of a query go together, over all runs, so that its features are compute
 class go together, so that the features of few supports have to be in memory at a time.
 """
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -51,20 +52,34 @@ def _batches(positions: list[int], size: int) -> Unit:
 
 
 def share_units(draws: Sequence[Draw], units: Sequence[Unit], processes: int) -> list[list[Unit]]:
-    """Return the units of each process, consecutive ones, of about the same cost.
+    """Return the units of each process, consecutive ones, the largest share as small as can be.
 
-    The cost is that of the queries and the episodes; most supports of a class are needed by each
-    process that has some of its episodes.
+    The cost of a share is the images whose features it needs, and its episodes.
     """
-    costs = []
+    # Queries are (index, 0), supports (index, class).
+    needs: list[set[tuple[int, int]]] = []
     for unit in units:
-        positions = [position for batch in unit for position in batch]
-        queries = {draws[position].index for position in positions}
-        costs.append(EPISODE_COST * len(positions) + IMAGE_COST * len(queries))
-    shares: list[list[Unit]] = [[] for _ in range(processes)]
-    before = 0
-    for unit, cost in zip(units, costs, strict=True):
-        # By the part of the whole cost in which the middle of the unit lies.
-        shares[(2 * before + cost) * processes // (2 * sum(costs))].append(unit)
-        before += cost
-    return shares
+        of_unit = [draws[position] for batch in unit for position in batch]
+        needs.append({(draw.index, 0) for draw in of_unit})
+        needs[-1].update((support, draw.class_id) for draw in of_unit for support in draw.supports)
+
+    def shares(most: int) -> list[list[Unit]]:
+        """Return shares that each cost at most `most` or are a single unit."""
+        found: list[list[Unit]] = []
+        seen: set[tuple[int, int]] = set()
+        cost = 0
+        for unit, needed in zip(units, needs, strict=True):
+            episodes = EPISODE_COST * sum(map(len, unit))
+            added = episodes + IMAGE_COST * len(needed - seen)
+            if not found or cost + added > most:
+                found.append([])
+                seen, cost, added = set(), 0, episodes + IMAGE_COST * len(needed)
+            found[-1].append(unit)
+            seen |= needed
+            cost += added
+        return found
+
+    highest = EPISODE_COST * len(draws) + IMAGE_COST * sum(map(len, needs))
+    fits = bisect_left(range(highest), True, key=lambda most: len(shares(most)) <= processes)
+    found = shares(fits if processes > 1 else highest)
+    return [*found, *([] for _ in range(processes - len(found)))]

@@ -1,4 +1,5 @@
 import random
+from itertools import combinations
 
 import pytest
 
@@ -67,10 +68,23 @@ def test_processes_get_stretches_of_like_cost(processes):
     assert len(costs) == processes and max(costs) < 1.1 * sum(costs) / processes
 
 
-@pytest.mark.parametrize(("more", "shares"), [(10, [2, 2]), (11, [1, 3])])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_share_is_as_small_as_can_be(seed):
+    draws = drawn(episodes=24, images=12, shot=2, seed=seed)
+    units = plan_units(draws, 2, range(len(draws)))
+
+    def largest(shares):
+        return round(10 * max(cost_of(draws, share) for share in shares))
+
+    cuts = combinations(range(1, len(units)), 2)
+    least = min(largest([units[:a], units[a:b], units[b:]]) for a, b in cuts)
+    assert largest(share_units(draws, units, 3)) == least
+
+
+@pytest.mark.parametrize(("more", "shares"), [(10, [2, 1]), (11, [1, 2])])
 def test_an_image_costs_as_much_as_ten_episodes(more, shares):
-    """Of four queries, the first has more episodes; the others cost as much as each other."""
-    draws = [Draw(0, 1, [9])] * (1 + more) + [Draw(index, 1, [9]) for index in (1, 2, 3)]
+    """Of three queries, the first has more episodes, and the last one image more, a support."""
+    draws = [Draw(0, 1, [9])] * (1 + more) + [Draw(1, 1, [9]), Draw(2, 1, [8, 9])]
     units = plan_units(draws, 1, range(len(draws)))
     assert [len(share) for share in share_units(draws, units, 2)] == shares
 
