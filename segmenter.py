@@ -126,7 +126,7 @@ class Result:
     @property
     def probabilities(self) -> dict[str, np.ndarray]:
         """The probability of each class, float32 (H, W), without regard to the other classes."""
-        maps = (margin.sigmoid_().numpy() for margin in self._margins(self.shape))
+        maps = (margin.sigmoid().numpy() for margin in self._margins(self.shape))
         return dict(zip(self.classes, maps, strict=True))
 
     @property
@@ -161,16 +161,16 @@ class Result:
         # One class at a time, since two logits of a large picture take much memory.
         for logits in self.logits:
             (resized,) = F.interpolate(logits[None], shape, mode="bilinear", align_corners=True)
-            yield resized[1] - resized[0]
+            background, foreground = resized
+            yield foreground.sub_(background)
 
     def _label_map(self, shape: tuple[int, int]) -> np.ndarray:
         labels = np.zeros(shape, np.uint8)
         # At 0.5 this is 0, and the comparison is that of the two logits, as in test.py.
-        highest = np.full(shape, math.log(self.threshold / (1 - self.threshold)), np.float32)
+        highest: Any = math.log(self.threshold / (1 - self.threshold))
         for label, margin in enumerate(self._margins(shape), 1):
-            higher = margin.numpy() > highest
-            labels[higher] = label
-            np.maximum(highest, margin.numpy(), out=highest)
+            labels[margin.numpy() > highest] = label
+            highest = np.maximum(margin.numpy(), highest, out=margin.numpy())
         return labels
 
 

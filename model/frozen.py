@@ -80,7 +80,7 @@ class FrozenBase:
         """Return f5, the head after its batch norm, (N, h·w, 512), of f4 (N, C, h, w)."""
         with full_precision(f4.device):
             out = self._pool_part(f4)
-            weight = self._head_of_f4
+            weight = self._f4_weight(f4)
             if f4.is_cuda:
                 out += to_tokens(F.conv2d(f4, weight, padding=1))
             else:
@@ -106,7 +106,7 @@ class FrozenBase:
         at_once = max(1, elements // (9 * channels * len(f4)))
         with full_precision(f4.device):
             padded = to_tokens(F.pad(f4, (1, 1, 1, 1)))
-            weight = self._head_of_f4.permute(2, 3, 1, 0).flatten(0, 2)  # (9·C, 512)
+            weight = self._f4_weight(f4).permute(2, 3, 1, 0).flatten(0, 2)  # (9·C, 512)
             tap = torch.arange(3, device=f4.device)
             taps = (tap[:, None] * (width + 2) + tap).flatten()
             near = (index // width * (width + 2) + index % width)[:, :, None] + taps  # (N, m, 9)
@@ -132,7 +132,6 @@ class FrozenBase:
         if self._folded is None or source != self._source:
             memory_format = _memory_format(self.base.backbone, device)
             self._folded = cast(Backbone, folded(self.base.backbone, dtype, memory_format))
-            self._head_of_f4 = self._head_weight.chunk(2, dim=1)[0].to(dtype)
             self._source = source
             if self._compiles:
                 self._folded.compile()
@@ -152,6 +151,10 @@ class FrozenBase:
         """Apply the head's batch norm to tokens (N, m, 512), in place."""
         scale, shift = scale_and_shift(self.base.head[1])
         return x.mul_(scale).add_(shift)
+
+    def _f4_weight(self, f4: Tensor) -> Tensor:
+        """Return the part of the head's weight that reads f4."""
+        return self._head_weight[:, : f4.shape[1]].to(f4.dtype)
 
     def _pool_part(self, f4: Tensor) -> Tensor:
         """Return the pools' part of the head's convolution, (N, h·w, 512), of f4 (N, C, h, w)."""
