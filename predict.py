@@ -243,7 +243,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                 changed = ["settings"]
             if changed:
                 raise UserError(
-                    f"--out {out}: it holds results for other {', '.join(changed)}; give another "
+                    f"--out {out}: it holds results for another {', '.join(changed)}; give another "
                     "folder, or remove this one"
                 )
         write_atomically(path, json.dumps(settings, indent=1) + "\n")

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
 
+import util  # isort: skip  # noqa: F401  # Before torch, since it says how threads wait.
 import cv2
 import numpy as np
 import torch

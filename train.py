@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import util  # isort: skip  # Before torch, since it says how threads wait.
 import torch
 
-import util
 from model import HDMNetOutput, build_hdmnet, hdmnet_loss
 from model.parts import Loss
 from util.checkpoints.run_files import RunFiles

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import util  # isort: skip  # Before torch, since it says how threads wait.
 import torch
 import torch.nn.functional as F
 
-import util
 from model import build_pspnet
 from util.checkpoints.run_files import RunFiles
 from util.config import VIZ, Config, config_parser, load_config

@@ -1,6 +1,3 @@
 """Speed and memory of the model against the reference."""
 
-import os
-
-# OpenMP's threads wait without spinning, as in the scripts. It reads this when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import util  # noqa: F401  # Before torch, since it says how threads wait.

@@ -3,7 +3,7 @@
 #
 # Installs nothing. The pieces (default: all) are tests, steps, profile, base and protocol; each is ended
 # after LIMIT seconds (240), so that the others are done whatever happens. --small runs on the CPU.
-# PUBLISHED=DIR also measures the steps of a copy of the published code.
+# PUBLISHED=DIR also measures the steps of a copy of the published code, without --small.
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 2
 . ./util/shell.sh
 [ $# -ge 1 ] || fail "usage: sh benchmark/gpu.sh OUT [--small] [PIECE ...]"

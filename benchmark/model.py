@@ -33,9 +33,11 @@ from benchmark.measure import (
     seconds_of,
     timed_parts,
 )
-from model.backbone import BACKBONES
+from model.backbone import BACKBONES, check_size
+from util.config import Parser
+from util.runtime.errors import UserError, errors_as, exits_on_user_error
 from util.runtime.files import write_atomically
-from util.runtime.machine import environment_line, run_environment
+from util.runtime.machine import environment_line, require_writable, run_environment
 from util.runtime.tables import markdown_table
 
 
@@ -188,34 +190,41 @@ def profile_text(record: dict[str, Any]) -> str:
     return text
 
 
-def _parse() -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     description, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(description=description, epilog=details)
+    parser = Parser(prog="python -m benchmark.model", description=description, epilog=details)
     parser.add_argument("piece", nargs="?", choices=("steps", "profile"), default="steps")
     parser.add_argument("--out", type=Path, default="result/benchmark", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (%(default)s)")
     parser.add_argument("--small", action="store_true", help="small cases, to see that it runs")
-    parser.add_argument("--size", type=int, help="one case instead of the published ones: pixels,")
-    parser.add_argument("--shot", type=int, default=1, help="supports of an episode,")
-    parser.add_argument("--batch", type=int, default=1, help="episodes at once,")
-    parser.add_argument("--train", action="store_true", help="a training step, else a test,")
+    parser.add_argument("--size", type=int, help="of one case instead of the published ones")
+    parser.add_argument("--shot", type=int, default=1, help="supports of an episode of this case")
+    parser.add_argument("--batch", type=int, default=1, help="its episodes at once")
+    parser.add_argument("--train", action="store_true", help="a training step, else a test")
     parser.add_argument("--backbone", choices=BACKBONES, default="resnet50")
     parser.add_argument(
         "--published", type=Path, metavar="DIR", help="also measure a copy of the published code"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    require_writable(args.out, "give another folder as --out")
+    if args.size is not None:
+        with errors_as(UserError, ValueError):
+            check_size(args.backbone, args.size)
     if args.published is not None:
         if not (args.published / "model/HDMNet.py").is_file():
             parser.error(f"--published {args.published}: there is no model/HDMNet.py in it")
-        if args.small or args.backbone not in published.BACKBONES:
-            parser.error(
-                f"--published has no other backbones than {', '.join(published.BACKBONES)}"
-            )
+        if args.small:
+            parser.error("--small is without --published, which has no small backbone")
+        if args.backbone not in published.BACKBONES:
+            names = ", ".join(published.BACKBONES)
+            parser.error(f"--published has no other backbones than {names}")
     return args
 
 
-def main() -> None:
-    args = _parse()
+@exits_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line `arguments` (that of the process if None)."""
+    args = _parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names, measure, text = PRECISIONS, measure_steps, steps_text
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES

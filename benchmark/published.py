@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from model import HDMNet
 from util.checkpoints.published_names import to_published
+from util.runtime.errors import UserError
 
 _PACKAGES = ("model", "util")  # have the same names in both repositories
 _BASE_WEIGHT = "weights of the base learner"
-BACKBONES = {"resnet50": 50, "resnet101": 101, "resnet152": 152, "vgg": 50}  # name: its `layers`
+BACKBONES = {"resnet50": 50, "resnet101": 101, "resnet152": 152, "vgg16": 50}  # name: its `layers`
 DATASETS = {15: "pascal", 60: "coco"}  # by the number of base classes
 
 
@@ -33,7 +34,7 @@ class Published(nn.Module):
         backbone: its name, one of `BACKBONES`.
 
     Raises:
-        SystemExit: the copy cannot be imported, with one line that says why.
+        UserError: it is no copy, or a module that it needs is missing.
     """
 
     def __init__(self, folder: Path, net: HDMNet, backbone: str):
@@ -41,7 +42,7 @@ class Published(nn.Module):
         self._args = Namespace(
             data_set=DATASETS[net.base.base_classes],
             layers=BACKBONES[backbone],
-            vgg=backbone == "vgg",
+            vgg=backbone == "vgg16",
             shot=net.ensemble.shot,
             kshot_trans_dim=0,
             low_fea="layer2",
@@ -60,9 +61,11 @@ class Published(nn.Module):
             with _packages_of(folder), mock.patch.object(torch, "load", load):
                 self.net = import_module("model.HDMNet").OneModel(self._args, cls_type="Base")
         except ModuleNotFoundError as error:
-            raise SystemExit(
+            raise UserError(
                 f"{folder}: the published code needs the module {error.name}, which is missing"
             ) from error
+        except AttributeError as error:
+            raise UserError(f"{folder}: is not the published code ({error})") from error
         self.net.load_state_dict(to_published(net.state_dict()))
         self.net.freeze_modules(self.net)
         self.net.to(device)

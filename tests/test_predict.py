@@ -207,9 +207,9 @@ def test_a_rerun_keeps_what_is_done(run, place, tmp_path):
     }
     for words, changed in ((("--threshold", "0.6"), "threshold"), (("--size", "41"), "size")):
         code, _, err = run(*words)
-        assert code == 2 and f"it holds results for other {changed}; give another folder" in err
+        assert code == 2 and f"it holds results for another {changed}; give another folder" in err
     code, _, err = run(supports=("--support", "b.png", "b_mask.png"))
-    assert code == 2 and "results for other supports" in err
+    assert code == 2 and "results for another supports" in err
 
 
 def test_bad_pictures_are_reported_at_the_end(run, place, tmp_path):
@@ -390,7 +390,7 @@ def test_of_jobs_with_other_settings_at_the_same_time_one_gets_the_folder(tmp_pa
 
     def claim(number):
         barrier.wait()
-        with pytest.raises(UserError, match="results for other threshold"):
+        with pytest.raises(UserError, match="results for another threshold"):
             predict._claim(tmp_path, {"threshold": number})
             os._exit(0)
         os._exit(1)

@@ -1,8 +1,10 @@
 """The files that come with the repository: line ends of a clone, sources, version."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -73,3 +75,25 @@ def test_version_and_paper_are_the_same_everywhere():
     assert citation["preferred-citation"]["url"] == PAPER
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == version
+
+
+@pytest.mark.parametrize(
+    "module", ["segmenter", "predict", "train_base", "train", "test", "benchmark.model", "util.app"]
+)
+def test_threads_are_told_how_to_wait_before_torch_is_loaded(module):
+    """Threads of OpenMP that spin while they wait slow down a shared machine several times."""
+    code = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ["OMP_WAIT_POLICY"])
+            sys.stdout.flush()
+            os._exit(0)
+sys.meta_path.insert(0, Finder())
+import {module}
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("PASSIVE\n", 0), done.stderr

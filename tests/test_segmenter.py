@@ -184,6 +184,8 @@ def test_supports_are_saved_and_loaded(seg, two_classes, tmp_path):
     for name in ("text", "missing", "other"):
         with pytest.raises(ValueError, match=f"{name} is no file of SupportSet.save"):
             SupportSet.load(tmp_path / name)
+    with pytest.raises(ValueError, match="x cannot be written: "):
+        supports.save(tmp_path / "text" / "x")
 
 
 @pytest.mark.slow

@@ -4,7 +4,12 @@ Every command imports this package first, and ends here with one line where no c
 scripts import it by its name, because the model, which they import next, loads OpenCV as well.
 """
 
+import os
 import sys
+
+# Threads of OpenMP that wait by spinning slow down a machine that others use too, and loader processes
+# that share the cores. It is read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from util.runtime.errors import EXIT_CODE, exits_on_user_error
 

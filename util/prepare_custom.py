@@ -30,6 +30,7 @@ from util.preparation.custom_config import (
     divide,
     own_settings,
     require_own_place,
+    require_same_classes,
     write_config,
 )
 from util.preparation.custom_pairs import (
@@ -44,7 +45,7 @@ from util.preparation.custom_pairs import (
     split,
 )
 from util.preparation.custom_report import choose_mixed_images, report_lines
-from util.preparation.exports import files_under
+from util.preparation.exports import NO_CLASS, files_under
 from util.preparation.forms import FORMS, MASKS, read_export, recognise
 from util.preparation.masks import pair_summary, place_all
 from util.preparation.shared import (
@@ -199,7 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     require_own_place(name, out)
     require_folder(options.images, "give the folder of the images as --images")
     form = options.format or recognise(masks)
-    print(f"--masks is read as {FORMS[form]}; --format chooses another form", flush=True)
+    if not options.format:
+        print(f"--masks is read as {FORMS[form]}; --format chooses another form", flush=True)
     if form == MASKS:
         require_folder(masks, "give the folder of the masks as --masks")
     inside = [("images", "masks")] if form == MASKS else []  # Exports lie with their images.
@@ -208,6 +210,11 @@ def main(arguments: list[str] | None = None) -> None:
         if Path(folder).resolve().is_relative_to(Path(other).resolve()):
             raise UserError(f"--{inner} {folder} lies in --{outer} {other}: separate them")
     if form == MASKS:
+        if class_names and class_names[0].lower() in NO_CLASS:
+            raise UserError(
+                f"--class_names {options.class_names}: leave out {class_names[0]}, since the names are "
+                "those of the values 1, 2, …"
+            )
         pairs, class_names = find_pairs(options.images, masks, class_names)
         pairs, lines = one_class(pairs, options.workers)
         deeper = len(files_under(options.images, IMAGE_TYPES)) - len(pairs)
@@ -217,6 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
             form, options.images, masks, class_names, options.crowd
         )
     check_names(pair.entry for pair in pairs)
+    require_same_classes(name, class_names or ())
     if class_names:
         require_text(*class_names)
         divide(len(class_names), options.folds)

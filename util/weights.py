@@ -7,6 +7,7 @@ export  write a checkpoint of ours with the names of the published code
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from model.backbone import OWN_BACKBONES
@@ -20,6 +21,7 @@ from util.pretrained.importing import fetch, import_file
 from util.pretrained.kinds import HDMNET, IMAGENET, recognise, require_fit
 from util.pretrained.places import known_places
 from util.runtime.errors import UserError
+from util.runtime.machine import require_writable
 from util.runtime.tables import markdown_table
 
 
@@ -54,6 +56,9 @@ def import_files(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a checkpoint as the published code reads it."""
+    if Path(args.out).suffix not in (".pth", ".pt"):
+        raise UserError(f"--out {args.out}: end the name with .pth")
+    require_writable(Path(args.out).parent, "give another place as --out")
     path = find_checkpoint(args.file, "FILE")
     content = read_checkpoint(path)
     contents = recognise(content, str(path))

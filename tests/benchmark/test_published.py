@@ -1,6 +1,5 @@
 """A copy of the published code beside ours; a small stand-in with its interface is the copy."""
 
-import subprocess
 import sys
 
 import pytest
@@ -8,9 +7,11 @@ import torch
 
 import model
 from benchmark import model as benchmark
+from benchmark import published
 from benchmark.cases import Case, Lab
-from tests.paths import ROOT
+from model.backbone import BACKBONES
 from util.checkpoints.published_names import to_published
+from util.runtime.errors import UserError
 
 COPY = """
 import torch
@@ -85,20 +86,28 @@ def test_a_training_step_of_the_copy_changes_its_weights(copy):
 def test_a_copy_that_lacks_a_module_is_one_line(copy):
     (copy / "model/HDMNet.py").write_text("import no_such_module\n")
     lab = Lab(Case(False, 65, 1, 1), torch.device("cpu"), copy)
-    with pytest.raises(SystemExit, match="needs the module no_such_module, which is missing"):
+    with pytest.raises(UserError, match="needs the module no_such_module, which is missing"):
+        lab.test("published")
+    (copy / "model/HDMNet.py").write_text("")
+    with pytest.raises(UserError, match="is not the published code"):
         lab.test("published")
     assert sys.modules["model"] is model
+
+
+def test_backbones_of_the_published_code_are_known_here():
+    assert published.BACKBONES.keys() <= BACKBONES.keys()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "there is no model/HDMNet.py in it"),
-        (["--small"], "has no other backbones than resnet50"),
+        (["--published", "model"], "there is no model/HDMNet.py in it"),
+        (["--published", ".", "--small"], "--small is without --published"),
+        (["--published", ".", "--backbone", "resnet18"], "no other backbones than resnet50"),
+        (["--size", "100"], "size 100: "),
+        (["--out", "model/HDMNet.py"], "cannot write in model/HDMNet.py: "),
     ],
 )
-def test_what_cannot_be_measured_is_said_at_once(copy, words, message):
-    folder = copy if words else copy / "model"
-    command = [sys.executable, "-m", "benchmark.model", "--published", folder, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr
+def test_what_cannot_be_measured_is_said_at_once(copy, monkeypatch, error_line, words, message):
+    monkeypatch.chdir(copy)
+    assert message in error_line(benchmark.main, words)

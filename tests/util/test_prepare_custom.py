@@ -23,7 +23,15 @@ import train_base
 import util.preparation.custom_pairs
 from tests.paths import ROOT
 from tests.util.hub import Hub
-from tests.util.prepare_files import becomes, contents, cut, noise, run_killed, write_image
+from tests.util.prepare_files import (
+    becomes,
+    contents,
+    cut,
+    forget_classes,
+    noise,
+    run_killed,
+    write_image,
+)
 from util.config import load_config
 from util.data.dataset import read_pair
 from util.data.images import read_image, read_mask
@@ -277,6 +285,7 @@ def test_folders_of_parts_are_no_classes(folder, fails):
 def test_class_names_order_the_folders_and_have_to_agree_with_them(folder, fails, capsys):
     write_data(folder, binary=True)
     run()
+    forget_classes()
     run("--class_names", "class3,class1,class2")
     assert config().class_names == ["class3", "class1", "class2"]
     assert read_mask("root/index_masks/n02.png").max() == 1
@@ -455,6 +464,7 @@ def fails(error_line):
         (["--class_names", ",".join(map(str, range(255)))], "255 classes; at most 254 fit"),
         (["--class_names", "latin.txt"], "is no text in UTF-8: rename it"),
         (["--class_names", "a,b"], "masks/n02.png holds the value 3; classes are 1..2"),
+        (["--class_names", "Background,a,b,c"], "leave out Background, since the names are those"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_configure_nothing(folder, fails, options, message):
@@ -642,6 +652,17 @@ def test_an_interrupted_run_says_that_it_goes_on(folder, fails, capsys, monkeypa
     assert not Path("lists/mine/train.txt").exists() and not Path("config/mine").exists()
     run()
     assert "masks: 12, 7 of them written now" in capsys.readouterr().out
+
+
+def test_running_again_with_other_classes_changes_nothing(folder, fails):
+    write_data(folder)
+    run("--class_names", "a,b,c")
+    before = contents(folder / "root") | contents(folder / "config")
+    for names in ([], ["--class_names", "a,c,b"], ["--class_names", "b,c,d"]):
+        assert "its classes are a, b, c, and those given now are" in fails(*names)
+        assert contents(folder / "root") | contents(folder / "config") == before
+    run("--class_names", "a,b,c,d")  # More may come.
+    assert config().class_names == ["a", "b", "c", "d"]
 
 
 def test_running_again_takes_in_new_data_and_keeps_what_the_user_edited(

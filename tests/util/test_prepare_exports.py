@@ -28,7 +28,7 @@ from tests.util.export_files import (
     write_json,
     write_pictures,
 )
-from tests.util.prepare_files import noise, write_image
+from tests.util.prepare_files import forget_classes, noise, write_image
 from util.checks.data import data_rows
 from util.checks.rows import ERROR
 from util.config import load_config
@@ -236,7 +236,7 @@ def test_json_in_any_encoding(folder, encoding, form):
     assert config().class_names == ["größer", "nut"]
 
 
-def test_names_of_the_background_are_classes_only_if_the_user_says_so(folder, capsys):
+def test_names_of_the_background_are_classes_only_if_the_user_says_so(folder, capsys, error_line):
     """datumaro makes a category of VOC's background, and labelme2coco one of labelme's holes."""
     content = coco()
     for key, name in ((0, "background"), (3, "_background_")):
@@ -251,6 +251,12 @@ def test_names_of_the_background_are_classes_only_if_the_user_says_so(folder, ca
     np.testing.assert_array_equal(mask_of("p2"), mask)
     assert config().class_names == [*CLASSES]
     prepare_coco(content, "--class_names", "bolt,nut,_background_")
+    content["categories"] = [{"id": 1, "name": "background"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 1
+    message = error_line(prepare_coco, content)
+    assert "a.json names no class but background" in message
+    assert "give it as --class_names background" in message
     mask[15:20, 20:25] = 3
     np.testing.assert_array_equal(mask_of("p2"), mask)
 
@@ -399,6 +405,7 @@ def test_several_forms_are_refused_and_one_can_be_chosen(folder, fails):
     prepare("pics", "labels", "--format", "coco")
     np.testing.assert_array_equal(mask_of("p0"), np.array(Image.open(labels / "masks/p0.png")))
     assert "labels holds no labelmap.txt" in fails("pics", "labels", "--format", "cvat")
+    forget_classes()
     prepare("pics", "labels/masks")
 
 
@@ -492,6 +499,7 @@ def test_classes_of_yolo_are_named_in_a_file_or_on_the_command_line(folder, fail
     assert "warning: boxes without masks, left out: 1 of 9 annotations" in capsys.readouterr().out
     assert config().class_names == ["bolt", "nut", "screw"]
     (folder / "labels/classes.txt").write_text("screw\nbolt\n")
+    forget_classes()
     prepare("pics", "labels")
     assert config().class_names == ["screw", "bolt"]
     # A description may lie beside the folder, and the command line orders its classes.
@@ -499,6 +507,7 @@ def test_classes_of_yolo_are_named_in_a_file_or_on_the_command_line(folder, fail
     error = fails("pics", "labels")
     assert "data.yaml and labels/classes.txt name different classes: keep one of them" in error
     (folder / "labels/classes.txt").unlink()
+    forget_classes()
     prepare("pics", "labels", "--class_names", "nut,bolt")
     np.testing.assert_array_equal(mask_of("p0"), expected(0) * 2)
     error = fails("pics", "labels", "--class_names", "bolt")

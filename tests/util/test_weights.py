@@ -433,6 +433,9 @@ def test_export_refuses_what_has_no_other_names(run):
         assert f"HDMNet of {network}, and the published code has no such network" in error
     assert "there is no such file" in run("export", "no.pth", "--out", "x.pth", code=2)
     assert not Path("x.pth").exists()
+    assert "end the name with .pth" in run("export", "other.pth", "--out", "notes.py", code=2)
+    Path("file").touch()
+    assert "cannot write in file: " in run("export", "other.pth", "--out", "file/x.pth", code=2)
 
 
 @pytest.mark.parametrize(

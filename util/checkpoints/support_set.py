@@ -47,7 +47,11 @@ class SupportSet:
         return tuple(self.features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all to a safetensors file."""
+        """Write all to a safetensors file.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
         tensors: dict[str, Tensor] = {}
         for label, (name, features) in enumerate(self.features.items()):
             parts = {f"{label}": features, **_numbered(f"{label}.stage", features.stages)}
@@ -61,7 +65,10 @@ class SupportSet:
             "size": str(self.size),
             "weights": self.weights,
         }
-        write_atomically(path, safetensors.torch.save(tensors, about))
+        try:
+            write_atomically(path, safetensors.torch.save(tensors, about))
+        except OSError as error:
+            raise ValueError(f"{os.fspath(path)} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SupportSet":

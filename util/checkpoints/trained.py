@@ -140,7 +140,7 @@ def _public_backbone(name: str) -> StateDict:
 
 def _download(name: str, hub: dict[str, Any]) -> Path:
     """Return the folder of a repository of the hub, which is downloaded unless it was before."""
-    if not _REPOSITORY.fullmatch(name):
+    if not _REPOSITORY.fullmatch(name) or Path(name).parent.is_dir():
         raise UserError(f"weights {name}: there is no such file or folder")
     try:
         hf_hub_download(name, CONFIG, **hub)

@@ -1,7 +1,7 @@
 """The configuration of the user's own dataset: its description, and a file per fold."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,25 @@ def require_own_place(name: str, out: str, command: str = "custom") -> None:
                 f"--out {out}: is the data root of the dataset {other.stem}, whose masks would be "
                 "replaced; give another folder"
             )
+
+
+def require_same_classes(name: str, class_names: Sequence[str]) -> None:
+    """Check that the classes of an earlier preparation of the dataset are the first of `class_names`.
+
+    Raises:
+        UserError: They are others, so the masks that are there would change their meaning.
+    """
+    description, _ = _places(name)
+    names: list[str] = []
+    if description.is_file():
+        before = given_values(description, ["data_set", name]).get("class_names")
+        names = list(before.value or ()) if before else []
+    if names != [*class_names][: len(names)]:
+        raise UserError(
+            f"--name {name}: its classes are {', '.join(names)}, and those given now are "
+            f"{', '.join(class_names) or 'without names'}; give another name, or take class_names out "
+            f"of {description}"
+        )
 
 
 def _header(command: str) -> str:

@@ -17,7 +17,7 @@ from util.runtime.errors import UserError
 _LAYOUT = {"", ".", "..", "annotations", "data", "images", "img", "JPEGImages", "labels"}
 MASK_FOLDERS = ("SegmentationClass", "SegmentationObject")  # in VOC and CVAT
 # What VOC and CVAT, and the examples of labelme, call what is no class.
-_NO_CLASS = {"background": 0, "_background_": 0, "__ignore__": IGNORE}
+NO_CLASS = {"background": 0, "_background_": 0, "__ignore__": IGNORE}
 _TYPE = re.compile(r"\.(bmp|jpe?g|json|png|tiff?|txt|webp)$", re.IGNORECASE)
 
 # Folders that systems and programs leave behind, besides those whose name begins with a dot.
@@ -152,13 +152,19 @@ class Export:
         """
         found = list(dict.fromkeys(found))
         no_class = {
-            name: _NO_CLASS[name.lower()]
+            name: NO_CLASS[name.lower()]
             for name in found
-            if name.lower() in _NO_CLASS and name not in (self.class_names or ())
+            if name.lower() in NO_CLASS and name not in (self.class_names or ())
         }
         if no_class:
             self.notes.append(f"no class, but background or ignored: {', '.join(no_class)}")
         found = [name for name in found if name not in no_class]
+        if no_class and not found:
+            names = ", ".join(no_class)
+            raise UserError(
+                f"{file} names no class but {names}, which is background or ignored; if it is a class, "
+                f"give it as --class_names {names}"
+            )
         self.classes = list(self.class_names or found)
         ids = {normal_form(name): class_id for class_id, name in enumerate(self.classes, 1)}
         for name in found:
