@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+import util  # noqa: F401  # Before torch, since it says how threads wait.
 from tests.tiny_voc import make
 from tests.util.hub import Hub
 

@@ -5,9 +5,6 @@
 
 constraints=util/build-constraints.txt
 
-# Threads that wait by spinning halve the speed where loader processes share the cores.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 2
