@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model import HDMNet
+from model.norms import fix_norms
 from util.checkpoints.published_names import to_published
 from util.runtime.errors import UserError
 
@@ -73,9 +74,7 @@ class Published(nn.Module):
     def train(self, mode: bool = True) -> "Published":
         """Set the mode, but keep batch norms in eval mode, as the published training does."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        fix_norms(self)
         return self
 
     def optimizer(self, rate: float) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.decoder import Decoder
 from model.encoder import FeatureEncoder, check_support
@@ -13,6 +13,7 @@ from model.ensemble import Ensemble, style_distance
 from model.features import QueryFeatures, SupportFeatures
 from model.matching import MatchingLayer
 from model.mm import resize
+from model.norms import fix_norms
 from model.parts import DecoderFactory, MatchingFactory
 from model.precision import full_precision, widened
 from model.prior import similarity_prior, stretched
@@ -77,9 +78,7 @@ class HDMNet(FeatureEncoder):
         super().train(mode)
         self.base.eval()
         if self.fix_bn:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            fix_norms(self)
         return self
 
     def compile_parts(self) -> None:

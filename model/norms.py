@@ -13,6 +13,13 @@ def learning_norms(net: nn.Module) -> list[Any]:
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training]
 
 
+def fix_norms(net: nn.Module) -> None:
+    """Put all batch norms in eval mode."""
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return what a batch norm in eval mode multiplies each channel by, and then adds, both (C,)."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -16,12 +16,8 @@ from model.features import SupportFeatures
 from model.matching import SupportTokens
 from util.runtime.files import write_atomically
 
-_FOREIGN = (
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-)  # raised where tensors or names are others
+# Raised where tensors or names are others.
+_FOREIGN = (ValueError, TypeError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True, eq=False)

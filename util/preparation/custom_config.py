@@ -40,8 +40,8 @@ def require_own_place(name: str, out: str, command: str = "custom") -> None:
         root = None
         # A faulty description of another dataset is reported where that one is used.
         with contextlib.suppress(UserError):
-            root = given_values(other, ["data_set", other.stem]).get("data_root")
-        if root and (ROOT / str(root.value)).resolve() == Path(out).resolve():
+            root = _described(other, "data_root")
+        if root and (ROOT / str(root)).resolve() == Path(out).resolve():
             raise UserError(
                 f"--out {out}: is the data root of the dataset {other.stem}, whose masks would be "
                 "replaced; give another folder"
@@ -55,16 +55,19 @@ def require_same_classes(name: str, class_names: Sequence[str]) -> None:
         UserError: They are others, so the masks that are there would change their meaning.
     """
     description, _ = _places(name)
-    names: list[str] = []
-    if description.is_file():
-        before = given_values(description, ["data_set", name]).get("class_names")
-        names = list(before.value or ()) if before else []
+    names = (description.is_file() and _described(description, "class_names")) or []
     if names != [*class_names][: len(names)]:
         raise UserError(
             f"--name {name}: its classes are {', '.join(names)}, and those given now are "
             f"{', '.join(class_names) or 'without names'}; give another name, or take class_names out "
             f"of {description}"
         )
+
+
+def _described(description: Path, key: str) -> Any:
+    """Return a setting of the description of a dataset; None where it is not given."""
+    setting = given_values(description, ["data_set", description.stem]).get(key)
+    return setting and setting.value
 
 
 def _header(command: str) -> str:
